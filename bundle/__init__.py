@@ -1,0 +1,1 @@
+"""The contract between the stages: bundle folder, manifest, model configs, graph signatures, errors."""

@@ -1,0 +1,100 @@
+"""What a model is, in our words: frozen configs whose fields all have their value after construction.
+
+A family's config reader (`models/<family>/config.py`) makes them from the checkpoint; the manifest stores them.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision encoder: pixels [images, 3, image_size, image_size] → features [images, patches, width]."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    norm_eps: float
+    position_grid: int  # side of the stored position table; interpolated when it differs from `grid`
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.grid**2
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class ResamplerConfig:
+    """The resampler: features [images, patches, vision_width] → image tokens [images, queries, hidden]."""
+
+    queries: int  # tokens per image
+    vision_width: int
+    hidden: int
+    heads: int
+    norm_eps: float
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The language model with its KV cache."""
+
+    vocab_size: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    norm_eps: float
+    rotary_dim: int
+    rope_base: float
+    trained_tokens: int  # the training length (`seq_length`): dynamic NTK and log-n start beyond it
+    max_positions: int
+    dynamic_ntk: bool
+    logn_attention: bool
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """How the checkpoint asks to be sampled; a request overrides any of it."""
+
+    chat_format: str  # "chatml" or "raw"
+    max_new_tokens: int
+    do_sample: bool
+    temperature: float
+    top_k: int  # 0: off
+    top_p: float
+    repetition_penalty: float
+    max_window_tokens: int  # history beyond it is dropped, oldest turn first
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    family: str
+    vision: VisionConfig
+    resampler: ResamplerConfig
+    decoder: DecoderConfig
+    generation: GenerationDefaults
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a bundle is built for. One block drives cache sizes, profiles, request checks and error texts."""
+
+    max_seq_tokens: int
+    max_batch: int
+    max_images: int  # pictures per vision-encoder run

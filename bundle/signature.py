@@ -1,0 +1,120 @@
+"""The graph contract, stated once as data: names, dtypes and axes of every tensor of the three graphs.
+
+The exporter names its inputs and outputs from here, the runtime binds from here, the engine builder derives
+profiles from here. An axis is an `int` (literal) or a `str` (dynamic).
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from bundle.config import Limits, ModelConfig
+
+Axis = int | str
+
+
+class Component(StrEnum):
+    """The three graphs of a bundle, in the order data flows through them."""
+
+    VISION_ENCODER = "vision_encoder"
+    RESAMPLER = "resampler"
+    DECODER = "decoder"
+
+
+class Precision(StrEnum):
+    """The floating-point type of weights, activations and cache; norms, rotary and logits stay fp32."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+    @property
+    def dtype(self) -> str:
+        return {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[self.value]
+
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    dtype: str
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+def signature(component: Component, model: ModelConfig, limits: Limits, precision: Precision) -> Signature:
+    """The inputs and outputs of one graph.
+
+    Args:
+        component: which graph.
+        model: sizes of the model.
+        limits: `max_seq_tokens` is the literal cache length of the decoder.
+        precision: type of features and cache.
+    Returns:
+        Every tensor in graph order.
+    Source: docs/architecture.md, "Graph contract".
+    """
+    match component:
+        case Component.VISION_ENCODER:
+            return _vision_encoder(model, precision.dtype)
+        case Component.RESAMPLER:
+            return _resampler(model, precision.dtype)
+        case Component.DECODER:
+            return _decoder(model, limits, precision.dtype)
+
+
+def past_names(layer: int) -> tuple[str, str]:
+    """Cache inputs of one decoder layer."""
+    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+
+
+def present_names(layer: int) -> tuple[str, str]:
+    """Cache outputs of one decoder layer; the same buffers as the inputs, updated in place."""
+    return f"present.{layer}.key", f"present.{layer}.value"
+
+
+def _vision_encoder(model: ModelConfig, dtype: str) -> Signature:
+    side, vision = model.vision.image_size, model.vision
+    return Signature(
+        inputs=(Tensor("pixel_values", "float32", ("images", 3, side, side)),),
+        outputs=(Tensor("vision_features", dtype, ("images", vision.patches, vision.width)),),
+    )
+
+
+def _resampler(model: ModelConfig, dtype: str) -> Signature:
+    vision, resampler = model.vision, model.resampler
+    return Signature(
+        inputs=(Tensor("vision_features", dtype, ("images", vision.patches, vision.width)),),
+        outputs=(Tensor("image_features", dtype, ("images", resampler.queries, resampler.hidden)),),
+    )
+
+
+def _decoder(model: ModelConfig, limits: Limits, dtype: str) -> Signature:
+    decoder = model.decoder
+    half_rotary = decoder.rotary_dim // 2
+    cache = ("batch", decoder.kv_heads, limits.max_seq_tokens, decoder.head_dim)
+    inputs = [
+        Tensor("input_ids", "int64", ("batch", "seq")),
+        Tensor("image_features", dtype, ("image_tokens", decoder.hidden)),
+        Tensor("image_rows", "int64", ("batch", "seq")),
+        Tensor("rope_cos", "float32", ("batch", "seq", half_rotary)),
+        Tensor("rope_sin", "float32", ("batch", "seq", half_rotary)),
+    ]
+    if decoder.logn_attention:
+        inputs.append(Tensor("query_scale", "float32", ("batch", "seq")))
+    inputs += [
+        Tensor("write_index", "int64", ("batch",)),
+        Tensor("attend_until", "int64", ("batch", "seq")),
+        Tensor("kv_positions", "int64", ("window",)),
+        Tensor("logits_index", "int64", ("batch",)),
+    ]
+    inputs += [Tensor(name, dtype, cache) for i in range(decoder.layers) for name in past_names(i)]
+    outputs = [Tensor("logits", "float32", ("batch", decoder.vocab_size))]
+    outputs += [Tensor(name, dtype, cache) for i in range(decoder.layers) for name in present_names(i)]
+    return Signature(tuple(inputs), tuple(outputs))

@@ -1,0 +1,1 @@
+"""One folder per model family, without torch: config, weight map, tokenizer, prompt, preprocessing, output."""
