@@ -1,0 +1,1 @@
+"""Checkpoint folder in, ONNX graphs out."""

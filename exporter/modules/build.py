@@ -1,0 +1,28 @@
+"""Which module a component is."""
+
+import torch
+from torch import nn
+
+from bundle.config import ModelConfig
+from bundle.signature import Component, Precision
+from exporter.modules.decoder import Decoder
+from exporter.modules.resampler import Resampler
+from exporter.modules.vision_encoder import VisionEncoder
+
+TORCH_DTYPES = {
+    Precision.FP32: torch.float32,
+    Precision.FP16: torch.float16,
+    Precision.BF16: torch.bfloat16,
+}
+
+
+def build_module(component: Component, model: ModelConfig, precision: Precision) -> nn.Module:
+    """The component's module on the current default device, its weights not yet set, in eval mode."""
+    dtype = TORCH_DTYPES[precision]
+    match component:
+        case Component.VISION_ENCODER:
+            return VisionEncoder(model.vision, dtype).eval()
+        case Component.RESAMPLER:
+            return Resampler(model, dtype).eval()
+        case Component.DECODER:
+            return Decoder(model.decoder, dtype).eval()

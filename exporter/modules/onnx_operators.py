@@ -1,0 +1,101 @@
+"""Four ONNX operators as torch operators: eager mode computes them, tracing writes exactly one node for each.
+
+torch has no operator that becomes `TensorScatter`, and its own translations of the other three write several nodes.
+Source: ONNX operator specification, opset 24.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from onnxscript.onnx_opset import opset24 as op
+from torch import Tensor
+
+
+@torch.library.custom_op("vlm_trt::rms_normalization", mutates_args=())
+def rms_normalization(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """x / sqrt(mean(x²) + epsilon) · weight over the last axis; x [..., n] and weight [n] are fp32."""
+    return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, epsilon)
+
+
+@torch.library.custom_op("vlm_trt::rotary_embedding", mutates_args=())
+def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The two halves of each head rotated; x [batch, heads, seq, dim], cos and sin [batch, seq, dim/2], fp32."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+@torch.library.custom_op("vlm_trt::tensor_scatter", mutates_args=())
+def tensor_scatter(past: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
+    """`past` with `update` at write_index along the sequence axis.
+
+    Shapes: past [batch, heads, max_seq, dim], update [batch, heads, seq, dim], write_index [batch].
+    """
+    present = past.clone()
+    length = update.shape[2]
+    for row, start in enumerate(write_index.tolist()):
+        present[row, :, start : start + length] = update[row]
+    return present
+
+
+@torch.library.custom_op("vlm_trt::attention", mutates_args=())
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """softmax(query·keyᵀ·scale where mask) · value.
+
+    Shapes: query [batch, heads, seq, dim], key and value [batch, kv_heads, window, dim], mask bool
+    [batch, 1, seq, window] or None for all.
+    """
+    grouped = query.shape[1] != key.shape[1]
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped
+    )
+
+
+@rms_normalization.register_fake
+def _(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+@rotary_embedding.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@tensor_scatter.register_fake
+def _(past: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
+    return torch.empty_like(past)
+
+
+@attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    return torch.empty_like(query)
+
+
+def _write_rms_normalization(x: Any, weight: Any, epsilon: float) -> Any:
+    return op.RMSNormalization(x, weight, axis=-1, epsilon=epsilon)
+
+
+def _write_rotary_embedding(x: Any, cos: Any, sin: Any) -> Any:
+    return op.RotaryEmbedding(x, cos, sin)
+
+
+def _write_tensor_scatter(past: Any, update: Any, write_index: Any) -> Any:
+    return op.TensorScatter(past, update, write_index)
+
+
+def _write_attention(query: Any, key: Any, value: Any, mask: Any, scale: float) -> Any:
+    # The three further outputs (present key and value, scores) stay unused and are removed by the optimizer.
+    output, _, _, _ = op.Attention(query, key, value, mask, scale=scale)
+    return output
+
+
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """For `torch.onnx.export(custom_translation_table=…)`."""
+    ours = torch.ops.vlm_trt
+    return {
+        ours.rms_normalization.default: _write_rms_normalization,
+        ours.rotary_embedding.default: _write_rotary_embedding,
+        ours.tensor_scatter.default: _write_tensor_scatter,
+        ours.attention.default: _write_attention,
+    }

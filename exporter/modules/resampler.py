@@ -1,0 +1,36 @@
+"""The resampler: learnt queries attend to the patch features; everything up to `proj` belongs to it."""
+
+import torch
+from torch import Tensor, nn
+
+from bundle.config import ModelConfig
+from exporter.modules.layers import LayerNorm, Linear, merge_heads, split_heads
+from exporter.modules.onnx_operators import attention
+
+
+class Resampler(nn.Module):
+    def __init__(self, model: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        resampler, patches = model.resampler, model.vision.patches
+        width, hidden = resampler.vision_width, resampler.hidden
+        self.heads, self.head_dim = resampler.heads, resampler.head_dim
+        self.kv_projection = Linear(width, hidden, dtype, bias=False) if width != hidden else nn.Identity()
+        self.kv_norm = LayerNorm(hidden, resampler.norm_eps, dtype)
+        self.key_position = nn.Parameter(torch.empty(patches, hidden, dtype=dtype), False)
+        # The queries do not depend on the picture: normed, positioned and projected once, at export.
+        self.query = nn.Parameter(torch.empty(resampler.queries, hidden, dtype=dtype), False)
+        self.key = Linear(hidden, hidden, dtype, bias=True)
+        self.value = Linear(hidden, hidden, dtype, bias=True)
+        self.output = Linear(hidden, hidden, dtype, bias=True)
+        self.post_norm = LayerNorm(hidden, resampler.norm_eps, dtype)
+        self.projection = Linear(hidden, hidden, dtype, bias=False)
+
+    def forward(self, vision_features: Tensor) -> Tensor:
+        """vision_features [images, patches, width] → image_features [images, queries, hidden]."""
+        features = self.kv_norm(self.kv_projection(vision_features))
+        key = split_heads(self.key(features + self.key_position), self.heads, 0, self.head_dim)
+        value = split_heads(self.value(features), self.heads, 0, self.head_dim)
+        query = self.query.expand(vision_features.shape[0], -1, -1)
+        query = split_heads(query, self.heads, 0, self.head_dim)
+        pooled = self.output(merge_heads(attention(query, key, value, None, self.head_dim**-0.5)))
+        return self.projection(self.post_norm(pooled))  # type: ignore[no-any-return]
