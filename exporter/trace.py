@@ -1,0 +1,152 @@
+"""A component's torch module → its ONNX graph, without any weight in memory.
+
+Tracing runs on the meta device; while the graph is optimized its weights stand as graph inputs, so that no pass can
+read, fold or merge them. Source of the recipe: docs/architecture.md, "Export".
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import torch
+from onnxscript import optimizer
+from torch import Tensor
+
+from bundle.config import Limits, ModelConfig
+from bundle.signature import Axis, Component, Precision, Signature, signature
+from exporter.modules.build import build_module
+from exporter.modules.onnx_operators import translation_table
+
+OPSET = 24
+# Example sizes of the dynamic axes: distinct, and above one, since torch specializes axes of size 0 and 1.
+_EXAMPLE_SIZES = {"images": 2, "batch": 3, "seq": 5, "image_tokens": 7, "window": 11}
+_TORCH_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+}
+_IR_DTYPES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "int64": ir.DataType.INT64,
+}
+
+
+def trace(component: Component, model: ModelConfig, limits: Limits, precision: Precision) -> ir.Model:
+    """The graph of one component, its weights declared as initializers without data.
+
+    Args:
+        component: which graph.
+        model: sizes of the model.
+        limits: the literal cache length.
+        precision: type of weights, activations and cache.
+    Returns:
+        A model of opset 24, standard domain only, whose inputs and outputs are exactly the signature and whose
+        initializers have the names, shapes and types of the module's parameters and no data yet.
+    """
+    contract = signature(component, model, limits, precision)
+    with torch.device("meta"):
+        module = build_module(component, model, precision)
+    arguments, dynamic = _arguments(component, contract, model, limits)
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            arguments,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=OPSET,
+            dynamic_shapes=dynamic,
+            input_names=[tensor.name for tensor in contract.inputs],
+            output_names=[tensor.name for tensor in contract.outputs],
+            custom_translation_table=translation_table(),
+        )
+    assert program is not None
+    graph = program.model
+    _optimize(graph)
+    _name_after_contract(graph, contract)
+    _check(graph, module)
+    return graph
+
+
+def _arguments(
+    component: Component, contract: Signature, model: ModelConfig, limits: Limits
+) -> tuple[tuple[object, ...], tuple[object, ...]]:
+    """Example inputs on the meta device and their dynamic axes, in the order of the module's forward."""
+    names = ("images", "batch", "seq", "image_tokens")
+    dims = {name: torch.export.Dim(name) for name in names}
+    dims["window"] = torch.export.Dim("window", max=limits.max_seq_tokens)
+
+    def example(axes: tuple[Axis, ...], dtype: str) -> Tensor:
+        shape = [axis if isinstance(axis, int) else _EXAMPLE_SIZES[axis] for axis in axes]
+        return torch.zeros(shape, dtype=_TORCH_DTYPES[dtype], device="meta")
+
+    tensors: list[object] = [example(tensor.axes, tensor.dtype) for tensor in contract.inputs]
+    dynamic: list[object] = [
+        {at: dims[axis] for at, axis in enumerate(tensor.axes) if isinstance(axis, str)} for tensor in contract.inputs
+    ]
+    if component is Component.DECODER:
+        plain = len(tensors) - 2 * model.decoder.layers
+        tensors = [*tensors[:plain], tensors[plain:]]
+        dynamic = [*dynamic[:plain], dynamic[plain:]]
+        if not model.decoder.logn_attention:
+            tensors.insert(5, None)
+            dynamic.insert(5, None)
+    return tuple(tensors), tuple(dynamic)
+
+
+def _optimize(graph: ir.Model) -> None:
+    """Constant folding and dead-node removal on everything but the weights."""
+    weights = list(graph.graph.initializers.values())
+    inputs = len(graph.graph.inputs)
+    for weight in weights:
+        assert weight.name is not None
+        graph.graph.initializers.pop(weight.name)
+        weight.const_value = None
+        graph.graph.inputs.append(weight)
+    with _quiet():
+        optimizer.optimize(graph, input_size_limit=1024, output_size_limit=1024)
+    del graph.graph.inputs[inputs:]
+    for weight in weights:
+        graph.graph.initializers.add(weight)
+
+
+def _name_after_contract(graph: ir.Model, contract: Signature) -> None:
+    """Gives inputs and outputs the contract's names, types and axes; an alien one is our mistake."""
+    for values, tensors in ((graph.graph.inputs, contract.inputs), (graph.graph.outputs, contract.outputs)):
+        assert len(values) == len(tensors), f"{len(values)} traced, {len(tensors)} in the contract"
+        for value, tensor in zip(values, tensors, strict=True):
+            assert value.dtype == _IR_DTYPES[tensor.dtype], f"{tensor.name}: {value.dtype}"
+            value.name = tensor.name
+            value.shape = ir.Shape(tensor.axes)
+    graph.graph.name = "vlm_trt"
+    graph.producer_name = "vlm-trt"
+
+
+def _check(graph: ir.Model, module: torch.nn.Module) -> None:
+    """The graph holds the module's weights and nothing heavier, in the standard domain, untransposed."""
+    parameters = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    stored = {name: tuple(value.shape or ()) for name, value in graph.graph.initializers.items() if name in parameters}
+    assert stored == parameters, sorted(set(parameters) ^ set(stored))
+    for node in graph.graph.all_nodes():
+        assert node.domain == "", f"{node.op_type} of domain {node.domain}"
+        transposes_weight = node.op_type == "Transpose" and node.inputs[0] is not None
+        assert not (transposes_weight and node.inputs[0].name in parameters), f"Transpose of {node.inputs[0]}"  # type: ignore[union-attr]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter warns of things that do not concern the caller (no torchvision, its own deprecations)."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
