@@ -134,8 +134,8 @@ def _check(graph: ir.Model, module: torch.nn.Module) -> None:
     assert stored == parameters, sorted(set(parameters) ^ set(stored))
     for node in graph.graph.all_nodes():
         assert node.domain == "", f"{node.op_type} of domain {node.domain}"
-        transposes_weight = node.op_type == "Transpose" and node.inputs[0] is not None
-        assert not (transposes_weight and node.inputs[0].name in parameters), f"Transpose of {node.inputs[0]}"  # type: ignore[union-attr]
+        first = node.inputs[0].name if node.op_type == "Transpose" and node.inputs[0] is not None else None
+        assert first is None or first not in parameters, f"Transpose of the weight {first}"
 
 
 @contextmanager

@@ -42,7 +42,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_normalization(x.float(), self.weight, self.eps).to(self.dtype)
+        normed: Tensor = rms_normalization(x.float(), self.weight, self.eps)
+        return normed.to(self.dtype)
 
 
 def split_heads(x: Tensor, heads: int, start: int, head_dim: int) -> Tensor:

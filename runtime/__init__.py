@@ -1,0 +1,1 @@
+"""Bundle in, tokens out: numpy only, a backend imported when it is chosen, never torch."""

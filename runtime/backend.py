@@ -1,0 +1,87 @@
+"""What the generation loop needs of a backend: memory with addresses, and sessions that run on bound memory.
+
+ONNX Runtime implements it on the CPU and on CUDA (`runtime/ort.py`). Nothing here copies: a tensor is bound as an
+address, so that a cache slot is a pointer and `present` is the memory of `past`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.signature import DTYPE_BYTES, Precision
+
+Array = NDArray[Any]
+
+# numpy has no bfloat16: its words travel as uint16 and are never computed with here.
+NUMPY_DTYPES: dict[str, type[np.generic]] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+    "int64": np.int64,
+}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Memory a tensor is bound to: `shape` elements of `dtype` at an `address` of the host or of the device."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: str
+    on_host: bool
+
+    @property
+    def size_bytes(self) -> int:
+        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+def bind_host(array: Array, dtype: str) -> Binding:
+    """The binding of a host array, which must outlive every run that uses it."""
+    assert array.flags.c_contiguous and array.dtype == NUMPY_DTYPES[dtype], f"{array.dtype} is not {dtype}"
+    return Binding(array.ctypes.data, array.shape, dtype, on_host=True)
+
+
+class Buffer(Protocol):
+    """Memory where the backend computes, zeroed when allocated; freed with the object."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def rows(self, first: int, count: int) -> Binding:
+        """The binding of rows first…first+count−1 of the leading axis: a pointer offset, never a copy."""
+
+    def zero_row(self, row: int) -> None:
+        """Clears one row: after a non-finite value, since 0·NaN under a mask is still NaN."""
+
+
+class Session(Protocol):
+    """A loaded graph or engine."""
+
+    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
+        """Runs on the bound memory.
+
+        Raises:
+            ResourceError: not enough memory.
+            VlmTrtError: the graph refuses an input; the message names it.
+        """
+
+
+class Backend(Protocol):
+    """Where graphs run."""
+
+    name: str
+    precisions: tuple[Precision, ...]  # what it can run, the preferred first
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        """Zeroed memory where the backend computes."""
+
+    def upload(self, array: Array, dtype: str) -> Buffer:
+        """Host values where the backend computes; on the CPU the array itself, without a copy."""
+
+    def open(self, graph: Path) -> Session:
+        """Loads one graph."""

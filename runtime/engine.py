@@ -1,0 +1,203 @@
+"""The three sessions and the cache: encode pictures, prefill one slot, decode many. No sampling, no text."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.config import Limits, ModelConfig
+from bundle.errors import VlmTrtError
+from bundle.signature import Component, Precision
+from runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host
+from runtime.cache import KVCache
+
+# The window of a decode step grows in these steps, so that shapes repeat; the copy of the last few costs nothing.
+WINDOW_STEP = 32
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+class PositionTable(Protocol):
+    """A sequence's position rows: cos, sin [positions, rotary/2] and query scale [positions], fp32."""
+
+    @property
+    def cos(self) -> Floats: ...
+    @property
+    def sin(self) -> Floats: ...
+    @property
+    def query_scale(self) -> Floats: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sequence's next token, written at the end of its slot."""
+
+    slot: int
+    token_id: int
+    table: PositionTable
+
+
+class Engine:
+    """Runs the graphs of one bundle in one precision on one backend."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        limits: Limits,
+        precision: Precision,
+        backend: Backend,
+        sessions: Mapping[Component, Session],
+    ) -> None:
+        self.model, self.limits, self.precision, self.backend = model, limits, precision, backend
+        self._sessions = sessions
+        self.cache = KVCache(backend, model, limits, precision)
+        decoder, batch = model.decoder, limits.max_batch
+        self._positions = np.arange(limits.max_seq_tokens, dtype=np.int64)
+        self._no_image = backend.upload(self._zeros(1, decoder.hidden), precision.dtype)
+        self._no_rows = np.full((batch, 1), -1, dtype=np.int64)
+        self._logits = np.zeros((batch, decoder.vocab_size), dtype=np.float32)
+        # A decode step's inputs live at fixed addresses: nothing but the window is bound anew.
+        self._ids = np.zeros((batch, 1), dtype=np.int64)
+        self._write_index = np.zeros(batch, dtype=np.int64)
+        self._logits_index = np.zeros(batch, dtype=np.int64)
+        half = decoder.rotary_dim // 2
+        self._cos, self._sin = (np.zeros((batch, 1, half), dtype=np.float32) for _ in range(2))
+        self._query_scale = np.ones((batch, 1), dtype=np.float32)
+
+    def encode_vision(self, pixels: Floats) -> Buffer:
+        """Patch features [images, patches, width], where the backend computes.
+
+        Args:
+            pixels: preprocessed, [images, 3, H, W] fp32, at most `limits.max_images`.
+        """
+        assert pixels.shape[0] <= self.limits.max_images
+        vision = self.model.vision
+        features = self.backend.allocate((pixels.shape[0], vision.patches, vision.width), self.precision.dtype)
+        pixels = np.ascontiguousarray(pixels)
+        inputs = {"pixel_values": bind_host(pixels, "float32")}
+        self._sessions[Component.VISION_ENCODER].run(inputs, {"vision_features": features.rows(0, pixels.shape[0])})
+        return features
+
+    def resample(self, vision_features: Buffer) -> Array:
+        """Image features [images, queries, hidden] on the host, in the precision's type."""
+        images, resampler = vision_features.shape[0], self.model.resampler
+        features = self._zeros(images, resampler.queries, resampler.hidden)
+        outputs = {"image_features": bind_host(features, self.precision.dtype)}
+        self._sessions[Component.RESAMPLER].run({"vision_features": vision_features.rows(0, images)}, outputs)
+        return features
+
+    def prefill(self, slot: int, ids: Ints, image_rows: Ints, features: Binding | None, table: PositionTable) -> Floats:
+        """Appends tokens to a slot; logits [vocab] of the last of them.
+
+        Args:
+            slot: the sequence's row of the cache.
+            ids: token ids [seq].
+            image_rows: row of `features` that stands at each position, −1 for text [seq].
+            features: image features [image_tokens, hidden], or None where no row refers to them.
+            table: the sequence's positions.
+        Raises:
+            PromptError: the slot has no room for them.
+        """
+        start, seq = self.cache.lengths[slot], ids.shape[0]
+        self.cache.require_room(slot, seq)
+        stop = start + seq
+        inputs: dict[str, Array] = {
+            "input_ids": ids[None],
+            "image_rows": image_rows[None],
+            "rope_cos": table.cos[None, start:stop],
+            "rope_sin": table.sin[None, start:stop],
+            "query_scale": table.query_scale[None, start:stop],
+            "write_index": np.array([start], dtype=np.int64),
+            "attend_until": self._positions[None, start:stop],
+            "logits_index": np.array([seq - 1], dtype=np.int64),
+        }
+        logits = self._run_decoder(slot, 1, inputs, features, window=stop)
+        self.cache.advance(slot, seq)
+        last: Floats = logits[0].copy()
+        return last
+
+    def decode(self, steps: Sequence[Step]) -> Floats:
+        """One token for each of several sequences at once; logits [len(steps), vocab] in their order.
+
+        Slots between the first and the last that take no step ride along: they write one position beyond their
+        end, which their next token overwrites.
+
+        Raises:
+            PromptError: a slot is full.
+        """
+        for step in steps:
+            self.cache.require_room(step.slot, 1)
+        logits = np.empty((len(steps), self.model.decoder.vocab_size), dtype=np.float32)
+        for run in self._runs(steps):
+            first, count = run[0].slot, run[-1].slot - run[0].slot + 1
+            rows = self._decode_run(first, count, run)
+            for step in run:
+                logits[steps.index(step)] = rows[step.slot - first]
+                self.cache.advance(step.slot, 1)
+        return logits
+
+    def _runs(self, steps: Sequence[Step]) -> Iterator[list[Step]]:
+        """Steps by slot, split where a full slot, which cannot ride along, lies between two of them."""
+        ordered = sorted(steps, key=lambda step: step.slot)
+        run = ordered[:1]
+        for step in ordered[1:]:
+            between = range(run[-1].slot + 1, step.slot)
+            if any(self.cache.lengths[slot] >= self.limits.max_seq_tokens for slot in between):
+                yield run
+                run = []
+            run.append(step)
+        if run:
+            yield run
+
+    def _decode_run(self, first: int, count: int, run: Sequence[Step]) -> Floats:
+        lengths = self.cache.lengths[first : first + count]
+        self._write_index[:count] = lengths
+        self._ids[:count] = 0
+        for step in run:
+            row, at = step.slot - first, self.cache.lengths[step.slot]
+            self._ids[row, 0] = step.token_id
+            self._cos[row, 0], self._sin[row, 0] = step.table.cos[at], step.table.sin[at]
+            self._query_scale[row, 0] = step.table.query_scale[at]
+        inputs: dict[str, Array] = {
+            "input_ids": self._ids[:count],
+            "image_rows": self._no_rows[:count],
+            "rope_cos": self._cos[:count],
+            "rope_sin": self._sin[:count],
+            "query_scale": self._query_scale[:count],
+            "write_index": self._write_index[:count],
+            "attend_until": self._write_index[:count, None],
+            "logits_index": self._logits_index[:count],
+        }
+        needed = max(lengths) + 1
+        window = min(-(-needed // WINDOW_STEP) * WINDOW_STEP, self.limits.max_seq_tokens)
+        return self._run_decoder(first, count, inputs, None, window)
+
+    def _run_decoder(
+        self, first: int, count: int, arrays: Mapping[str, Array], features: Binding | None, window: int
+    ) -> Floats:
+        """Binds host arrays and the cache rows of the slots first…first+count−1; logits [count, vocab]."""
+        past, present = self.cache.bindings(first, count)
+        # Contiguous copies of slices must live until the run ends; slices of whole rows are not copied.
+        kept = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        inputs = {name: bind_host(a, "int64" if a.dtype == np.int64 else "float32") for name, a in kept.items()}
+        if not self.model.decoder.logn_attention:
+            del inputs["query_scale"]
+        inputs["kv_positions"] = bind_host(self._positions[:window], "int64")
+        inputs["image_features"] = self._no_image.rows(0, 1) if features is None else features
+        outputs = {"logits": bind_host(self._logits[:count], "float32"), **present}
+        self._sessions[Component.DECODER].run({**inputs, **past}, outputs)
+        logits = self._logits[:count]
+        if not np.isfinite(logits).all():
+            for slot in range(first, first + count):
+                self.cache.clear(slot)
+            raise VlmTrtError(
+                f"the decoder's logits are not finite in {self.precision}; the sequences of this step are lost. "
+                "Use a bf16 or fp32 export of this checkpoint"
+            )
+        return logits
+
+    def _zeros(self, *shape: int) -> Array:
+        return np.zeros(shape, dtype=NUMPY_DTYPES[self.precision.dtype])
