@@ -1,16 +1,16 @@
 """The error tree of vlm-trt. Every error says what happened, to which file or tensor, and what to do next.
 
-    VlmTrtError                     exit code
-    ├── UsageError                  2   a wrong argument or request
-    │   ├── ImageError              2   a picture that cannot be used
-    │   └── PromptError             2   a prompt that cannot be built or does not fit
-    ├── CheckpointError             3   the checkpoint is damaged, incomplete or not what its config says
-    ├── UnsupportedError            4   a model, option or machine this version does not support
-    ├── VerificationError           5   a graph or bundle is not shown equal to the model
-    ├── IncompatibleError           6   a bundle that does not fit this version or this machine
-    ├── BundleError                 7   a bundle that is damaged or lacks a part
-    ├── ResourceError               8   not enough memory, on the host or on the device
-    └── StorageError                9   a folder that cannot be written, a full disk
+VlmTrtError                     exit code
+├── UsageError                  2   a wrong argument or request
+│   ├── ImageError              2   a picture that cannot be used
+│   └── PromptError             2   a prompt that cannot be built or does not fit
+├── CheckpointError             3   the checkpoint is damaged, incomplete or not what its config says
+├── UnsupportedError            4   a model, option or machine this version does not support
+├── VerificationError           5   a graph or bundle is not shown equal to the model
+├── IncompatibleError           6   a bundle that does not fit this version or this machine
+├── BundleError                 7   a bundle that is damaged or lacks a part
+├── ResourceError               8   not enough memory, on the host or on the device
+└── StorageError                9   a folder that cannot be written, a full disk
 """
 
 
