@@ -46,6 +46,21 @@ def bind_host(array: Array, dtype: str) -> Binding:
     return Binding(array.ctypes.data, array.shape, dtype, on_host=True)
 
 
+def to_float32(values: Array, dtype: str) -> NDArray[np.float32]:
+    """Host values of any of our types as fp32."""
+    if dtype == "bfloat16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+def from_float32(values: NDArray[np.float32], dtype: str) -> Array:
+    """fp32 values rounded to one of our types; to nearest even for bfloat16, of which the words are returned."""
+    if dtype != "bfloat16":
+        return values.astype(NUMPY_DTYPES[dtype])
+    words = np.ascontiguousarray(values).view(np.uint32)
+    return ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype(np.uint16)
+
+
 class Buffer(Protocol):
     """Memory where the backend computes, zeroed when allocated; freed with the object."""
 
@@ -54,6 +69,9 @@ class Buffer(Protocol):
 
     def rows(self, first: int, count: int) -> Binding:
         """The binding of rows first…first+count−1 of the leading axis: a pointer offset, never a copy."""
+
+    def read(self) -> Array:
+        """The values on the host; on the CPU the memory itself."""
 
     def zero_row(self, row: int) -> None:
         """Clears one row: after a non-finite value, since 0·NaN under a mask is still NaN."""

@@ -95,6 +95,9 @@ class HostBuffer:
     def rows(self, first: int, count: int) -> Binding:
         return bind_host(self.array[first : first + count], self.dtype)
 
+    def read(self) -> Array:
+        return self.array
+
     def zero_row(self, row: int) -> None:
         self.array[row] = 0
 
@@ -117,9 +120,16 @@ class CudaBuffer:
         assert first + count <= self.shape[0]
         return Binding(self._value.data_ptr() + first * row_bytes, shape, self.dtype, on_host=False)
 
+    def read(self) -> Array:
+        if self.dtype == "bfloat16":
+            raise IncompatibleError("a bfloat16 tensor cannot be read back through ONNX Runtime; verify in fp16 or fp32")
+        values: Array = self._value.numpy()
+        return values
+
     def zero_row(self, row: int) -> None:
-        host = self._value.numpy() if self.dtype != "bfloat16" else np.zeros(self.shape, np.uint16)
-        host[row] = 0  # rare: only after a non-finite value; a bf16 buffer, unreadable to numpy, is cleared whole
+        # Rare, only after a non-finite value: through the host, and a bf16 buffer, unreadable to numpy, is cleared whole.
+        host = np.zeros(self.shape, np.uint16) if self.dtype == "bfloat16" else self.read().copy()
+        host[row] = 0
         element_type = _ELEMENT_TYPES[self.dtype]
         self._value.update_inplace(onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(host, element_type))
 
@@ -179,3 +189,14 @@ def _explained(error: Exception, doing: str) -> VlmTrtError:
             "precision"
         )
     return VlmTrtError(f"ONNX Runtime failed at {doing}: {text}")
+
+
+def cuda_devices() -> bool:
+    """Whether this onnxruntime has the CUDA provider and a device answers."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return False
+    try:
+        onnxruntime.OrtValue.ortvalue_from_shape_and_type((1,), _ELEMENT_TYPES["float32"], "cuda", 0)
+    except Exception:  # no driver, no device, or missing CUDA libraries: whatever it is, CUDA does not start here
+        return False
+    return True

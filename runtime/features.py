@@ -1,0 +1,75 @@
+"""Pictures → image features, each picture encoded once however often it is sent."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+
+from models.family import Family
+from models.images import decode_image
+from models.messages import Image
+from runtime.backend import Array
+from runtime.engine import Engine
+from runtime.timing import StageClock
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """One picture as the decoder sees it."""
+
+    digest: bytes  # sha256 of the encoded picture
+    size: tuple[int, int]  # width and height of the original, pixels
+    features: Array  # [queries, hidden]
+
+
+class FeatureCache:
+    """The most recently used pictures' features, found by content."""
+
+    def __init__(self, engine: Engine, family: Family, max_images: int = 64) -> None:
+        self._engine, self._family, self._max_images = engine, family, max_images
+        self._known: OrderedDict[bytes, ImageFeatures] = OrderedDict()
+        self.encoded_images = 0
+
+    def encode(self, images: Sequence[Image], clock: StageClock) -> list[ImageFeatures]:
+        """Features of each picture, in order.
+
+        Raises:
+            ImageError: a picture cannot be used.
+        """
+        digests = [sha256(image.data).digest() for image in images]
+        found = {digest: self._known[digest] for digest in digests if digest in self._known}
+        missing = {digest: image for digest, image in zip(digests, images, strict=True) if digest not in found}
+        step = self._engine.limits.max_images
+        pending = list(missing.items())
+        for start in range(0, len(pending), step):
+            for encoded in self._encode(pending[start : start + step], clock):
+                found[encoded.digest] = encoded
+        for digest in digests:
+            self._known[digest] = found[digest]
+            self._known.move_to_end(digest)
+        while len(self._known) > self._max_images:
+            self._known.popitem(last=False)
+        return [found[digest] for digest in digests]
+
+    def _encode(self, batch: Sequence[tuple[bytes, Image]], clock: StageClock) -> list[ImageFeatures]:
+        with clock.stage("preprocess"):
+            pictures = [decode_image(image.data, image.name) for _, image in batch]
+            pixels = self._family.preprocess(pictures, self._engine.model.vision.image_size)
+        with clock.stage("vision_encoder"):
+            patches = self._engine.encode_vision(pixels)
+        with clock.stage("resampler"):
+            features = self._engine.resample(patches)
+        self.encoded_images += len(batch)
+        return [
+            ImageFeatures(digest, picture.size, features[i])
+            for i, ((digest, _), picture) in enumerate(zip(batch, pictures, strict=True))
+        ]
+
+
+def stack(features: Sequence[ImageFeatures]) -> Array:
+    """[images·queries, hidden]: what the decoder's `image_features` takes; one picture is not copied."""
+    if len(features) == 1:
+        return features[0].features
+    return np.concatenate([image.features for image in features])

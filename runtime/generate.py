@@ -1,0 +1,171 @@
+"""The generation loop: prefill a prompt into a slot, then decode all running sequences together, token by token."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bundle.errors import PromptError, VlmTrtError
+from models.family import Family, PositionTable, Tokenizer
+from models.messages import Prompt
+from runtime.engine import Engine, Step
+from runtime.features import FeatureCache, ImageFeatures, stack
+from runtime.sampler import Sampler, Sampling
+from runtime.slots import Key, Slot, SlotTable
+from runtime.text_stream import TextStream
+from runtime.timing import StageClock
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate from one prompt."""
+
+    prompt: Prompt
+    sampling: Sampling
+    max_new_tokens: int
+    stop_strings: tuple[str, ...] = ()
+    ignore_eos: bool = False  # end-of-text is never chosen and the other stop ids do not stop
+
+
+@dataclass
+class Running:
+    """One sequence in generation. Written by `Generator` only."""
+
+    request: Request
+    slot: Slot
+    table: PositionTable
+    sampler: Sampler
+    text_stream: TextStream
+    images: list[ImageFeatures]
+    clock: StageClock
+    reused_tokens: int  # positions of the prompt that the slot held already
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None  # "stop" or "length"
+
+
+class Generator:
+    """Starts sequences and steps them. Sequences may start and end at any time between two steps."""
+
+    def __init__(self, engine: Engine, family: Family, tokenizer: Tokenizer, prefill_chunk_tokens: int = 512) -> None:
+        self.engine, self._family, self._tokenizer = engine, family, tokenizer
+        self._chunk = prefill_chunk_tokens
+        self.features = FeatureCache(engine, family)
+        self._slots = SlotTable(engine.cache)
+
+    def start(self, request: Request, clock: StageClock | None = None) -> Running:
+        """Encodes the pictures, prefills the prompt, samples the first token.
+
+        Raises:
+            PromptError: the prompt is empty or longer than the cache.
+            UsageError: no slot is free.
+        """
+        clock = StageClock() if clock is None else clock
+        prompt, limits = request.prompt, self.engine.limits
+        if not prompt.ids:
+            raise PromptError("the prompt is empty; say something or give a picture")
+        if len(prompt.ids) > limits.max_seq_tokens:
+            raise PromptError(
+                f"the prompt has {len(prompt.ids)} tokens and the bundle holds {limits.max_seq_tokens} positions; "
+                "shorten it or export with a larger --max-seq-tokens"
+            )
+        images = self.features.encode(prompt.images, clock) if prompt.images else []
+        decoder = self.engine.model.decoder
+        alpha = self._family.rope_alpha(decoder, len(prompt.ids))
+        keys = _keys(prompt, images)
+        slot = self._slots.acquire(keys, alpha)
+        running = Running(
+            request=request,
+            slot=slot,
+            table=self._family.position_table(decoder, alpha, limits.max_seq_tokens),
+            sampler=Sampler(request.sampling, self._suppressed(request), decoder.vocab_size),
+            text_stream=TextStream(self._tokenizer.visible_bytes, request.stop_strings),
+            images=images,
+            clock=clock,
+            reused_tokens=len(slot.keys),
+        )
+        try:
+            self._prefill(running, keys)
+        except BaseException:
+            self._slots.release(slot)
+            raise
+        return running
+
+    def step(self, sequences: Iterable[Running]) -> None:
+        """One decode step of all unfinished sequences together; each gains a token and may finish."""
+        active = [sequence for sequence in sequences if sequence.finish_reason is None]
+        if not active:
+            return
+        steps = [Step(sequence.slot.index, sequence.ids[-1], sequence.table) for sequence in active]
+        clock = StageClock()
+        try:
+            with clock.stage("decode_step"):
+                logits = self.engine.decode(steps)
+        except VlmTrtError:
+            for sequence in active:
+                self.stop(sequence, "error")
+            raise
+        for row, sequence in zip(logits, active, strict=True):
+            sequence.clock.add("decode_step", clock.stages_ms["decode_step"])
+            sequence.slot.keys.append(sequence.ids[-1])
+            self._take(sequence, row)
+
+    def stop(self, sequence: Running, reason: str = "stop") -> None:
+        """Ends a sequence and frees its slot; its cached beginning stays usable."""
+        if sequence.finish_reason is None:
+            sequence.finish_reason = reason
+            sequence.text += sequence.text_stream.finish()
+            self._slots.release(sequence.slot)
+
+    def _prefill(self, running: Running, keys: Sequence[Key]) -> None:
+        prompt, start = running.request.prompt, running.reused_tokens
+        ids = np.array(prompt.ids, dtype=np.int64)
+        rows = _image_rows(prompt)
+        stacked = stack(running.images) if (rows[start:] >= 0).any() else None
+        with running.clock.stage("prefill"):
+            engine = self.engine
+            uploaded = None if stacked is None else engine.backend.upload(stacked, engine.precision.dtype)
+            features = None if uploaded is None else uploaded.rows(0, uploaded.shape[0])
+            for at in range(start, len(ids), self._chunk):
+                part = slice(at, min(at + self._chunk, len(ids)))
+                logits = engine.prefill(running.slot.index, ids[part], rows[part], features, running.table)
+                running.slot.keys += keys[part]
+        running.sampler.observe(prompt.ids)
+        self._take(running, logits)
+
+    def _take(self, sequence: Running, logits: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
+        """Samples the next token and decides whether the sequence ends with it."""
+        request, clock = sequence.request, sequence.clock
+        with clock.stage("sampling"):
+            token = sequence.sampler.next_id(logits)
+        sequence.ids.append(token)
+        if token in self._tokenizer.stop_ids and not request.ignore_eos:
+            self.stop(sequence)
+            return
+        with clock.stage("detokenization"):
+            sequence.text += sequence.text_stream.push(token)
+        full = self.engine.cache.lengths[sequence.slot.index] >= self.engine.limits.max_seq_tokens
+        if sequence.text_stream.stopped:
+            self.stop(sequence)
+        elif full or len(sequence.ids) >= request.max_new_tokens:
+            self.stop(sequence, "length")
+
+    def _suppressed(self, request: Request) -> frozenset[int]:
+        return frozenset({self._tokenizer.end_of_text}) if request.ignore_eos else frozenset()
+
+
+def _keys(prompt: Prompt, images: Sequence[ImageFeatures]) -> list[Key]:
+    keys: list[Key] = list(prompt.ids)
+    for span in prompt.spans:
+        digest = images[span.image].digest
+        keys[span.start : span.stop] = [(digest, row) for row in range(span.stop - span.start)]
+    return keys
+
+
+def _image_rows(prompt: Prompt) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Row of the stacked features at each position of the prompt, −1 for text."""
+    rows = np.full(len(prompt.ids), -1, dtype=np.int64)
+    for span in prompt.spans:
+        length = span.stop - span.start
+        rows[span.start : span.stop] = np.arange(span.image * length, (span.image + 1) * length)
+    return rows

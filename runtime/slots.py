@@ -1,0 +1,64 @@
+"""Which sequence lies in which cache slot, and how much of a new prompt a slot already holds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bundle.errors import UsageError
+from runtime.cache import KVCache
+
+# A position's content: its token id, or the picture's digest and the row of its features.
+Key = int | tuple[bytes, int]
+
+
+@dataclass
+class Slot:
+    index: int
+    keys: list[Key] = field(default_factory=list)  # what the filled positions hold
+    rope_alpha: float = 1.0  # the NTK factor its cached keys were rotated with
+    busy: bool = False
+    last_use: int = 0
+
+
+class SlotTable:
+    """Gives slots to sequences. A finished sequence's slot keeps its content, so that the next chat turn, or
+    another request with the same beginning, prefills only what is new."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        self._slots = [Slot(i) for i in range(len(cache.lengths))]
+        self._uses = 0
+
+    def acquire(self, keys: Sequence[Key], rope_alpha: float) -> Slot:
+        """A free slot, the one that holds the longest beginning of `keys`; its cache is cut back to that beginning.
+
+        At least one position is left to prefill, since the logits come from there.
+
+        Raises:
+            UsageError: every slot is busy.
+        """
+        free = [slot for slot in self._slots if not slot.busy]
+        if not free:
+            raise UsageError(
+                f"all {len(self._slots)} sequence slots of the bundle are busy; wait for one to finish or export "
+                "with a larger --max-batch"
+            )
+        slot = max(free, key=lambda s: (self._shared(s, keys, rope_alpha), -s.last_use, -s.index))
+        shared = self._shared(slot, keys, rope_alpha)
+        self._cache.truncate(slot.index, shared)
+        del slot.keys[shared:]
+        self._uses += 1
+        slot.busy, slot.rope_alpha, slot.last_use = True, rope_alpha, self._uses
+        return slot
+
+    def release(self, slot: Slot) -> None:
+        """Frees the slot for others; what its cache holds stays usable as a beginning."""
+        filled = self._cache.lengths[slot.index]
+        del slot.keys[filled:]  # nothing, unless the cache was cleared after a failed step
+        slot.busy = False
+
+    def _shared(self, slot: Slot, keys: Sequence[Key], rope_alpha: float) -> int:
+        """Positions of `keys` that the slot holds already, rotated with the same factor."""
+        if slot.rope_alpha != rope_alpha:
+            return 0
+        limit = min(len(slot.keys), len(keys) - 1, self._cache.lengths[slot.index])
+        return next((i for i in range(limit) if slot.keys[i] != keys[i]), limit)

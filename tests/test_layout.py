@@ -1,0 +1,86 @@
+"""The layout shows the architecture: who may import whom, what each room may load, how large files may be."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Room → the rooms it may import. Source: docs/architecture.md.
+MAY_IMPORT: dict[str, set[str]] = {
+    "bundle": set(),
+    "models": {"bundle"},
+    "exporter": {"bundle", "models"},
+    "calibration": {"bundle", "models", "runtime"},
+    "engines": {"bundle"},
+    "runtime": {"bundle", "models"},
+    "verification": {"bundle", "models", "exporter", "runtime"},
+    "profiling": {"bundle", "runtime"},
+    "serving": {"bundle", "runtime"},
+}
+# Rooms that a server installs: no torch, no ONNX tooling.
+TORCH_FREE = ("bundle", "models", "runtime")
+EXPORT_ONLY = {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}
+MAX_LINES = 320
+
+ROOMS = [room for room in MAY_IMPORT if (ROOT / room).is_dir()]
+SOURCES = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")] + [ROOT / "cli.py"]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Top-level names of everything a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_room_imports_only_its_neighbours(room: str) -> None:
+    for path in (ROOT / room).rglob("*.py"):
+        alien = (imports_of(path) & set(MAY_IMPORT)) - MAY_IMPORT[room] - {room}
+        assert not alien, f"{path.relative_to(ROOT)} imports {alien}"
+
+
+@pytest.mark.parametrize("room", TORCH_FREE)
+def test_server_rooms_need_no_export_packages(room: str) -> None:
+    for path in (ROOT / room).rglob("*.py"):
+        alien = imports_of(path) & EXPORT_ONLY
+        assert not alien, f"{path.relative_to(ROOT)} imports {alien}"
+
+
+def test_the_cli_imports_stages_inside_its_commands() -> None:
+    top = ast.parse((ROOT / "cli.py").read_text(encoding="utf-8")).body
+    modules = {
+        node.module.split(".")[0] for node in top if isinstance(node, ast.ImportFrom) and node.module is not None
+    }
+    assert modules.isdisjoint({"exporter", "runtime", "engines", "verification", "models"}), modules
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["export", "--help"], ["generate", "--help"], ["chat", "--help"]])
+def test_help_loads_no_heavy_package(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nimport cli\n"
+        f"result = CliRunner().invoke(cli.main, {arguments!r})\n"
+        "assert result.exit_code == 0, result.output\n"
+        "print(sorted({'torch', 'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'onnx'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_runtime_loads_no_torch() -> None:
+    code = "import sys, runtime.model; print('torch' in sys.modules, 'onnx' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_stay_readable(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES

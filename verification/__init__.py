@@ -1,0 +1,1 @@
+"""Graphs against the model: the only room that may import both the torch modules and the runtime."""

@@ -1,0 +1,174 @@
+"""Each thing that is compared between a bundle's graphs and the model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.family import Family, PositionTable
+from models.images import decode_image
+from models.messages import Prompt
+from runtime.backend import from_float32, to_float32
+from runtime.engine import Engine, Step
+from verification.figures import SWAP_CHANGE, SWAP_COSINE, Figures, Tolerance, compare, cosine, failure
+from verification.reference import Reference
+from verification.samples import Sample
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one check found; `failures` are sentences."""
+
+    figures: tuple[Figures, ...] = ()
+    failures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One sample as the model continues it, cache off: the ground every check of the decoder stands on."""
+
+    sample: Sample
+    features: Floats | None  # [images, queries, hidden]
+    rope_alpha: float
+    ids: tuple[int, ...]  # greedy continuation
+    logits: tuple[Floats, ...]  # of the prompt's last position and after each id but the last
+
+
+def pixels_of(family: Family, engine: Engine, prompt: Prompt) -> Floats:
+    """[images, 3, H, W] of a prompt's pictures."""
+    pictures = [decode_image(image.data, image.name) for image in prompt.images]
+    return family.preprocess(pictures, engine.model.vision.image_size)
+
+
+def decode_reference(
+    reference: Reference, family: Family, sample: Sample, pixels: Floats | None, tokens: int
+) -> Decoded:
+    """The model's greedy continuation, every step computed from the whole sequence."""
+    features = None if pixels is None else reference.resampler(reference.vision_encoder(pixels))
+    alpha = family.rope_alpha(reference.model.decoder, len(sample.prompt.ids))
+    ids: list[int] = []
+    logits: list[Floats] = []
+    for _ in range(tokens):
+        logits.append(reference.logits([*sample.prompt.ids, *ids], sample.prompt, features, alpha))
+        ids.append(int(logits[-1].argmax()))
+    return Decoded(sample, features, alpha, tuple(ids), tuple(logits))
+
+
+def check_vision(engine: Engine, reference: Reference, pixels: Floats, tolerance: Tolerance) -> Outcome:
+    """Vision encoder and resampler, each on the model's own input."""
+    dtype = engine.precision.dtype
+    expected_patches = reference.vision_encoder(pixels)
+    patches = engine.encode_vision(pixels)
+    figures = [compare("vision_encoder", expected_patches, to_float32(patches.read(), dtype))]
+    expected = reference.resampler(expected_patches)
+    figures.append(compare("resampler", expected, to_float32(engine.resample(patches), dtype)))
+    return _judged(figures, tolerance)
+
+
+def check_decoder(engine: Engine, family: Family, decoded: Decoded, tolerance: Tolerance) -> Outcome:
+    """Prefill and decode steps on the model's own features and ids, and whether the argmax agrees at each."""
+    name = decoded.sample.name
+    graph = Continuation(engine, family, decoded)
+    found = [graph.prefill(slot=0)]
+    found += [graph.decode(token) for token in decoded.ids[:-1]]
+    figures = [
+        compare(f"prefill of {name}" if step == 0 else f"decode_step {step} of {name}", expected, logits)
+        for step, (expected, logits) in enumerate(zip(decoded.logits, found, strict=True))
+    ]
+    outcome = _judged(figures, tolerance)
+    agreed, excused, wrong = _agreement(decoded, found, tolerance)
+    notes = (
+        f"{name}: {agreed} of {len(found)} greedy tokens agree" + (f", {excused} near ties differ" if excused else ""),
+    )
+    return Outcome(outcome.figures, (*outcome.failures, *wrong), notes)
+
+
+def check_swap(engine: Engine, family: Family, one: Decoded, other: Decoded) -> Outcome:
+    """Another picture changes the logits, and as the model says."""
+    found = [Continuation(engine, family, decoded).prefill(slot=0) for decoded in (one, other)]
+    expected, change = one.logits[0] - other.logits[0], found[0] - found[1]
+    share = float(np.abs(change).max() / np.abs(found[0]).max())
+    alike = cosine(expected, change)
+    note = f"swapping the picture changes the logits by {share:.1%}, cosine {alike:.6f} with the model's change"
+    if share < SWAP_CHANGE or alike < SWAP_COSINE:
+        return Outcome(failures=(f"image_swap: {note}",))
+    return Outcome(notes=(note,))
+
+
+def check_cache(engine: Engine, family: Family, decoded: Decoded, tolerance: Tolerance) -> Outcome:
+    """Cache on = cache off, chunked = whole, and a sequence decoded among others = alone, all within the graph."""
+    graph = Continuation(engine, family, decoded)
+    whole = graph.prefill(slot=0)
+    figures = [compare("chunked prefill against whole", whole, graph.prefill(slot=0, chunk=37))]
+    stepped = graph.decode(decoded.ids[0])
+    figures.append(compare("cache on against cache off", graph.prefill(slot=0, extra=decoded.ids[:1]), stepped))
+    last = engine.limits.max_batch - 1
+    if last > 0:
+        graph.prefill(slot=last)
+        Continuation(engine, family, decoded).prefill(slot=0)
+        rows = engine.decode([Step(slot, decoded.ids[0], graph.table) for slot in (0, last)])
+        figures += [
+            compare(f"decoded in slot {slot} of a batch against alone", stepped, row)
+            for slot, row in ((0, rows[0]), (last, rows[1]))
+        ]
+    return _judged(figures, tolerance)
+
+
+class Continuation:
+    """One sample's prompt and what follows, in the graph, on the model's image features."""
+
+    def __init__(self, engine: Engine, family: Family, decoded: Decoded) -> None:
+        self._engine, self._decoded = engine, decoded
+        self.table: PositionTable = family.position_table(
+            engine.model.decoder, decoded.rope_alpha, engine.limits.max_seq_tokens
+        )
+        self._slot = 0
+
+    def prefill(self, slot: int, chunk: int | None = None, extra: Sequence[int] = ()) -> Floats:
+        """Logits after the prompt and `extra`, whole or in chunks, from an emptied slot."""
+        engine, prompt = self._engine, self._decoded.sample.prompt
+        self._slot = slot
+        engine.cache.truncate(slot, 0)
+        ids = np.array([*prompt.ids, *extra], dtype=np.int64)
+        rows = np.full(len(ids), -1, dtype=np.int64)
+        for span in prompt.spans:
+            length = span.stop - span.start
+            rows[span.start : span.stop] = np.arange(span.image * length, (span.image + 1) * length)
+        uploaded = None
+        if self._decoded.features is not None:
+            flat = self._decoded.features.reshape(-1, engine.model.decoder.hidden)
+            dtype = engine.precision.dtype
+            uploaded = engine.backend.upload(from_float32(flat, dtype), dtype)
+        features = None if uploaded is None else uploaded.rows(0, uploaded.shape[0])
+        step = len(ids) if chunk is None else chunk
+        for at in range(0, len(ids), step):
+            logits = engine.prefill(slot, ids[at : at + step], rows[at : at + step], features, self.table)
+        return logits
+
+    def decode(self, token: int) -> Floats:
+        """Logits after one more token."""
+        return self._engine.decode([Step(self._slot, token, self.table)])[0]
+
+
+def _judged(figures: Sequence[Figures], tolerance: Tolerance) -> Outcome:
+    failures = (failure(one, tolerance) for one in figures)
+    return Outcome(tuple(figures), tuple(sentence for sentence in failures if sentence is not None))
+
+
+def _agreement(decoded: Decoded, found: Sequence[Floats], tolerance: Tolerance) -> tuple[int, int, list[str]]:
+    """Tokens that agree, near ties that differ, and a sentence for each difference that no rounding explains."""
+    agreed, excused, wrong = 0, 0, []
+    for step, (expected, logits, token) in enumerate(zip(decoded.logits, found, decoded.ids, strict=True)):
+        chosen = int(logits.argmax())
+        margin = float(expected[token] - expected[chosen])
+        if chosen == token:
+            agreed += 1
+        elif margin <= 2 * tolerance.relative * float(np.abs(expected).max()):
+            excused += 1
+        else:
+            wrong.append(f"greedy token {step} of {decoded.sample.name} is {chosen}, the model's is {token}")
+    return agreed, excused, wrong
