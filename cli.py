@@ -1,0 +1,185 @@
+"""The command line: one short function per command, which imports its stage when it runs."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bundle.errors import StorageError, VlmTrtError
+
+PRECISIONS = click.Choice(["fp32", "fp16", "bf16"])
+COMPONENTS = click.Choice(["vision_encoder", "resampler", "decoder"])
+BACKENDS = click.Choice(["auto", "cuda", "cpu"])
+FOLDER = click.Path(path_type=Path)
+
+
+class Main(click.Group):
+    """Turns every error of ours into one line on stderr and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except VlmTrtError as error:
+            click.echo(f"vlm-trt: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except MemoryError:
+            click.echo("vlm-trt: not enough memory; use a smaller precision, batch or cache length", err=True)
+            ctx.exit(8)
+        except OSError as error:
+            click.echo(f"vlm-trt: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
+            ctx.exit(StorageError.exit_code)
+
+
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vlm-trt", prog_name="vlm-trt")
+def main() -> None:
+    """Put a vision-language model on NVIDIA servers: export, verify, answer.
+
+    \b
+    Example:
+      vlm-trt export Qwen-VL-Chat bundle --precision fp16
+      vlm-trt verify bundle
+      vlm-trt generate bundle "What is in the picture?" --image photo.jpg
+
+    \b
+    Exit codes: 0 done, 2 usage, 3 bad checkpoint, 4 unsupported, 5 not verified, 6 incompatible,
+    7 bad bundle, 8 out of memory, 9 storage.
+    """
+
+
+@main.command()
+@click.argument("checkpoint", type=FOLDER)
+@click.argument("bundle", type=FOLDER)
+@click.option("--precision", type=PRECISIONS, default="fp16", show_default=True, help="Type of weights and cache.")
+@click.option("--max-seq-tokens", type=click.IntRange(min=64), help="Cache length.  [default: the training length]")
+@click.option("--max-batch", type=click.IntRange(min=1), help="Sequences at once.  [default: 4]")
+@click.option("--max-images", type=click.IntRange(min=1), help="Pictures per vision-encoder run.  [default: 4]")
+@click.option("--component", "components", type=COMPONENTS, multiple=True, help="Only this graph; may be repeated.")
+@click.option("--force", is_flag=True, help="Replace graphs that the bundle already has.")
+def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
+    """Split CHECKPOINT into three ONNX graphs in BUNDLE.
+
+    CHECKPOINT is a Qwen-VL or Qwen-VL-Chat folder as published. An existing BUNDLE gains another precision.
+
+    \b
+    Example:
+      vlm-trt export Qwen-VL-Chat bundle --precision fp16 --max-seq-tokens 2048 --max-batch 8
+    """
+    from commands.export import run
+
+    run(checkpoint, bundle, **options)
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--against", type=FOLDER, help="The checkpoint.  [default: the one the bundle was exported from]")
+@click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: the backend's preferred ones]")
+@click.option("--backend", type=BACKENDS, default="auto", show_default=True, help="Where the graphs run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def verify(bundle: Path, **options: Any) -> None:
+    """Compare BUNDLE's graphs with the model and record the verdict.
+
+    \b
+    Example:
+      vlm-trt verify bundle --against Qwen-VL-Chat
+    """
+    from commands.verify import run
+
+    run(bundle, **options)
+
+
+def runtime_options(command: Any) -> Any:
+    """Options that `generate` and `chat` share."""
+    for option in reversed(
+        [
+            click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: the backend's preferred ones]"),
+            click.option("--backend", type=BACKENDS, default="auto", show_default=True, help="Where the graphs run."),
+            click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per core]"),
+            click.option("--system", help="System text.  [default: the model's own]"),
+            click.option(
+                "--max-new-tokens", type=click.IntRange(min=1), help="Longest answer.  [default: the model's]"
+            ),
+            click.option("--greedy", is_flag=True, default=None, help="Always take the likeliest token."),
+            click.option("--temperature", type=float, help="Sampling temperature.  [default: the model's]"),
+            click.option("--top-k", type=int, help="Sample among this many tokens; 0: all.  [default: the model's]"),
+            click.option("--top-p", type=float, help="Sample within this probability mass.  [default: the model's]"),
+            click.option("--repetition-penalty", type=float, help="Above 1: repeat less.  [default: the model's]"),
+            click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling."),
+            click.option("--stop", "stop_strings", multiple=True, help="End the answer at this text; may be repeated."),
+            click.option("--ignore-eos", is_flag=True, help="Generate on to --max-new-tokens, whatever comes."),
+            click.option(
+                "--unverified", is_flag=True, help="Answer from graphs that are not shown equal to the model."
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.argument("prompt")
+@click.option("--image", "images", type=FOLDER, multiple=True, help="A picture; may be repeated, in order.")
+@click.option("--draw", type=FOLDER, help="Write the picture with the answer's boxes drawn into it.")
+@click.option("--json", "as_json", is_flag=True, help="Print ids, text, boxes and milliseconds as JSON.")
+@runtime_options
+def generate(bundle: Path, prompt: str, **options: Any) -> None:
+    """Answer PROMPT, about the pictures given; PROMPT "-" reads it from standard input.
+
+    \b
+    Example:
+      vlm-trt generate bundle "Where is the red circle?" --image scene.png --draw found.png
+    """
+    from commands.generate import run
+
+    run(bundle, prompt, **options)
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--image", "images", type=FOLDER, multiple=True, help="A picture for the first turn; may be repeated.")
+@runtime_options
+def chat(bundle: Path, **options: Any) -> None:
+    """Talk with the model, turn by turn; type /help inside.
+
+    \b
+    Example:
+      vlm-trt chat bundle --image scene.png
+    """
+    from commands.chat import run
+
+    run(bundle, **options)
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--check", is_flag=True, help="Read every file again and compare its sha256.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def inspect(bundle: Path, check: bool, as_json: bool) -> None:
+    """Show what BUNDLE holds, for what limits, and whether it is verified.
+
+    \b
+    Example:
+      vlm-trt inspect bundle --check
+    """
+    from commands.inspect import run
+
+    run(bundle, check, as_json)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what this machine can export, build and run, and what is missing.
+
+    \b
+    Example:
+      vlm-trt doctor
+    """
+    from commands.doctor import run
+
+    run(as_json)
+
+
+if __name__ == "__main__":
+    main()

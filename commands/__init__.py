@@ -1,0 +1,1 @@
+"""What each command prints: the only room that knows a terminal."""

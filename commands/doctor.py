@@ -1,0 +1,122 @@
+"""`vlm-trt doctor`: what this machine can do, and what is missing for the rest."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+
+# Package → what it is for and the extra that brings it.
+_PACKAGES = {
+    "numpy": ("everything", ""),
+    "pillow": ("pictures", ""),
+    "tiktoken": ("tokenizer", ""),
+    "onnxruntime": ("run on the CPU", "cpu"),
+    "onnxruntime-gpu": ("run on CUDA", "cuda"),
+    "tensorrt": ("build and run TensorRT engines", "tensorrt"),
+    "tensorrt-rtx": ("build TensorRT-RTX engines", "tensorrt-rtx"),
+    "torch": ("export and verify", "export"),
+    "onnx": ("export and verify", "export"),
+    "onnxscript": ("export and verify", "export"),
+}
+
+
+@dataclass(frozen=True)
+class Ability:
+    """One thing a person wants to do, and what stands in the way."""
+
+    name: str
+    possible: bool
+    detail: str
+
+
+def run(as_json: bool) -> None:
+    machine, packages, abilities = _machine(), _packages(), _abilities()
+    if as_json:
+        found = {"machine": machine, "packages": packages, "abilities": [asdict(one) for one in abilities]}
+        click.echo(json.dumps(found, indent=2))
+        return
+    for name, value in machine.items():
+        click.echo(f"{name:<16} {value}")
+    click.echo("\nPackages")
+    for name, (purpose, extra) in _PACKAGES.items():
+        found_version = packages[name]
+        missing = f"not installed (pip install 'vlm-trt[{extra}]')" if extra else "not installed"
+        click.echo(f"  {name:<16} {found_version or missing:<44} {purpose}")
+    click.echo("\nThis machine can")
+    for ability in abilities:
+        mark = click.style("yes", fg="green") if ability.possible else click.style("no ", fg="yellow")
+        click.echo(f"  {mark} {ability.name:<32} {ability.detail}")
+
+
+def _machine() -> dict[str, str]:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{pages / 2**30:.1f} GiB",
+        "free disk here": f"{shutil.disk_usage('.').free / 2**30:.1f} GiB",
+        "gpu": _gpu() or "none found (nvidia-smi does not answer)",
+    }
+
+
+def _gpu() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return "; ".join(done.stdout.strip().splitlines()) or None
+
+
+def _packages() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _abilities() -> list[Ability]:
+    return [
+        _can(
+            "export and verify", ["torch", "onnxscript", "onnx_ir", "safetensors"], "install the extra: vlm-trt[export]"
+        ),
+        _can("run on the CPU", ["onnxruntime"], "install the extra: vlm-trt[cpu]"),
+        _cuda(),
+        _tensorrt("build TensorRT engines", "tensorrt", "tensorrt"),
+        _tensorrt("build TensorRT-RTX engines", "tensorrt_rtx", "tensorrt-rtx"),
+    ]
+
+
+def _can(name: str, modules: list[str], advice: str) -> Ability:
+    for module in modules:
+        try:
+            import_module(module)
+        except Exception as error:  # a broken installation fails in any way; its first line says which
+            return Ability(name, False, f"{module}: {str(error).splitlines()[0]}; {advice}")
+    return Ability(name, True, "")
+
+
+def _cuda() -> Ability:
+    name = "run on CUDA (ONNX Runtime)"
+    try:
+        from runtime.ort import cuda_devices
+    except ImportError:
+        return Ability(name, False, "install the extra: vlm-trt[cuda]")
+    if cuda_devices():
+        return Ability(name, True, "")
+    return Ability(name, False, "needs an NVIDIA GPU, its driver, and the extra: vlm-trt[cuda]")
+
+
+def _tensorrt(name: str, module: str, extra: str) -> Ability:
+    ability = _can(name, [module], f"install the extra: vlm-trt[{extra}]")
+    return ability if not ability.possible or _gpu() else Ability(name, True, "running them needs an NVIDIA GPU")

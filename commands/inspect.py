@@ -1,0 +1,74 @@
+"""`vlm-trt inspect`: a bundle as a person wants to see it."""
+
+import json
+from pathlib import Path
+
+import click
+
+from bundle.manifest import Manifest
+from bundle.signature import DTYPE_BYTES, Component, Precision
+from bundle.store import Bundle
+from commands.terminal import say, size, table
+
+
+def run(path: Path, check: bool, as_json: bool) -> None:
+    bundle = Bundle.open(path)
+    if check:
+        bundle.check_all(fresh=True)
+        say("every file is as the manifest says (size and sha256)")
+    if as_json:
+        click.echo(json.dumps(bundle.manifest.to_json(), indent=2, ensure_ascii=False))
+        return
+    click.echo("\n".join(_description(bundle)))
+
+
+def _description(bundle: Bundle) -> list[str]:
+    manifest = bundle.manifest
+    model, limits = manifest.model, manifest.limits
+    vision, resampler, decoder = model.vision, model.resampler, model.decoder
+    return [
+        f"{bundle.path}  ({model.family}, {model.generation.chat_format}, from {manifest.source.checkpoint})",
+        "",
+        f"vision encoder   {vision.image_size} px → {vision.patches} patches of {vision.width}, {vision.layers} layers",
+        f"resampler        {resampler.queries} tokens of {resampler.hidden} per picture",
+        f"decoder          {decoder.layers} layers of {decoder.hidden}, {decoder.heads} heads of {decoder.head_dim}, "
+        f"vocabulary {decoder.vocab_size}",
+        f"positions        trained on {decoder.trained_tokens}; dynamic NTK {_on(decoder.dynamic_ntk)}, "
+        f"log-n attention {_on(decoder.logn_attention)}",
+        f"limits           {limits.max_seq_tokens} positions, {limits.max_batch} sequences, {limits.max_images} pictures",
+        "",
+        table(_graph_rows(manifest), ("graph", "precision", " weights", "sha256")),
+        "",
+        *(_precision_line(manifest, precision) for precision in manifest.precisions()),
+    ]
+
+
+def _graph_rows(manifest: Manifest) -> list[tuple[str, ...]]:
+    rows = []
+    for precision in manifest.precisions():
+        for component in Component:
+            entry = manifest.graph(component, precision)
+            if entry is None:
+                rows.append((component.value, precision.value, "missing", ""))
+            else:
+                rows.append((component.value, precision.value, size(entry.weights.size), entry.graph.sha256[:12]))
+    return rows
+
+
+def _precision_line(manifest: Manifest, precision: Precision) -> str:
+    decoder, limits = manifest.model.decoder, manifest.limits
+    position_bytes = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * DTYPE_BYTES[precision.dtype]
+    cache = f"cache {size(position_bytes * limits.max_seq_tokens)} per sequence"
+    verdict = manifest.verification(precision)
+    if verdict is None:
+        state = "not verified: run vlm-trt verify"
+    elif verdict.passed:
+        figures = ", ".join(f"{name} {value:.3g}" for name, value in verdict.figures.items())
+        state = f"verified on {verdict.backend} {verdict.created[:10]} ({figures})"
+    else:
+        state = f"FAILED verification, see {verdict.report}"
+    return f"{precision.value:<16} {state}; {cache}"
+
+
+def _on(flag: bool) -> str:
+    return "on" if flag else "off"

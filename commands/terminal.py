@@ -1,0 +1,51 @@
+"""What a person sees while something runs: progress on stderr, results on stdout."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import click
+
+
+class Bar(Protocol):
+    def update(self, n_steps: int) -> None: ...
+
+
+@contextmanager
+def byte_bar(label: str, total_bytes: int) -> Iterator[Bar]:
+    """A bar that counts bytes; on a pipe, one line per call."""
+    stderr = click.get_text_stream("stderr")
+    with click.progressbar(
+        length=total_bytes,
+        label=f"{label:<16}",
+        file=stderr,
+        show_pos=False,
+        item_show_func=lambda _: size(total_bytes),
+    ) as bar:
+        yield bar
+
+
+def say(text: str) -> None:
+    """A line of progress, on stderr: stdout belongs to the result."""
+    click.echo(text, err=True)
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
+    """Columns aligned, numbers to the right where the header starts with a space."""
+    cells = [header, *rows]
+    widths = [max(len(row[i].strip()) for row in cells) for i in range(len(header))]
+    right = [name.startswith(" ") for name in header]
+    lines = []
+    for row in cells:
+        padded = (c.strip().rjust(w) if r else c.strip().ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
