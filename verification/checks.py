@@ -58,14 +58,14 @@ def decode_reference(
     return Decoded(sample, features, alpha, tuple(ids), tuple(logits))
 
 
-def check_vision(engine: Engine, reference: Reference, pixels: Floats, tolerance: Tolerance) -> Outcome:
+def check_vision(name: str, engine: Engine, reference: Reference, pixels: Floats, tolerance: Tolerance) -> Outcome:
     """Vision encoder and resampler, each on the model's own input."""
     dtype = engine.precision.dtype
     expected_patches = reference.vision_encoder(pixels)
     patches = engine.encode_vision(pixels)
-    figures = [compare("vision_encoder", expected_patches, to_float32(patches.read(), dtype))]
+    figures = [compare(f"vision_encoder of {name}", expected_patches, to_float32(patches.read(), dtype))]
     expected = reference.resampler(expected_patches)
-    figures.append(compare("resampler", expected, to_float32(engine.resample(patches), dtype)))
+    figures.append(compare(f"resampler of {name}", expected, to_float32(engine.resample(patches), dtype)))
     return _judged(figures, tolerance)
 
 

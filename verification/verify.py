@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bundle.errors import CheckpointError, VerificationError
+from bundle.errors import VerificationError
 from bundle.manifest import Verification
 from bundle.signature import Component, Precision
 from bundle.store import Bundle
 from exporter.checkpoint import Checkpoint
 from models.family import family
 from runtime.backends import choose_backend, choose_precision
+from runtime.engine import Engine
 from runtime.load import open_engine
 from verification.checks import (
     Decoded,
@@ -80,7 +81,78 @@ def verify(
     progress("load the checkpoint into the torch modules")
     reference = Reference(_source(bundle, against), bundle.manifest.model, family(bundle.manifest.model.family))
     progress(f"load the {chosen} graphs on {backend.name}")
-    outcomes = list(_outcomes(bundle, reference, chosen, backend_name, progress))
+    engine = open_engine(bundle, chosen, backend)
+    outcomes = list(_outcomes(bundle, engine, reference, progress))
     report = _report(chosen, backend.name, outcomes, started)
     _publish(bundle, report)
     return report
+
+
+def _source(bundle: Bundle, against: Path | None) -> Checkpoint:
+    """The checkpoint to compare with, which must be the one the bundle was made from."""
+    source = bundle.manifest.source
+    folder = Path(source.checkpoint) if against is None else against
+    if not folder.is_dir():
+        raise VerificationError(
+            f"the checkpoint {folder} is not there, so there is nothing to compare with; give its folder with --against"
+        )
+    checkpoint = Checkpoint.open(folder)
+    found = checkpoint.source_hashes()
+    changed = sorted(name for name in source.files if source.files[name] != found.get(name))
+    if changed:
+        raise VerificationError(
+            f"{folder} is not the checkpoint this bundle was exported from: {', '.join(changed[:3])} differ; "
+            "give the right one with --against, or export again"
+        )
+    return checkpoint
+
+
+def _outcomes(bundle: Bundle, engine: Engine, reference: Reference, progress: Progress) -> Iterator[Outcome]:
+    """Every check, in the order data flows."""
+    manifest = bundle.manifest
+    kind = family(manifest.model.family)
+    tokenizer = kind.load_tokenizer(bundle.path / manifest.tokenizer.path, manifest.model)
+    tolerance = TOLERANCES[engine.precision]
+    decoded: dict[str, Decoded] = {}
+    for sample in samples(kind, tokenizer, manifest.model, manifest.limits, NEW_TOKENS):
+        pixels = pixels_of(kind, engine, sample.prompt) if sample.prompt.images else None
+        progress(f"{sample.name}: {len(sample.prompt.ids)} tokens")
+        if pixels is not None:
+            yield check_vision(sample.name, engine, reference, pixels, tolerance)
+        known = decode_reference(reference, kind, sample, pixels, NEW_TOKENS)
+        decoded[sample.name] = known
+        yield check_decoder(engine, kind, known, tolerance)
+    progress("picture swapped, cache off, chunks, batch")
+    yield check_swap(engine, kind, decoded["one_image"], decoded["swapped_image"])
+    yield check_cache(engine, kind, decoded["one_image"], tolerance)
+
+
+def _report(precision: Precision, backend: str, outcomes: list[Outcome], started: datetime) -> Report:
+    failures = tuple(sentence for outcome in outcomes for sentence in outcome.failures)
+    return Report(
+        precision=precision,
+        backend=backend,
+        passed=not failures,
+        figures=tuple(one for outcome in outcomes for one in outcome.figures),
+        failures=failures,
+        notes=tuple(note for outcome in outcomes for note in outcome.notes),
+        seconds=(datetime.now(UTC) - started).total_seconds(),
+        created=started.isoformat(timespec="seconds"),
+    )
+
+
+def _publish(bundle: Bundle, report: Report) -> None:
+    """Report and verdict into the bundle; the verdict names the graphs it is about by their hashes."""
+    path = f"reports/verification-{report.precision}.json"
+    bundle.write_report(path, json.dumps(asdict(report), indent=2))
+    graphs = [bundle.manifest.graph(component, report.precision) for component in Component]
+    verdict = Verification(
+        precision=report.precision,
+        backend=report.backend,
+        passed=report.passed,
+        report=path,
+        graphs=tuple(sorted(entry.identity for entry in graphs if entry is not None)),
+        created=report.created,
+        figures=report.worst(),
+    )
+    bundle.record(verdict)
