@@ -14,7 +14,7 @@ from commands.terminal import say, size, table
 def run(path: Path, check: bool, as_json: bool) -> None:
     bundle = Bundle.open(path)
     if check:
-        bundle.check_all(fresh=True)
+        bundle.check_all()
         say("every file is as the manifest says (size and sha256)")
     if as_json:
         click.echo(json.dumps(bundle.manifest.to_json(), indent=2, ensure_ascii=False))

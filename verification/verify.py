@@ -144,7 +144,6 @@ def _report(precision: Precision, backend: str, outcomes: list[Outcome], started
 def _publish(bundle: Bundle, report: Report) -> None:
     """Report and verdict into the bundle; the verdict names the graphs it is about by their hashes."""
     path = f"reports/verification-{report.precision}.json"
-    bundle.write_report(path, json.dumps(asdict(report), indent=2))
     graphs = [bundle.manifest.graph(component, report.precision) for component in Component]
     verdict = Verification(
         precision=report.precision,
@@ -155,4 +154,4 @@ def _publish(bundle: Bundle, report: Report) -> None:
         created=report.created,
         figures=report.worst(),
     )
-    bundle.record(verdict)
+    bundle.record(verdict, json.dumps(asdict(report), indent=2) + "\n")

@@ -1,0 +1,82 @@
+"""sha256 of files, remembered by what the file system says of them, so that an unchanged 19 GB is hashed once.
+
+Any write to a file changes its ctime, which no ordinary tool can set back; so size, mtime, ctime and inode together
+stand for the content. `VLM_TRT_DIGEST_CACHE=off` hashes always.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+_BLOCK = 1 << 22
+_MAX_ENTRIES = 4096
+# A file changed within the clock's granularity before it is hashed could change again with the same times.
+_SETTLED_NS = 2_000_000_000
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's content, hexadecimal, read now."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class DigestCache:
+    """Remembered digests; a damaged or unwritable cache file only costs time."""
+
+    def __init__(self) -> None:
+        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        self._path = Path(root).expanduser() / "vlm-trt" / "digests.json"
+        self._enabled = os.environ.get("VLM_TRT_DIGEST_CACHE", "on") != "off"
+        self._known = self._load() if self._enabled else {}
+        self._changed = False
+
+    def digest(self, path: Path) -> str:
+        """sha256 of the file, from memory where the file has not been touched since."""
+        stamp = _stamp(path)
+        if stamp in self._known:
+            return self._known[stamp]
+        digest = sha256_of(path)
+        if self._enabled and stamp == _stamp(path):
+            self.remember(path, digest)
+        return digest
+
+    def remember(self, path: Path, digest: str) -> None:
+        """Stores a digest that was computed while the file was written."""
+        stat = path.stat()
+        if self._enabled and stat.st_ctime_ns + _SETTLED_NS < time.time_ns():
+            self._known[_stamp(path)] = digest
+            self._changed = True
+
+    def save(self) -> None:
+        """Writes what was learnt, all or nothing."""
+        if not self._changed:
+            return
+        entries = dict(list(self._known.items())[-_MAX_ENTRIES:])
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(dir=self._path.parent)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(entries, file)
+            Path(name).replace(self._path)
+        self._changed = False
+
+    def _load(self) -> dict[str, str]:
+        try:
+            raw = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(raw, dict):
+            return {}
+        return {key: value for key, value in raw.items() if isinstance(value, str) and len(value) == 64}
+
+
+def _stamp(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"

@@ -1,0 +1,195 @@
+"""The manifest `bundle.json`: the only state of a bundle, as frozen data, read strictly."""
+
+import json
+import types
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from bundle.config import Limits, ModelConfig
+from bundle.errors import BundleError, IncompatibleError
+from bundle.signature import Component, Precision
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the bundle."""
+
+    path: str  # relative, with forward slashes
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One graph: the ONNX file and the weights it refers to."""
+
+    component: Component
+    precision: Precision
+    opset: int
+    graph: FileEntry
+    weights: FileEntry
+
+    @property
+    def files(self) -> tuple[FileEntry, FileEntry]:
+        return self.graph, self.weights
+
+    @property
+    def identity(self) -> str:
+        """What a verdict is about: changes with any byte of graph or weights."""
+        return f"{self.component}:{self.graph.sha256}:{self.weights.sha256}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint the bundle was made from."""
+
+    checkpoint: str  # its folder, as an absolute path
+    files: dict[str, str]  # file name → sha256, or "size:…" where only that is compared
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A verdict, valid for exactly the graphs it names."""
+
+    precision: Precision
+    backend: str
+    passed: bool
+    report: str  # path in the bundle
+    graphs: tuple[str, ...]  # identities, sorted
+    created: str
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    schema: int
+    version: str  # of vlm-trt
+    model: ModelConfig
+    limits: Limits
+    source: Source
+    tokenizer: FileEntry
+    graphs: tuple[GraphEntry, ...] = ()
+    verifications: tuple[Verification, ...] = ()
+
+    def graph(self, component: Component, precision: Precision) -> GraphEntry | None:
+        """The entry of that graph, if the bundle has it."""
+        found = (one for one in self.graphs if (one.component, one.precision) == (component, precision))
+        return next(found, None)
+
+    def precisions(self) -> tuple[Precision, ...]:
+        """The precisions of which the bundle has at least one graph."""
+        have = {entry.precision for entry in self.graphs}
+        return tuple(precision for precision in Precision if precision in have)
+
+    def verification(self, precision: Precision) -> Verification | None:
+        """The verdict on the graphs as they are now; one about other graphs does not count."""
+        entries = [self.graph(component, precision) for component in Component]
+        now = tuple(sorted(entry.identity for entry in entries if entry is not None))
+        found = (v for v in self.verifications if v.precision == precision and v.graphs == now)
+        return next(found, None) if len(now) == len(Component) else None
+
+    def without(self, graphs: set[tuple[Component, Precision]]) -> "Manifest":
+        """The manifest without those graphs and without verdicts that named them."""
+        kept = tuple(one for one in self.graphs if (one.component, one.precision) not in graphs)
+        identities = {one.identity for one in kept}
+        verdicts = tuple(v for v in self.verifications if set(v.graphs) <= identities)
+        return replace(self, graphs=kept, verifications=verdicts)
+
+    def with_graphs(self, graphs: tuple[GraphEntry, ...]) -> "Manifest":
+        """The manifest with those graphs added or replaced."""
+        base = self.without({(one.component, one.precision) for one in graphs})
+        return replace(base, graphs=(*base.graphs, *graphs))
+
+    def with_verification(self, verdict: Verification) -> "Manifest":
+        """The manifest with that verdict in place of an older one on the same precision."""
+        others = tuple(v for v in self.verifications if v.precision != verdict.precision)
+        return replace(self, verifications=(*others, verdict))
+
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file the manifest vouches for."""
+        return (self.tokenizer, *(file for entry in self.graphs for file in entry.files))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def dumps(self) -> str:
+        return json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+
+
+def loads(text: str, where: str) -> Manifest:
+    """The manifest from its JSON text.
+
+    Args:
+        text: content of bundle.json.
+        where: named in errors.
+    Raises:
+        BundleError: not JSON, a field missing, unknown, mistyped, or a path that leaves the bundle.
+        IncompatibleError: written by another schema.
+    """
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{where} is not JSON ({error}); export the checkpoint again") from None
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if schema != SCHEMA:
+        raise IncompatibleError(
+            f"{where} has schema {schema!r}, this version reads {SCHEMA}; export the checkpoint again with this version"
+        )
+    manifest = _build(Manifest, raw, where, "")
+    for file in manifest.files():
+        path = PurePosixPath(file.path)
+        if path.is_absolute() or ".." in path.parts or "\\" in file.path:
+            raise BundleError(f"{where}: the path {file.path!r} leaves the bundle; do not use this bundle")
+    return manifest
+
+
+T = TypeVar("T")
+
+
+def _build(kind: type[T], raw: Any, where: str, at: str) -> T:
+    """A dataclass from a JSON object: every field present and of its type, none unknown."""
+    if not isinstance(raw, dict):
+        raise _wrong(where, at, "is not an object")
+    assert is_dataclass(kind)
+    names = {field.name for field in fields(kind)}
+    if unknown := sorted(set(raw) - names):
+        raise _wrong(where, f"{at}{unknown[0]}", "is unknown to this version")
+    if missing := sorted(names - set(raw)):
+        raise _wrong(where, f"{at}{missing[0]}", "is missing")
+    hints = get_type_hints(kind)
+    return kind(**{name: _value(hints[name], raw[name], where, f"{at}{name}") for name in names})
+
+
+def _value(kind: Any, raw: Any, where: str, at: str) -> Any:
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return None if raw is None else _value(next(k for k in get_args(kind) if k is not type(None)), raw, where, at)
+    if origin is tuple:
+        if not isinstance(raw, list):
+            raise _wrong(where, at, "is not a list")
+        return tuple(_value(get_args(kind)[0], item, where, f"{at}[{i}]") for i, item in enumerate(raw))
+    if origin is dict:
+        if not isinstance(raw, dict):
+            raise _wrong(where, at, "is not an object")
+        return {key: _value(get_args(kind)[1], item, where, f"{at}.{key}") for key, item in raw.items()}
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _build(kind, raw, where, f"{at}.")
+    if issubclass(kind, StrEnum):
+        if raw not in list(kind):
+            raise _wrong(where, at, f"is {raw!r}, not one of {', '.join(kind)}")
+        return kind(raw)
+    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
+        return float(raw)
+    if not isinstance(raw, kind) or (isinstance(raw, bool) and kind is not bool):
+        raise _wrong(where, at, f"is {raw!r}, not of type {kind.__name__}")
+    if kind is int and raw < 0:
+        raise _wrong(where, at, f"is {raw}, a negative number")
+    return raw
+
+
+def _wrong(where: str, at: str, what: str) -> BundleError:
+    return BundleError(f"{where}: {at.rstrip('.') or 'the top level'} {what}; export the checkpoint again")

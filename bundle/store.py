@@ -1,0 +1,144 @@
+"""A bundle folder: opened with its promises checked, changed so that no reader ever sees half a change.
+
+bundle.json                                 the manifest
+tokenizer/<file>                            as published
+graphs/<precision>/<component>.onnx         the graph, and beside it its <component>.weights
+reports/                                    what verification found
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from bundle.digests import DigestCache, sha256_of
+from bundle.errors import BundleError, StorageError
+from bundle.manifest import FileEntry, GraphEntry, Manifest, Verification, loads
+from bundle.signature import Component, Precision
+from bundle.staging import exclusive, publish_folder, replace_file, sync
+
+MANIFEST = "bundle.json"
+
+
+class Bundle:
+    """An opened bundle. The manifest is as it was when it was opened or last changed through this object."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    @classmethod
+    def open(cls, path: Path) -> "Bundle":
+        """The bundle in that folder, every file there with the size the manifest says.
+
+        Raises:
+            BundleError: no bundle, a file missing or of another size, a link.
+            IncompatibleError: written by another schema.
+        """
+        if not path.is_dir():
+            raise BundleError(f"{path} is not a folder; make a bundle with: vlm-trt export CHECKPOINT {path}")
+        bundle = cls(path, _read_manifest(path))
+        for file in bundle.manifest.files():
+            bundle._require(file)
+        return bundle
+
+    def check(self, entries: Iterable[GraphEntry]) -> None:
+        """Compares the sha256 of those graphs and of the tokenizer with the manifest.
+
+        Raises:
+            BundleError: a file differs.
+        """
+        files = [self.manifest.tokenizer, *(file for entry in entries for file in entry.files)]
+        cache = DigestCache()
+        for file in files:
+            self._compare(file, cache.digest(self._require(file)))
+        cache.save()
+
+    def check_all(self) -> None:
+        """Reads every file again, whatever is remembered of it.
+
+        Raises:
+            BundleError: a file differs.
+        """
+        for file in self.manifest.files():
+            self._compare(file, sha256_of(self._require(file)))
+
+    def record(self, verdict: Verification, report: str) -> None:
+        """Stores a verdict and its report."""
+        with exclusive(self.path):
+            manifest = _read_manifest(self.path).with_verification(verdict)
+            target = self.path / verdict.report
+            target.parent.mkdir(exist_ok=True)
+            replace_file(target, report)
+            replace_file(self.path / MANIFEST, manifest.dumps())
+        self.manifest = manifest
+
+    def _require(self, file: FileEntry) -> Path:
+        path = self.path / file.path
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; export the checkpoint again")
+        if path.is_symlink() or not path.resolve().is_relative_to(self.path.resolve()):
+            raise BundleError(f"{path} is a link that leaves the bundle; copy the file in its place or export again")
+        if path.stat().st_size != file.size:
+            raise BundleError(
+                f"{path} has {path.stat().st_size} bytes, the manifest says {file.size}; export the checkpoint again"
+            )
+        return path
+
+    def _compare(self, file: FileEntry, digest: str) -> None:
+        if digest != file.sha256:
+            raise BundleError(
+                f"{self.path / file.path} was changed after the export (its sha256 is {digest[:12]}…, the manifest "
+                f"says {file.sha256[:12]}…); export the checkpoint again"
+            )
+
+
+def graph_paths(component: Component, precision: Precision) -> tuple[str, str]:
+    """Where a graph and its weights lie in a bundle."""
+    return f"graphs/{precision}/{component}.onnx", f"graphs/{precision}/{component}.weights"
+
+
+def file_entry(root: Path, relative: str, sha256: str | None = None) -> FileEntry:
+    """The entry of a file as it lies there; `sha256` where it was computed while writing."""
+    path = root / relative
+    return FileEntry(relative, path.stat().st_size, sha256_of(path) if sha256 is None else sha256)
+
+
+def publish_new(staging: Path, target: Path, manifest: Manifest) -> None:
+    """Makes a staged folder with all its files a bundle.
+
+    Raises:
+        StorageError: the target appeared meanwhile.
+    """
+    if target.exists():
+        raise StorageError(f"{target} exists; choose another folder or remove it")
+    replace_file(staging / MANIFEST, manifest.dumps())
+    publish_folder(staging, target)
+
+
+def publish_graphs(bundle: Bundle, staging: Path, graphs: tuple[GraphEntry, ...]) -> None:
+    """Moves staged graphs into an existing bundle.
+
+    In between, a kill leaves a bundle that opens and lacks these graphs: first the manifest forgets them, then the
+    files take their places, then the manifest names them.
+    """
+    with exclusive(bundle.path):
+        current = _read_manifest(bundle.path)
+        bare = current.without({(entry.component, entry.precision) for entry in graphs})
+        replace_file(bundle.path / MANIFEST, bare.dumps())
+        for file in (file for entry in graphs for file in entry.files):
+            target = bundle.path / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sync(staging / file.path)
+            (staging / file.path).replace(target)
+            sync(target.parent)
+        bundle.manifest = bare.with_graphs(graphs)
+        replace_file(bundle.path / MANIFEST, bundle.manifest.dumps())
+
+
+def _read_manifest(path: Path) -> Manifest:
+    where = path / MANIFEST
+    try:
+        text = where.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BundleError(f"{path} holds no {MANIFEST}, so it is no bundle; export a checkpoint to it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{where} cannot be read: {error}") from None
+    return loads(text, str(where))
