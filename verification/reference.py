@@ -76,7 +76,7 @@ class Reference:
             torch.tensor([position % seq]),
             [empty] * (2 * decoder.layers),
         )
-        return _numpy(outputs[0])[0]
+        return _numpy(outputs[0][0])
 
 
 def _numpy(tensor: torch.Tensor) -> Floats:

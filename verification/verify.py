@@ -96,7 +96,7 @@ def _source(bundle: Bundle, against: Path | None) -> Checkpoint:
         raise VerificationError(
             f"the checkpoint {folder} is not there, so there is nothing to compare with; give its folder with --against"
         )
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = Checkpoint(folder)
     found = checkpoint.source_hashes()
     changed = sorted(name for name in source.files if source.files[name] != found.get(name))
     if changed:

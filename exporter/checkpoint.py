@@ -1,0 +1,162 @@
+"""A checkpoint folder as published: which tensors it has, and their values, read one at a time.
+
+One safetensors file, safetensors shards with an index, or `pytorch_model*.bin` shards (mapped, weights only). Code
+that lies in the folder (`auto_map`) is never run.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+
+from bundle.digests import sha256_of
+from bundle.errors import CheckpointError
+from exporter.bin_file import BinFile
+from exporter.safetensors_file import SafetensorsFile
+from models.weights import WeightMap
+
+_SINGLE = ("model.safetensors", "pytorch_model.bin")
+_INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+Shard = SafetensorsFile | BinFile
+_SMALL_FILES = ("config.json", "generation_config.json")
+
+
+class Checkpoint:
+    """An opened checkpoint. Opening reads headers only."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            CheckpointError: no folder, no weights, a broken index, a missing or damaged shard.
+        """
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is not a folder; give the folder of a published checkpoint")
+        self.folder = folder
+        self._shard_of = _shards(folder)
+        if not self._shard_of:
+            raise CheckpointError(f"{folder} holds no tensor; download the checkpoint again")
+        self._mapped: BinFile | None = None
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor and its shape."""
+        return {name: shard.tensors[name].shape for name, shard in self._shard_of.items()}
+
+    def check(self, weights: WeightMap) -> None:
+        """Compares names and shapes with what the model's config says.
+
+        Raises:
+            CheckpointError: tensors are missing, left over, or of another shape.
+        """
+        found = self.shapes()
+        ignored = {name for name in found if any(fnmatch(name, pattern) for pattern in weights.ignored)}
+        missing = sorted(set(weights.expected) - set(found))
+        left_over = sorted(set(found) - set(weights.expected) - ignored)
+        if missing:
+            raise CheckpointError(
+                f"{self.folder} lacks {_some(missing)}; the download is incomplete or config.json is of another model"
+            )
+        if left_over:
+            raise CheckpointError(
+                f"{self.folder} has tensors that config.json does not explain: {_some(left_over)}; "
+                "use the config.json that belongs to these weights"
+            )
+        for name, shape in weights.expected.items():
+            if found[name] != shape:
+                raise CheckpointError(
+                    f"{self.folder}: {name} has shape {list(found[name])}, config.json asks for {list(shape)}; "
+                    "use the config.json that belongs to these weights"
+                )
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows start…stop−1 of a tensor's leading axis, in its stored type.
+
+        Raises:
+            CheckpointError: NaN or Inf among them.
+        """
+        shard = self._shard_of[name]
+        if isinstance(shard, BinFile) and shard is not self._mapped:
+            if self._mapped is not None:
+                self._mapped.close()  # one shard mapped at a time
+            self._mapped = shard
+        values = shard.rows(name, start, stop)
+        _require_finite(values, name, shard.path)
+        return values
+
+    def read(self, name: str) -> torch.Tensor:
+        """A whole tensor, in its stored type."""
+        return self.rows(name, 0, self._shard_of[name].tensors[name].shape[0])
+
+    def source_hashes(self, tokenizer_file: str) -> dict[str, str]:
+        """What identifies this checkpoint: sha256 of the small files, size of the shards.
+
+        Hashing 19 GB would cost a full read each time; what the shards hold is what verification compares.
+        """
+        small = {name: sha256_of(self.folder / name) for name in (*_SMALL_FILES, tokenizer_file)}
+        paths = {shard.path for shard in self._shard_of.values()}
+        return small | {path.name: f"size:{path.stat().st_size}" for path in sorted(paths)}
+
+
+def _shards(folder: Path) -> dict[str, Shard]:
+    """Tensor name → the shard that holds it."""
+    for name in _INDEXED:
+        if (folder / name).exists():
+            return _indexed(folder, folder / name)
+    for name in _SINGLE:
+        if (folder / name).exists():
+            shard = _open(folder / name)
+            return dict.fromkeys(shard.tensors, shard)
+    raise CheckpointError(
+        f"{folder} holds no weights: none of {', '.join((*_SINGLE, *_INDEXED))}; download the checkpoint again"
+    )
+
+
+def _indexed(folder: Path, index: Path) -> dict[str, Shard]:
+    with _json_errors(index):
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = {str(tensor): str(file) for tensor, file in weight_map.items()}
+    for tensor, file in names.items():
+        _require_inside(file, index)
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{index} names {file} for {tensor}, which is missing; download it")
+    shards = {file: _open(folder / file) for file in sorted(set(names.values()))}
+    for tensor, file in names.items():
+        if tensor not in shards[file].tensors:
+            raise CheckpointError(f"{index} says that {tensor} is in {file}, and it is not; download both again")
+    unnamed = sorted(name for shard in shards.values() for name in shard.tensors if name not in names)
+    if unnamed:
+        raise CheckpointError(f"{index} does not name {_some(unnamed)}; download it again")
+    return {tensor: shards[file] for tensor, file in names.items()}
+
+
+def _open(path: Path) -> Shard:
+    return BinFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+
+
+@contextmanager
+def _json_errors(index: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not an index of shards ({error!r}); download it again") from None
+
+
+def _require_inside(name: str, index: Path) -> None:
+    """A shard lies directly in the folder; a link there, as download caches make them, is the user's own."""
+    if len(Path(name).parts) != 1 or name in ("", ".", ".."):
+        raise CheckpointError(f"{index}: the path {name!r} leaves the checkpoint folder; do not use this checkpoint")
+
+
+def _require_finite(values: torch.Tensor, name: str, path: Path) -> None:
+    if values.numel() == 0:
+        return
+    low, high = torch.aminmax(values)  # NaN propagates; at memory speed, isfinite is 50 times slower
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise CheckpointError(f"{path}: {name} holds NaN or Inf, so the model is broken; get intact weights")
+
+
+def _some(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

@@ -1,0 +1,217 @@
+"""Checkpoint folder in, bundle out: trace each graph, stream its weights, publish all of it at once."""
+
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Protocol
+
+import onnx_ir as ir
+
+from bundle.config import Limits, ModelConfig
+from bundle.errors import IncompatibleError, UsageError
+from bundle.manifest import SCHEMA, GraphEntry, Manifest, Source
+from bundle.signature import Component, Precision
+from bundle.staging import require_room, staging_folder
+from bundle.store import Bundle, file_entry, graph_paths, publish_graphs, publish_new
+from exporter.checkpoint import Checkpoint
+from exporter.trace import OPSET, trace
+from exporter.weight_stream import WeightPlace, plan_weights, stream_weights
+from models.family import Family, family_of
+from models.weights import Weight
+
+DEFAULT_MAX_BATCH = 4
+DEFAULT_MAX_IMAGES = 4
+# Room for the graphs themselves, the tokenizer and the manifest.
+_SMALL_FILES_BYTES = 16 << 20
+
+
+class Bar(Protocol):
+    def update(self, n_steps: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What to export; None takes the default, or what an existing bundle has."""
+
+    precision: Precision
+    components: tuple[Component, ...] = tuple(Component)
+    max_seq_tokens: int | None = None
+    max_batch: int | None = None
+    max_images: int | None = None
+    force: bool = False  # replace graphs the bundle has
+
+
+@dataclass(frozen=True)
+class Done:
+    written_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything an export was asked to do, resolved and checked before anything is written."""
+
+    checkpoint: Checkpoint
+    family: Family
+    model: ModelConfig
+    limits: Limits
+    precision: Precision
+    weights: dict[Component, tuple[Weight, ...]]
+    existing: Bundle | None
+
+
+def export(
+    checkpoint: Path,
+    bundle: Path,
+    choices: Choices,
+    say: Callable[[str], None] = lambda _: None,
+    byte_bar: Callable[[str, int], AbstractContextManager[Bar | None]] = lambda _label, _total: nullcontext(),
+) -> Done:
+    """Writes the graphs of one precision, as a new bundle or into an existing one.
+
+    Args:
+        checkpoint: folder of a published checkpoint.
+        bundle: the folder to make, or a bundle of the same checkpoint to add to.
+        choices: precision, components and limits.
+        say: told what runs now.
+        byte_bar: a progress bar for a label and a number of bytes.
+    Raises:
+        CheckpointError, UnsupportedError: the checkpoint cannot be exported; nothing is written.
+        UsageError: the choices do not fit the bundle or the model.
+        StorageError: no room, or no permission.
+    """
+    started = perf_counter()
+    job = _prepare(checkpoint, bundle, choices)
+    total = sum(plan_weights(own, job.precision)[1] for own in job.weights.values())
+    require_room(bundle, total + _SMALL_FILES_BYTES)
+    with staging_folder(bundle if job.existing is None else bundle / "graphs") as staging:
+        entries = tuple(_write_graph(job, component, staging, say, byte_bar) for component in job.weights)
+        if job.existing is not None:
+            publish_graphs(job.existing, staging, entries)
+        else:
+            publish_new(staging, bundle, _new_manifest(job, staging, entries))
+    return Done(total, perf_counter() - started)
+
+
+def _prepare(folder: Path, target: Path, choices: Choices) -> Job:
+    kind = family_of(folder)
+    model = kind.read_config(folder)
+    kind.check_checkpoint(folder, model)
+    checkpoint = Checkpoint(folder)
+    weight_map = kind.weight_map(model)
+    checkpoint.check(weight_map)
+    existing = None
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        existing = Bundle.open(target)
+        _require_same_source(existing, checkpoint, kind)
+        _require_free(existing, choices)
+    elif target.exists():
+        target.rmdir()  # an empty folder is as good as none
+    return Job(
+        checkpoint=checkpoint,
+        family=kind,
+        model=model,
+        limits=_limits(model, choices, existing),
+        precision=choices.precision,
+        weights={c: tuple(w for w in weight_map.weights if w.component is c) for c in choices.components},
+        existing=existing,
+    )
+
+
+def _limits(model: ModelConfig, choices: Choices, existing: Bundle | None) -> Limits:
+    """The limits asked for, which an existing bundle has fixed."""
+    known = None if existing is None else existing.manifest.limits
+    longest = model.decoder.max_positions
+    defaults = known or Limits(min(model.decoder.trained_tokens, longest), DEFAULT_MAX_BATCH, DEFAULT_MAX_IMAGES)
+    limits = Limits(
+        choices.max_seq_tokens or defaults.max_seq_tokens,
+        choices.max_batch or defaults.max_batch,
+        choices.max_images or defaults.max_images,
+    )
+    if known is not None and limits != known:
+        raise UsageError(
+            f"{existing.path if existing else ''} is built for {known.max_seq_tokens} positions, {known.max_batch} "
+            f"sequences and {known.max_images} pictures; leave the limits out, or export to another folder"
+        )
+    if limits.max_seq_tokens > longest:
+        raise UsageError(f"--max-seq-tokens {limits.max_seq_tokens} is beyond the model's {longest} positions")
+    if limits.max_seq_tokens < model.resampler.queries + 32:
+        raise UsageError(
+            f"--max-seq-tokens {limits.max_seq_tokens} does not hold one picture ({model.resampler.queries} tokens) "
+            "and a question"
+        )
+    return limits
+
+
+def _require_same_source(existing: Bundle, checkpoint: Checkpoint, kind: Family) -> None:
+    if existing.manifest.source.files != checkpoint.source_hashes(kind.tokenizer_file):
+        raise IncompatibleError(
+            f"{existing.path} was made from another checkpoint ({existing.manifest.source.checkpoint}); "
+            "export to another folder"
+        )
+
+
+def _require_free(existing: Bundle, choices: Choices) -> None:
+    have = [c for c in choices.components if existing.manifest.graph(c, choices.precision) is not None]
+    if have and not choices.force:
+        raise UsageError(
+            f"{existing.path} already has {choices.precision} graphs ({', '.join(have)}); --force replaces them"
+        )
+
+
+def _write_graph(
+    job: Job,
+    component: Component,
+    staging: Path,
+    say: Callable[[str], None],
+    byte_bar: Callable[[str, int], AbstractContextManager[Bar | None]],
+) -> GraphEntry:
+    graph_path, weights_path = graph_paths(component, job.precision)
+    (staging / graph_path).parent.mkdir(parents=True, exist_ok=True)
+    say(f"trace {component} ({job.precision})")
+    graph = trace(component, job.model, job.limits, job.precision)
+    weights = job.weights[component]
+    places, size = plan_weights(weights, job.precision)
+    with byte_bar(f"write {component}", size) as bar:
+        on_bytes = (lambda _: None) if bar is None else bar.update
+        target = staging / weights_path
+        digest = stream_weights(weights, job.model, job.checkpoint, job.precision, target, on_bytes)
+    _refer(graph, places, Path(weights_path).name)
+    ir.save(graph, staging / graph_path)
+    return GraphEntry(
+        component=component,
+        precision=job.precision,
+        opset=OPSET,
+        graph=file_entry(staging, graph_path),
+        weights=file_entry(staging, weights_path, digest),
+    )
+
+
+def _refer(graph: ir.Model, places: tuple[WeightPlace, ...], file: str) -> None:
+    """Points the graph's initializers at their places in the weight file beside it."""
+    for place in places:
+        value = graph.graph.initializers[place.name]
+        assert value.dtype is not None
+        value.const_value = ir.ExternalTensor(
+            file, place.offset, place.length, value.dtype, shape=ir.Shape(place.shape), name=place.name
+        )
+
+
+def _new_manifest(job: Job, staging: Path, entries: tuple[GraphEntry, ...]) -> Manifest:
+    name = job.family.tokenizer_file
+    tokenizer = f"tokenizer/{name}"
+    (staging / "tokenizer").mkdir()
+    shutil.copyfile(job.checkpoint.folder / name, staging / tokenizer)
+    return Manifest(
+        schema=SCHEMA,
+        version=version("vlm-trt"),
+        model=job.model,
+        limits=job.limits,
+        source=Source(str(job.checkpoint.folder.absolute()), job.checkpoint.source_hashes(name)),
+        tokenizer=file_entry(staging, tokenizer),
+        graphs=entries,
+    )

@@ -1,0 +1,155 @@
+"""Weights from a checkpoint into one external-data file, tensor by tensor: the model is never in memory.
+
+The main thread reads and converts; a second one hashes and writes, so that the disk never waits for arithmetic.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import torch
+
+from bundle.config import ModelConfig
+from bundle.errors import UnsupportedError
+from bundle.signature import DTYPE_BYTES, Precision
+from exporter.checkpoint import Checkpoint
+from exporter.layouts import blocks
+from exporter.modules.build import TORCH_DTYPES
+from models.weights import Weight
+
+# Pages are mapped at 4 KiB; a large tensor that starts on one can be used where it lies.
+_PAGE, _LARGE, _SMALL_ALIGNMENT = 4096, 64 << 10, 64
+# Converted blocks that may wait for the disk.
+_WAITING_BLOCKS = 2
+
+
+@dataclass(frozen=True)
+class WeightPlace:
+    """Where one weight lies in the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int  # bytes
+    length: int  # bytes
+
+
+def plan_weights(weights: Sequence[Weight], precision: Precision) -> tuple[tuple[WeightPlace, ...], int]:
+    """The place of every weight, and the size of the file in bytes."""
+    places, end = [], 0
+    for weight in weights:
+        dtype = Precision.FP32.dtype if weight.full_precision else precision.dtype
+        length = prod(weight.shape) * DTYPE_BYTES[dtype]
+        alignment = _PAGE if length >= _LARGE else _SMALL_ALIGNMENT
+        offset = -(-end // alignment) * alignment
+        places.append(WeightPlace(weight.name, weight.shape, dtype, offset, length))
+        end = offset + length
+    return tuple(places), end
+
+
+def stream_weights(
+    weights: Sequence[Weight],
+    model: ModelConfig,
+    checkpoint: Checkpoint,
+    precision: Precision,
+    path: Path,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> str:
+    """Writes the weights to `path` as `plan_weights` places them; the sha256 of the file.
+
+    Args:
+        weights: of one component.
+        model: sizes for the layouts.
+        checkpoint: where the values come from.
+        precision: type of all weights but those of full precision.
+        path: a new file.
+        on_bytes: told of the bytes of every block written.
+    Raises:
+        CheckpointError: NaN or Inf in a tensor.
+        UnsupportedError: a value beyond the range of fp16.
+        OSError: the file cannot be written.
+    """
+    places, size = plan_weights(weights, precision)
+    with _Writer(path, on_bytes) as writer:
+        for weight, place in zip(weights, places, strict=True):
+            writer.pad_to(place.offset)
+            for block in blocks(weight, model, checkpoint):
+                writer.put(_converted(block, weight, place))
+        writer.pad_to(size)
+    return writer.digest.hexdigest()
+
+
+def load_weights(weights: Sequence[Weight], model: ModelConfig, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The same weights in fp32, for the torch modules."""
+    return {
+        weight.name: torch.cat([block.float() for block in blocks(weight, model, checkpoint)]).contiguous()
+        for weight in weights
+    }
+
+
+def _converted(block: torch.Tensor, weight: Weight, place: WeightPlace) -> torch.Tensor:
+    """The block in its final type, contiguous."""
+    precision = Precision.FP32 if weight.full_precision else next(p for p in Precision if p.dtype == place.dtype)
+    if precision is Precision.FP16:
+        largest = float(block.abs().max())
+        if largest > torch.finfo(torch.float16).max:
+            raise UnsupportedError(
+                f"{weight.keys[0]} holds {largest:.4g}, beyond fp16's 65504; export with --precision bf16 or fp32"
+            )
+    return block.to(TORCH_DTYPES[precision]).contiguous()
+
+
+class _Writer:
+    """Hashes and writes blocks in a thread of its own, in order."""
+
+    def __init__(self, path: Path, on_bytes: Callable[[int], None]) -> None:
+        self.digest = hashlib.sha256()
+        self._on_bytes = on_bytes
+        self._file = path.open("xb", buffering=0)
+        self._position = 0
+        self._queue: Queue[Any] = Queue(maxsize=_WAITING_BLOCKS)
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "_Writer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        self._file.close()
+        if self._failure is not None and failure[0] is None:
+            raise self._failure
+
+    def put(self, block: torch.Tensor) -> None:
+        """Queues a contiguous block."""
+        self._queue_bytes(block.view(torch.uint8).reshape(-1).numpy())
+        self._on_bytes(block.nbytes)
+
+    def pad_to(self, offset: int) -> None:
+        if offset > self._position:
+            self._queue_bytes(bytes(offset - self._position))
+
+    def _queue_bytes(self, data: Any) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._position += len(data)
+        self._queue.put(data)
+
+    def _work(self) -> None:
+        while (data := self._queue.get()) is not None:
+            if self._failure is not None:
+                continue  # drain, so that the producer is never blocked
+            try:
+                self.digest.update(data)
+                view = memoryview(data)
+                while view:
+                    view = view[self._file.write(view) :]
+            except BaseException as error:  # raised again in the producer's thread
+                self._failure = error
