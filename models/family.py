@@ -31,6 +31,9 @@ class Tokenizer(Protocol):
     @property
     def end_of_text(self) -> int: ...
 
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text."""
+
     def visible_bytes(self, token_id: int) -> bytes:
         """What a token adds to the shown text; nothing for control tokens."""
 
@@ -73,3 +76,11 @@ def family(name: str) -> Family:
         raise UnsupportedError(f"model family {name!r} is not supported by this version; known: {', '.join(_MODULES)}")
     found: Family = import_module(_MODULES[name]).FAMILY
     return found
+
+
+def family_of(checkpoint: Path) -> Family:
+    """The family a checkpoint belongs to; its config reader refuses what it does not know.
+
+    Qwen-VL is the only one so far; `model_type` in config.json tells further ones apart.
+    """
+    return family("qwen_vl")

@@ -54,3 +54,22 @@ class Prompt:
     spans: tuple[ImageSpan, ...]
     images: tuple[Image, ...]
     dropped_turns: int = 0  # oldest turns left out because the window was full
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """A place an answer names, in pixels of the original picture."""
+
+    name: str  # "" where the answer gives none
+    kind: str  # "box" (two corners) or "quad" (four)
+    points: tuple[tuple[float, float], ...]
+    picture: int  # index among the conversation's pictures
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer, read."""
+
+    plain_text: str
+    groundings: tuple[Grounding, ...]
+    malformed: int = 0  # tags that hold no valid place

@@ -1,0 +1,58 @@
+"""Qwen-VL and Qwen-VL-Chat, as a family."""
+
+from pathlib import Path
+
+from bundle.config import ModelConfig
+from bundle.errors import CheckpointError
+from models.family import Family
+from models.qwen_vl.config import FAMILY as NAME
+from models.qwen_vl.config import read_config, read_image_start_id
+from models.qwen_vl.grounding import parse_answer
+from models.qwen_vl.positions import ntk_alpha, position_table
+from models.qwen_vl.preprocess import preprocess
+from models.qwen_vl.prompt import build_prompt
+from models.qwen_vl.tokenizer import Tokenizer
+from models.qwen_vl.weights import weight_map
+
+TOKENIZER_FILE = "qwen.tiktoken"
+
+
+def load_tokenizer(path: Path, model: ModelConfig) -> Tokenizer:
+    return Tokenizer(path, image_tokens=model.resampler.queries)
+
+
+def check_checkpoint(folder: Path, model: ModelConfig) -> None:
+    """
+    Raises:
+        CheckpointError: the tokenizer is missing or not the one of this config.
+    """
+    path = folder / TOKENIZER_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; copy it from the published checkpoint")
+    tokenizer = load_tokenizer(path, model)
+    image_start = read_image_start_id(folder)
+    if image_start is not None and image_start != tokenizer.image_start:
+        raise CheckpointError(
+            f"{path}: <img> has id {tokenizer.image_start}, config.json says {image_start}; "
+            "use the tokenizer that belongs to this checkpoint"
+        )
+    if tokenizer.vocab_size > model.decoder.vocab_size:
+        raise CheckpointError(
+            f"{path} has {tokenizer.vocab_size} tokens, the model's vocabulary only {model.decoder.vocab_size}; "
+            "use the tokenizer that belongs to this checkpoint"
+        )
+
+
+FAMILY = Family(
+    name=NAME,
+    tokenizer_file=TOKENIZER_FILE,
+    read_config=read_config,
+    check_checkpoint=check_checkpoint,
+    weight_map=weight_map,
+    load_tokenizer=load_tokenizer,
+    build_prompt=build_prompt,
+    preprocess=preprocess,
+    rope_alpha=ntk_alpha,
+    position_table=position_table,
+    parse_answer=parse_answer,
+)
