@@ -13,7 +13,6 @@ from bundle.errors import ImageError, PromptError
 from commands.terminal import say
 from models.images import decode_image
 from models.messages import Image, Message, Part, Text
-from runtime.drawing import draw_regions
 from runtime.model import Answer, Options, VisionLanguageModel, load
 
 
@@ -86,6 +85,8 @@ def write_drawing(answer: Answer, parts: Sequence[Part], target: Path) -> None:
     if not places:
         say(f"the answer names no place, so {target} is the picture as it was")
     picture = decode_image(pictures[-1].data, pictures[-1].name)
+    from runtime.drawing import draw_regions
+
     draw_regions(picture, places).save(target)
     say(f"wrote {target}")
 

@@ -35,7 +35,8 @@ def _description(bundle: Bundle) -> list[str]:
         f"vocabulary {decoder.vocab_size}",
         f"positions        trained on {decoder.trained_tokens}; dynamic NTK {_on(decoder.dynamic_ntk)}, "
         f"log-n attention {_on(decoder.logn_attention)}",
-        f"limits           {limits.max_seq_tokens} positions, {limits.max_batch} sequences, {limits.max_images} pictures",
+        f"limits           {limits.max_seq_tokens} positions, {limits.max_batch} sequences, "
+        f"{limits.max_images} pictures per run",
         "",
         table(_graph_rows(manifest), ("graph", "precision", " weights", "sha256")),
         "",

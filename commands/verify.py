@@ -24,7 +24,7 @@ def run(bundle: Path, against: Path | None, precision: str | None, backend: str,
             click.echo(click.style(f"  FAILED {sentence}", fg="red"))
     if not report.passed:
         raise VerificationError(
-            f"{bundle}: the {report.precision} graphs are not equal to the model ({len(report.failures)} checks failed); "
-            "they stay refused. Export again in a wider precision, or report this model"
+            f"{bundle}: the {report.precision} graphs are not equal to the model ({len(report.failures)} checks "
+            "failed); they stay refused. Export again in a wider precision, or report this model"
         )
     say(f"verified: {report.precision} on {report.backend}, {len(report.figures)} comparisons, {report.seconds:.1f} s")

@@ -211,7 +211,7 @@ def _new_manifest(job: Job, staging: Path, entries: tuple[GraphEntry, ...]) -> M
         version=version("vlm-trt"),
         model=job.model,
         limits=job.limits,
-        source=Source(str(job.checkpoint.folder.absolute()), job.checkpoint.source_hashes(name)),
+        source=Source(str(job.checkpoint.folder.resolve()), job.checkpoint.source_hashes(name)),
         tokenizer=file_entry(staging, tokenizer),
         graphs=entries,
     )

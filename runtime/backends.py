@@ -49,8 +49,9 @@ def choose_precision(backend: Backend, available: tuple[Precision, ...], wanted:
         return Precision(wanted)
     fitting = [precision for precision in backend.precisions if precision in available]
     if not fitting:
+        have = ", ".join(available) or "no graphs"
         raise IncompatibleError(
-            f"{backend.name} runs {', '.join(backend.precisions)} and the bundle has {', '.join(available) or 'no graphs'}"
+            f"{backend.name} runs {', '.join(backend.precisions)} and the bundle has {have}"
             f"; export one of those: vlm-trt export CHECKPOINT BUNDLE --precision {backend.precisions[0]}"
         )
     return fitting[0]

@@ -78,7 +78,7 @@ class Generator:
             request=request,
             slot=slot,
             table=self._family.position_table(decoder, alpha, limits.max_seq_tokens),
-            sampler=Sampler(request.sampling, self._suppressed(request), decoder.vocab_size),
+            sampler=Sampler(request.sampling, self._suppressed(request)),
             text_stream=TextStream(self._tokenizer.visible_bytes, request.stop_strings),
             images=images,
             clock=clock,

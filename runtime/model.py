@@ -1,21 +1,19 @@
 """The Python API: a bundle loaded for answering. See docs/python-api.md for a runnable example."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from time import perf_counter
 
-from bundle.errors import BundleError, UsageError, VerificationError
+from bundle.errors import UsageError
 from bundle.manifest import Manifest
-from bundle.signature import Component, Precision
 from bundle.store import Bundle
-from models.family import Family, family
-from models.grounding import Grounding
-from models.messages import Image, Message, Part, Text
-from runtime.backend import Backend
-from runtime.backends import choose_backend
+from models.family import Family, Tokenizer, family
+from models.messages import Grounding, Image, Message, Part, Text
+from runtime.backends import choose_backend, choose_precision
 from runtime.engine import Engine
 from runtime.generate import Generator, Request, Running
+from runtime.load import open_engine, require_verified
 from runtime.sampler import Sampling
 from runtime.timing import StageClock
 
@@ -33,6 +31,9 @@ class Options:
     seed: int = 0
     stop_strings: tuple[str, ...] = ()
     ignore_eos: bool = False
+
+
+DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ class Answer:
 class VisionLanguageModel:
     """A bundle ready to answer. Not safe for concurrent calls: give each thread its own, or use the Generator."""
 
-    def __init__(self, manifest: Manifest, engine: Engine, family: Family, tokenizer: Any) -> None:
-        self.manifest, self.engine = manifest, engine
+    def __init__(
+        self, manifest: Manifest, engine: Engine, family: Family, tokenizer: Tokenizer, load_ms: float = 0.0
+    ) -> None:
+        self.manifest, self.engine, self.load_ms = manifest, engine, load_ms
         self._family, self.tokenizer = family, tokenizer
         self.generator = Generator(engine, family, tokenizer)
 
@@ -74,7 +77,7 @@ class VisionLanguageModel:
         """
         return self.generate_batch([_messages(prompt, images)], options)[0]
 
-    def generate_batch(self, conversations: Sequence[Sequence[Message]], options: Options = Options()) -> list[Answer]:
+    def generate_batch(self, conversations: Sequence[Sequence[Message]], options: Options = DEFAULTS) -> list[Answer]:
         """The answers to several conversations, decoded together in as many slots as the bundle has."""
         waiting = list(enumerate(conversations))
         running: list[tuple[int, Running]] = []
@@ -150,6 +153,48 @@ class VisionLanguageModel:
         )
 
 
+def load(
+    path: Path | str,
+    *,
+    precision: str | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+    prepack: bool = False,
+    allow_unverified: bool = False,
+) -> VisionLanguageModel:
+    """A bundle ready to answer.
+
+    Args:
+        path: the bundle's folder.
+        precision: "fp32", "fp16" or "bf16"; by default the backend's preferred one that the bundle has.
+        backend: "cuda", "cpu", or "auto" for CUDA where it starts.
+        threads: CPU threads; by default one per core.
+        prepack: on the CPU, faster prefill and batches for more memory and a slower load.
+        allow_unverified: answer from graphs that were not shown equal to the model.
+    Raises:
+        VerificationError: the graphs are unverified or failed.
+        BundleError, IncompatibleError: the bundle is damaged, or nothing in it runs here.
+    """
+    started = perf_counter()
+    bundle = Bundle.open(Path(path))
+    chosen = choose_backend(backend, threads, prepack=prepack)
+    kind = choose_precision(chosen, bundle.manifest.precisions(), precision)
+    if not allow_unverified:
+        require_verified(bundle, kind)
+    engine = open_engine(bundle, kind, chosen)
+    members = family(bundle.manifest.model.family)
+    tokenizer = members.load_tokenizer(bundle.path / bundle.manifest.tokenizer.path, bundle.manifest.model)
+    return VisionLanguageModel(bundle.manifest, engine, members, tokenizer, (perf_counter() - started) * 1000)
+
+
+def _messages(prompt: str | Sequence[Message], images: Sequence[bytes]) -> Sequence[Message]:
+    if isinstance(prompt, str):
+        return [Message("user", (*(Image(data) for data in images), Text(prompt)))]
+    if images:
+        raise UsageError("a conversation carries its pictures in its messages; leave `images` empty")
+    return prompt
+
+
 class Chat:
     """A conversation with one model: each turn prefills only what is new."""
 
@@ -157,7 +202,7 @@ class Chat:
         self._model = model
         self.messages: list[Message] = [] if system is None else [Message("system", (Text(system),))]
 
-    def stream(self, parts: Sequence[Part], options: Options = Options()) -> Iterator[str | Answer]:
+    def stream(self, parts: Sequence[Part], options: Options = DEFAULTS) -> Iterator[str | Answer]:
         """The answer to the user's next turn, piece by piece, and at last the Answer; then it is remembered."""
         asked = [*self.messages, Message("user", tuple(parts))]
         for piece in self._model.stream(asked, options=options):

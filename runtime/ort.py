@@ -122,12 +122,14 @@ class CudaBuffer:
 
     def read(self) -> Array:
         if self.dtype == "bfloat16":
-            raise IncompatibleError("a bfloat16 tensor cannot be read back through ONNX Runtime; verify in fp16 or fp32")
+            raise IncompatibleError(
+                "a bfloat16 tensor cannot be read back through ONNX Runtime; verify in fp16 or fp32"
+            )
         values: Array = self._value.numpy()
         return values
 
     def zero_row(self, row: int) -> None:
-        # Rare, only after a non-finite value: through the host, and a bf16 buffer, unreadable to numpy, is cleared whole.
+        # Rare, after a non-finite value: through the host; a bf16 buffer, unreadable to numpy, is cleared whole.
         host = np.zeros(self.shape, np.uint16) if self.dtype == "bfloat16" else self.read().copy()
         host[row] = 0
         element_type = _ELEMENT_TYPES[self.dtype]

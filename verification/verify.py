@@ -97,7 +97,7 @@ def _source(bundle: Bundle, against: Path | None) -> Checkpoint:
             f"the checkpoint {folder} is not there, so there is nothing to compare with; give its folder with --against"
         )
     checkpoint = Checkpoint(folder)
-    found = checkpoint.source_hashes()
+    found = checkpoint.source_hashes(family(bundle.manifest.model.family).tokenizer_file)
     changed = sorted(name for name in source.files if source.files[name] != found.get(name))
     if changed:
         raise VerificationError(
