@@ -1,0 +1,80 @@
+"""Golden data and bundles that many tests share, each exported once per run."""
+
+import fcntl
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bundle.signature import Component, Precision
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "qwen_vl"
+SHARED = ROOT.parent / "shared"
+
+# Variants that every clone has, and those that lie beside the project.
+OWN_VARIANTS = ("image-224", "ntk-256")
+SHARED_VARIANTS = ("chat-448", "no-ntk-no-logn")
+CASES = ("text", "one-image", "two-images", "multi-turn-box", "raw-base", "cross-seq-length")
+
+
+def variant_folder(variant: str) -> Path:
+    """The golden folder of a variant; skips, loudly, where it is not there."""
+    folder = GOLDEN / variant if variant in OWN_VARIANTS else SHARED / "golden" / "qwen_vl" / variant
+    if not folder.is_dir():
+        pytest.skip(f"golden variant {variant} lies beside the project in ../shared, which this clone lacks")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder ../shared."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared (official vocabulary, further golden data), which this clone lacks")
+    return SHARED
+
+
+Export = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """A function: variant, precision → its bundle, unverified, made once per run and shared by all workers."""
+    from exporter.export import Choices, export
+
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if base.name.startswith("popen-") else base) / "bundles"
+    root.mkdir(exist_ok=True)
+
+    def bundle(variant: str, precision: str = "fp32", max_seq_tokens: int = 700, max_batch: int = 3) -> Path:
+        checkpoint = variant_folder(variant) / "checkpoint"
+        name = f"{variant}-{precision}-{max_seq_tokens}-{max_batch}"
+        target = root / hashlib.sha256(name.encode()).hexdigest()[:8] / variant
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                choices = Choices(
+                    Precision(precision), tuple(Component), max_seq_tokens=max_seq_tokens, max_batch=max_batch
+                )
+                export(checkpoint, target, choices)
+        return target
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def verified(exported: Export) -> Export:
+    """Like `exported`, and verified."""
+    from bundle.store import Bundle
+    from verification.verify import verify
+
+    def bundle(variant: str, precision: str = "fp32", **limits: int) -> Path:
+        path = exported(variant, precision, **limits)
+        with (path.parent / "verify.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if Bundle.open(path).manifest.verification(Precision(precision)) is None:
+                verify(path, precision=precision, backend_name="cpu")
+        return path
+
+    return bundle
