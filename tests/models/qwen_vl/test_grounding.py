@@ -1,0 +1,55 @@
+"""Boxes and quads in an answer → pixels of the original picture."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.messages import Grounding
+from models.qwen_vl.grounding import parse_answer
+
+
+def test_a_named_box_in_pixels() -> None:
+    answer = parse_answer("Here: <ref>red circle</ref><box>(100,200),(500,999)</box>.", [(640, 480)])
+    assert answer.groundings == (Grounding("red circle", "box", ((64.0, 96.0), (320.0, 479.52)), 0),)
+    assert answer.plain_text == "Here: red circle."
+    assert answer.malformed == 0
+
+
+def test_several_boxes_share_a_name_and_belong_to_the_last_picture() -> None:
+    text = "<ref>狗</ref><box>(1,2),(3,4)</box><box>(5,6),(7,8)</box><quad>(0,0),(9,0),(9,9),(0,9)</quad>"
+    answer = parse_answer(text, [(10, 10), (1000, 1000)])
+    assert [(one.name, one.kind, one.picture) for one in answer.groundings] == [
+        ("狗", "box", 1),
+        ("狗", "box", 1),
+        ("狗", "quad", 1),
+    ]
+    assert answer.groundings[2].points == ((0, 0), (9, 0), (9, 9), (0, 9))
+
+
+def test_a_box_without_a_name() -> None:
+    assert parse_answer("<box>(1,2),(3,4)</box>", [(1000, 1000)]).groundings[0].name == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<box>(1,2)</box>",
+        "<box>(1,2),(3,4),(5,6)</box>",
+        "<box>(1,2),(3,1001)</box>",
+        "<quad>(1,2),(3,4)</quad>",
+        "<box></box>",
+    ],
+)
+def test_a_malformed_place_is_counted_and_not_drawn(text: str) -> None:
+    answer = parse_answer(text, [(100, 100)])
+    assert (answer.groundings, answer.malformed) == ((), 1)
+
+
+def test_a_place_without_a_picture_is_malformed() -> None:
+    assert parse_answer("<box>(1,2),(3,4)</box>", []).malformed == 1
+
+
+@given(st.text(alphabet="<>/refboxquad()0123456789, ", max_size=120))
+def test_no_text_crashes_it(text: str) -> None:
+    answer = parse_answer(text, [(320, 240)])
+    assert all(0 <= x <= 320 and 0 <= y <= 240 for one in answer.groundings for x, y in one.points)
