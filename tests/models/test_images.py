@@ -1,5 +1,6 @@
 """Pictures from anywhere: what is decoded, and what is refused before it costs memory."""
 
+import contextlib
 import io
 import struct
 import tracemalloc
@@ -81,10 +82,8 @@ def test_no_bytes_crash_it(data: bytes) -> None:
 def test_a_damaged_picture_is_decoded_or_refused(at: int, value: int) -> None:
     data = bytearray(encoded(RED.resize((40, 40)), "JPEG"))
     data[at % len(data)] = value
-    try:
+    with contextlib.suppress(ImageError):
         assert decode_image(bytes(data)).mode == "RGB"
-    except ImageError:
-        pass
 
 
 @pytest.mark.parametrize("data", [b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%!PS-Adobe-3.0 EPSF-3.0"])

@@ -12,8 +12,8 @@ from bundle.errors import PromptError
 from bundle.signature import Precision
 from bundle.store import Bundle
 from models.family import family
-from models.messages import ImageSpan, Prompt
 from models.messages import Image as Picture
+from models.messages import ImageSpan, Prompt
 from models.qwen_vl.preprocess import preprocess
 from models.qwen_vl.tokenizer import Tokenizer
 from runtime.backend import bind_host, from_float32, to_float32

@@ -1,0 +1,102 @@
+"""The manifest is read strictly: what it says is complete, typed, known and inside the bundle."""
+
+import copy
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bundle.config import Limits
+from bundle.errors import BundleError, IncompatibleError
+from bundle.manifest import SCHEMA, FileEntry, GraphEntry, Manifest, Source, Verification, loads
+from bundle.signature import Component, Precision
+from models.qwen_vl.config import read_config
+from tests.conftest import GOLDEN
+
+
+def graph(component: Component, precision: Precision = Precision.FP16, digest: str = "a") -> GraphEntry:
+    path = f"graphs/{precision}/{component}"
+    return GraphEntry(
+        component, precision, 24, FileEntry(f"{path}.onnx", 10, digest * 64), FileEntry(f"{path}.weights", 20, "b" * 64)
+    )
+
+
+def manifest() -> Manifest:
+    return Manifest(
+        schema=SCHEMA,
+        version="0.1.0",
+        model=read_config(GOLDEN / "ntk-256" / "checkpoint"),
+        limits=Limits(700, 2, 4),
+        source=Source("/somewhere", {"config.json": "c" * 64}),
+        tokenizer=FileEntry("tokenizer/qwen.tiktoken", 5, "d" * 64),
+        graphs=tuple(graph(component) for component in Component),
+    )
+
+
+def verdict(of: Manifest) -> Verification:
+    identities = tuple(sorted(entry.identity for entry in of.graphs))
+    return Verification(
+        Precision.FP16, "onnxruntime-cpu", True, "reports/x.json", identities, "2026-01-01", {"cosine": 1.0}
+    )
+
+
+def test_it_survives_a_round_trip() -> None:
+    full = manifest().with_verification(verdict(manifest()))
+    assert loads(full.dumps(), "bundle.json") == full
+
+
+def test_a_verdict_counts_only_for_the_graphs_it_names() -> None:
+    full = manifest().with_verification(verdict(manifest()))
+    assert full.verification(Precision.FP16) is not None
+    changed = replace(full, graphs=(graph(Component.DECODER, digest="e"), *full.graphs[:2]))
+    assert changed.verification(Precision.FP16) is None
+    assert full.with_graphs((graph(Component.DECODER, digest="e"),)).verifications == ()
+    partial = full.without({(Component.DECODER, Precision.FP16)})
+    assert partial.verification(Precision.FP16) is None
+
+
+def broken(change: Any) -> str:
+    raw = json.loads(manifest().dumps())
+    change(raw)
+    return json.dumps(raw)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        (lambda raw: raw.update(schema=99), IncompatibleError, "has schema 99, this version reads 1"),
+        (lambda raw: raw.pop("limits"), BundleError, "limits is missing"),
+        (lambda raw: raw.update(extra=1), BundleError, "extra is unknown to this version"),
+        (lambda raw: raw["limits"].update(max_batch="2"), BundleError, "limits.max_batch is '2', not of type int"),
+        (lambda raw: raw["limits"].update(max_batch=True), BundleError, "limits.max_batch is True, not of type int"),
+        (lambda raw: raw["limits"].update(max_batch=-1), BundleError, "limits.max_batch is -1, a negative number"),
+        (lambda raw: raw["graphs"][0].update(precision="fp4"), BundleError, r"graphs\[0\].precision is 'fp4'"),
+        (lambda raw: raw.update(graphs={}), BundleError, "graphs is not a list"),
+        (lambda raw: raw["model"].update(vision=3), BundleError, "model.vision is not an object"),
+        (lambda raw: raw["source"].update(files=[]), BundleError, "source.files is not an object"),
+        (lambda raw: raw["tokenizer"].update(path="../../etc/passwd"), BundleError, "leaves the bundle; do not use"),
+        (lambda raw: raw["graphs"][0]["weights"].update(path="/etc/passwd"), BundleError, "leaves the bundle"),
+    ],
+)  # fmt: skip
+def test_what_is_not_right_is_named(change: Any, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        loads(broken(change), "bundle.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3"])
+def test_what_is_no_manifest_is_refused(text: str) -> None:
+    with pytest.raises((BundleError, IncompatibleError), match=r"bundle\.json"):
+        loads(text, "bundle.json")
+
+
+def test_every_field_of_the_file_is_required() -> None:
+    """No field has a default in the file: removing any one is noticed."""
+    raw = json.loads(manifest().dumps())
+    for name in raw:
+        if name == "schema":
+            continue
+        without = copy.deepcopy(raw)
+        del without[name]
+        with pytest.raises(BundleError, match=f"{name} is missing"):
+            loads(json.dumps(without), "bundle.json")

@@ -1,0 +1,208 @@
+"""A bundle on disk: its promises are checked, and no reader ever sees half a change."""
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bundle.digests import DigestCache, sha256_of
+from bundle.errors import BundleError, StorageError
+from bundle.manifest import GraphEntry
+from bundle.signature import Component, Precision
+from bundle.staging import exclusive, publish_folder, remove_stale, replace_file, require_room, staging_folder
+from bundle.store import MANIFEST, Bundle, publish_graphs
+
+
+@pytest.fixture
+def copy(exported: Callable[..., Path], tmp_path: Path) -> Path:
+    """A bundle of one's own to damage."""
+    target = tmp_path / "bundle"
+    shutil.copytree(exported("image-224"), target)
+    return target
+
+
+def entries(bundle: Bundle) -> tuple[GraphEntry, ...]:
+    return bundle.manifest.graphs
+
+
+@pytest.mark.parametrize(
+    "file", ["graphs/fp32/decoder.weights", "graphs/fp32/vision_encoder.onnx", "tokenizer/qwen.tiktoken"]
+)
+def test_a_flipped_bit_is_refused(copy: Path, file: str) -> None:
+    bundle = Bundle.open(copy)
+    bundle.check(entries(bundle))
+    path = copy / file
+    stat = path.stat()
+    with path.open("r+b") as opened:
+        opened.seek(stat.st_size // 2)
+        byte = opened.read(1)[0]
+        opened.seek(-1, os.SEEK_CUR)
+        opened.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the times as they were do not hide it
+    with pytest.raises(BundleError, match=f"{file} was changed after the export"):
+        Bundle.open(copy).check(entries(bundle))
+
+
+def test_a_remembered_digest_is_not_used_for_a_changed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "file"
+    path.write_bytes(b"a" * 100)
+    monkeypatch.setattr("bundle.digests._SETTLED_NS", -1)  # remember at once
+    cache = DigestCache()
+    before = cache.digest(path)
+    cache.save()
+    assert DigestCache()._known  # it is remembered ...
+    path.write_bytes(b"b" * 100)
+    assert DigestCache().digest(path) == sha256_of(path) != before  # ... and not believed
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"x": 3}', "\x00"])
+def test_a_damaged_digest_cache_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "vlm-trt").mkdir()
+    (tmp_path / "vlm-trt" / "digests.json").write_text(content)
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    assert DigestCache().digest(path) == sha256_of(path)
+
+
+def test_a_missing_file_is_named(copy: Path) -> None:
+    (copy / "graphs/fp32/resampler.weights").unlink()
+    with pytest.raises(BundleError, match=r"resampler\.weights is missing; export the checkpoint again"):
+        Bundle.open(copy)
+
+
+def test_a_shortened_file_is_named(copy: Path) -> None:
+    os.truncate(copy / "graphs/fp32/decoder.weights", 100)
+    with pytest.raises(BundleError, match=r"decoder\.weights has 100 bytes, the manifest says"):
+        Bundle.open(copy)
+
+
+def test_a_link_out_of_the_bundle_is_refused(copy: Path, tmp_path: Path) -> None:
+    weights = copy / "graphs/fp32/decoder.weights"
+    outside = tmp_path / "elsewhere"
+    weights.rename(outside)
+    weights.symlink_to(outside)
+    with pytest.raises(BundleError, match="is a link that leaves the bundle"):
+        Bundle.open(copy)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a folder; make a bundle with"):
+        Bundle.open(tmp_path / "nothing")
+    with pytest.raises(BundleError, match="holds no bundle.json, so it is no bundle"):
+        Bundle.open(tmp_path)
+
+
+def test_a_replacement_killed_between_its_steps_leaves_a_bundle_that_opens(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every rename and write of the publication fails once; after each, the bundle opens and is consistent."""
+    bundle = Bundle.open(copy)
+    decoder = bundle.manifest.graph(Component.DECODER, Precision.FP32)
+    assert decoder is not None
+    for fail_at in range(1, 9):
+        staging = tmp_path / f"staging{fail_at}"
+        shutil.copytree(copy / "graphs", staging / "graphs")
+        calls = 0
+        real = Path.replace
+
+        def failing(self: Path, target: Path, fail_at: int = fail_at, real: Callable[..., Path] = real) -> Path:
+            nonlocal calls
+            calls += 1
+            if calls == fail_at:
+                raise KeyboardInterrupt
+            return real(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", failing)
+            try:
+                publish_graphs(Bundle.open(copy), staging, (decoder,))
+            except KeyboardInterrupt:
+                left = Bundle.open(copy)
+                left.check_all()
+                assert left.manifest.graph(Component.DECODER, Precision.FP32) in (None, decoder)
+                publish_graphs(left, _restaged(copy, tmp_path / f"again{fail_at}", staging), (decoder,))
+    assert Bundle.open(copy).manifest.graph(Component.DECODER, Precision.FP32) == decoder
+
+
+def _restaged(bundle: Path, target: Path, staging: Path) -> Path:
+    """The staged decoder again, from wherever its two files lie now."""
+    for name in ("decoder.onnx", "decoder.weights"):
+        relative = Path("graphs/fp32") / name
+        source = staging / relative if (staging / relative).exists() else bundle / relative
+        (target / relative).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target / relative)
+    return target
+
+
+def test_two_writers_at_once_are_refused(copy: Path) -> None:
+    with (
+        exclusive(copy),
+        pytest.raises(StorageError, match="is being written by another process; wait"),
+        exclusive(copy),
+    ):
+        pass
+
+
+def test_a_staging_folder_disappears_with_its_failure(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="oops"), staging_folder(tmp_path / "target") as staging:
+        (staging / "half").write_text("x")
+        raise ValueError("oops")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_published_folder_appears_whole(tmp_path: Path) -> None:
+    with staging_folder(tmp_path / "target") as staging:
+        (staging / "file").write_text("x")
+        publish_folder(staging, tmp_path / "target")
+    assert [path.name for path in tmp_path.rglob("*")] == ["target", "file"]
+
+
+def _hold(target: str, ready: str) -> None:
+    with staging_folder(Path(target)):
+        Path(ready).touch()
+        import time
+
+        time.sleep(60)
+
+
+def test_a_killed_runs_folder_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    worker = multiprocessing.get_context("spawn").Process(
+        target=_hold, args=(str(tmp_path / "target"), str(tmp_path / "ready"))
+    )
+    worker.start()
+    while not (tmp_path / "ready").exists():
+        worker.join(0.05)
+        assert worker.is_alive()
+    remove_stale(tmp_path, "target")
+    assert len(list(tmp_path.glob(".target.staging-*"))) == 1
+    worker.kill()
+    worker.join()
+    remove_stale(tmp_path, "target")
+    assert list(tmp_path.glob(".target.staging-*")) == []
+
+
+def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / MANIFEST
+    replace_file(path, "old")
+    replace_file(path, "new")
+    assert path.read_text() == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == [MANIFEST]
+
+
+def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"needs 1048576\.00 GiB and .* GiB are free; make room"):
+        require_room(tmp_path / "target", 1 << 50)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(StorageError, match="choose a folder you may write"),
+        staging_folder(tmp_path / "file" / "target"),
+    ):
+        pass

@@ -1,0 +1,55 @@
+"""Small checkpoints to damage, made from a golden one."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import GOLDEN
+
+Tensors = dict[str, torch.Tensor]
+
+
+def single(target: Path, change: Callable[[Tensors], object] = lambda tensors: None) -> Path:
+    """A copy of the unsharded golden checkpoint, its tensors changed."""
+    shutil.copytree(GOLDEN / "image-224" / "checkpoint", target)
+    tensors = load_file(target / "model.safetensors")
+    change(tensors)
+    save_file(tensors, target / "model.safetensors")
+    return target
+
+
+def sharded(target: Path) -> Path:
+    """A copy of the golden checkpoint in three shards."""
+    shutil.copytree(GOLDEN / "ntk-256" / "checkpoint", target)
+    return target
+
+
+def pickled(target: Path) -> Path:
+    """The golden checkpoint as two `pytorch_model-*.bin` shards with their index."""
+    single(target)
+    tensors = load_file(target / "model.safetensors")
+    (target / "model.safetensors").unlink()
+    names = sorted(tensors)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"pytorch_model-{number:05d}-of-00002.bin"
+        torch.save({name: tensors[name] for name in part}, target / file)
+        weight_map |= dict.fromkeys(part, file)
+    (target / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return target
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    """Sets keys of a JSON file; a value of None removes the key."""
+    raw = json.loads(path.read_text())
+    for key, value in changes.items():
+        where, last = (raw["visual"], key[7:]) if key.startswith("visual_") else (raw, key)
+        if value is None:
+            where.pop(last, None)
+        else:
+            where[last] = value
+    path.write_text(json.dumps(raw))

@@ -1,0 +1,179 @@
+"""The export as a whole: what it publishes, what it refuses, and that a kill at any moment publishes nothing half."""
+
+import itertools
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+from bundle.errors import IncompatibleError, StorageError, UsageError
+from bundle.signature import Component, Precision, signature
+from bundle.store import Bundle
+from exporter.export import Choices, export
+from tests.conftest import GOLDEN, ROOT
+
+CHECKPOINT = GOLDEN / "image-224" / "checkpoint"
+SMALL = {"max_seq_tokens": 320, "max_batch": 2}
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_graphs_are_the_contract(precision: Precision, exported: Callable[..., Path]) -> None:
+    """Names, types and axes of the files are those of the signature; standard domain, weights outside the file."""
+    bundle = Bundle.open(exported("ntk-256", precision))
+    for component in Component:
+        entry = bundle.manifest.graph(component, precision)
+        assert entry is not None
+        model = onnx.load(bundle.path / entry.graph.path, load_external_data=False)
+        onnx.checker.check_model(str(bundle.path / entry.graph.path))
+        assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 24)]
+        contract = signature(component, bundle.manifest.model, bundle.manifest.limits, precision)
+        for values, tensors in ((model.graph.input, contract.inputs), (model.graph.output, contract.outputs)):
+            found = [
+                (
+                    value.name,
+                    onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower(),
+                    tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim),
+                )
+                for value in values
+            ]
+            wanted = [(t.name, {"float32": "float"}.get(t.dtype, t.dtype), t.axes) for t in tensors]
+            assert found == wanted
+        assert (bundle.path / entry.graph.path).stat().st_size < 1 << 20
+
+
+def test_every_reference_lies_inside_its_file(exported: Callable[..., Path]) -> None:
+    """onnx.checker accepts short external data, so the references are checked here: in the file, not overlapping."""
+    bundle = Bundle.open(exported("ntk-256", "fp16"))
+    for entry in bundle.manifest.graphs:
+        graph = ir.load(bundle.path / entry.graph.path).graph
+        places = []
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                tensor = value.const_value
+                assert Path(tensor.location).name == tensor.location == Path(entry.weights.path).name
+                assert tensor.offset is not None and tensor.length is not None
+                assert tensor.length == tensor.nbytes
+                places.append((tensor.offset, tensor.offset + tensor.length))
+        places.sort()
+        assert len(places) > 8 and places[-1][1] == entry.weights.size
+        assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(places))
+
+
+def test_norms_stay_fp32_in_a_half_precision_graph(exported: Callable[..., Path]) -> None:
+    bundle = Bundle.open(exported("ntk-256", "fp16"))
+    for entry in bundle.manifest.graphs:
+        graph = ir.load(bundle.path / entry.graph.path).graph
+        for node in graph.all_nodes():
+            if node.op_type in ("LayerNormalization", "RMSNormalization", "RotaryEmbedding"):
+                assert node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.FLOAT, node
+        logits = [value for value in graph.outputs if value.name == "logits"]
+        assert all(value.dtype == ir.DataType.FLOAT for value in logits)
+
+
+def test_precisions_and_components_share_a_bundle(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    export(CHECKPOINT, target, Choices(Precision.FP32, (Component.VISION_ENCODER, Component.RESAMPLER), **SMALL))
+    bundle = Bundle.open(target)
+    assert bundle.manifest.graph(Component.DECODER, Precision.FP32) is None
+    export(CHECKPOINT, target, Choices(Precision.FP32, (Component.DECODER,)))
+    export(CHECKPOINT, target, Choices(Precision.FP16, (Component.RESAMPLER,), max_seq_tokens=320))
+    bundle = Bundle.open(target)
+    bundle.check_all()
+    assert bundle.manifest.precisions() == (Precision.FP32, Precision.FP16)
+    assert len(bundle.manifest.graphs) == 4
+    with pytest.raises(UsageError, match=r"already has fp16 graphs \(resampler\); --force replaces them"):
+        export(CHECKPOINT, target, Choices(Precision.FP16, (Component.RESAMPLER,)))
+    before = bundle.manifest.graph(Component.RESAMPLER, Precision.FP16)
+    export(CHECKPOINT, target, Choices(Precision.FP16, (Component.RESAMPLER,), force=True))
+    again = Bundle.open(target)
+    again.check_all()
+    assert before is not None and len(again.manifest.graphs) == 4
+    after = again.manifest.graph(Component.RESAMPLER, Precision.FP16)
+    assert after == before  # the same checkpoint gives the same bytes
+    with pytest.raises(UsageError, match="is built for 320 positions, 2 sequences and 4 pictures"):
+        export(CHECKPOINT, target, Choices(Precision.BF16, max_batch=3))
+    other = GOLDEN / "ntk-256" / "checkpoint"
+    with pytest.raises(IncompatibleError, match="was made from another checkpoint"):
+        export(other, target, Choices(Precision.BF16))
+
+
+@pytest.mark.parametrize(
+    ("limits", "sentence"),
+    [
+        ({"max_seq_tokens": 9000}, "--max-seq-tokens 9000 is beyond the model's 8192 positions"),
+        ({"max_seq_tokens": 200}, r"--max-seq-tokens 200 does not hold one picture \(256 tokens\) and a question"),
+    ],
+)
+def test_limits_that_make_no_sense(tmp_path: Path, limits: dict[str, int], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        export(CHECKPOINT, tmp_path / "bundle", Choices(Precision.FP32, **limits))  # type: ignore[arg-type]
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_folder_with_something_else_in_it_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "thesis.txt").write_text("precious")
+    from bundle.errors import BundleError
+
+    with pytest.raises(BundleError, match="holds no bundle.json"):
+        export(CHECKPOINT, tmp_path / "bundle", Choices(Precision.FP32))
+    assert (tmp_path / "bundle" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_target_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="choose a folder you may write"):
+        export(CHECKPOINT, tmp_path / "file" / "bundle", Choices(Precision.FP32))
+
+
+def command(target: Path, *extra: str) -> list[str]:
+    return [sys.executable, "-m", "cli", "export", str(CHECKPOINT), str(target), "--max-seq-tokens", "320", *extra]
+
+
+def test_a_full_disk_publishes_nothing(tmp_path: Path) -> None:
+    """The largest file may have 100 KiB: the weights run into a real refusal of the system."""
+    limit = (100 << 10, resource.RLIM_INFINITY)
+    done = subprocess.run(
+        command(tmp_path / "bundle"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert done.returncode == StorageError.exit_code, done.stderr
+    assert "the disk is full or a quota is reached" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("group", range(4))
+def test_a_kill_at_any_moment_leaves_no_bundle_that_opens(tmp_path: Path, group: int) -> None:
+    """Five kills per group, twenty in all: at random moments of the whole run, more of them near its end."""
+    target = tmp_path / "bundle"
+    started = time.monotonic()
+    subprocess.run(command(tmp_path / "complete"), cwd=ROOT, check=True, capture_output=True)
+    whole = time.monotonic() - started
+    moments = random.Random(group)
+    for kill in range(5):
+        earliest = 0.0 if kill < 2 else 0.6
+        worker = subprocess.Popen(command(target), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            worker.wait(timeout=whole * moments.uniform(earliest, 1.0))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+        if target.exists():  # published before the kill came: then it is whole
+            Bundle.open(target).check_all()
+            assert len(Bundle.open(target).manifest.graphs) == 3
+            os.rename(target, tmp_path / f"published{kill}")
+    subprocess.run(command(target), cwd=ROOT, check=True, capture_output=True)
+    Bundle.open(target).check_all()
+    assert not list(tmp_path.glob(".bundle.staging-*"))  # what the killed runs left was removed

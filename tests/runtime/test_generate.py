@@ -1,0 +1,204 @@
+"""The loop: batches, slots, chunks, prefixes, limits. A sequence gets the ids it has alone, whatever runs beside it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import PromptError, UsageError, VlmTrtError
+from models.messages import Prompt
+from runtime.sampler import Sampling
+from tests.runtime.sequences import (
+    OTHER_PICTURE,
+    PICTURE,
+    TOKENIZER,
+    alone,
+    finish,
+    generator_of,
+    request,
+)
+
+# Different lengths; in this variant the second and third cross the training length, with factors of their own.
+PROMPTS: list[tuple[str, list[bytes]]] = [
+    ("What colour is the circle?", []),
+    ("Describe the picture.", [PICTURE]),
+    ("Compare them.", [PICTURE, OTHER_PICTURE]),
+]
+
+
+@pytest.fixture
+def bundle(exported: Callable[..., Path]) -> Path:
+    return exported("ntk-256")
+
+
+def test_a_batch_gives_each_sequence_its_own_ids(bundle: Path) -> None:
+    generator = generator_of(bundle)
+    sequences = [generator.start(request(generator, text, pictures)) for text, pictures in PROMPTS]
+    assert len({sequence.slot.rope_alpha for sequence in sequences}) == 3
+    assert finish(generator, sequences) == [alone(bundle, text, pictures) for text, pictures in PROMPTS]
+
+
+def test_sequences_start_and_end_while_others_run(bundle: Path) -> None:
+    """Prefill of one between the decode steps of another; a slot is used again; a gap between two is ridden over."""
+    generator = generator_of(bundle)
+    first = generator.start(request(generator, *PROMPTS[0], tokens=3))
+    second = generator.start(request(generator, *PROMPTS[1], tokens=20))
+    generator.step([first, second])
+    third = generator.start(request(generator, *PROMPTS[2], tokens=20))
+    generator.step([first, second, third])
+    assert first.finish_reason == "length"
+    generator.step([second, third])
+    again = generator.start(request(generator, "Ünïcödé 它在左上角", tokens=20))
+    assert again.slot.index == first.slot.index
+    generator.stop(second)
+    assert second.slot.index == 1  # now idle between the two others
+    finish(generator, [third, again])
+    assert third.ids == alone(bundle, *PROMPTS[2], tokens=20)
+    assert again.ids == alone(bundle, "Ünïcödé 它在左上角", tokens=20)
+    assert second.ids == alone(bundle, *PROMPTS[1], tokens=20)[: len(second.ids)]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_a_prompt_in_chunks_is_the_whole_prompt(bundle: Path, chunk: int) -> None:
+    generator = generator_of(bundle, chunk)
+    text, pictures = PROMPTS[1] if chunk > 1 else PROMPTS[0]
+    assert finish(generator, [generator.start(request(generator, text, pictures))]) == [alone(bundle, text, pictures)]
+
+
+def test_a_common_beginning_is_prefilled_once(bundle: Path) -> None:
+    generator = generator_of(bundle)
+    first = generator.start(request(generator, "Describe the picture.", [PICTURE]))
+    finish(generator, [first])
+    asked = request(generator, "Describe the picture again.", [PICTURE])
+    second = generator.start(asked)
+    assert second.reused_tokens > 256
+    assert second.slot is first.slot
+    assert finish(generator, [second])[0] == alone(bundle, "Describe the picture again.", [PICTURE])
+
+
+def test_another_picture_at_the_same_place_is_no_common_beginning(bundle: Path) -> None:
+    """The ids are the same; what they stand for is not."""
+    generator = generator_of(bundle)
+    asked = [request(generator, "Describe the picture.", [picture]) for picture in (PICTURE, OTHER_PICTURE)]
+    assert asked[0].prompt.ids == asked[1].prompt.ids
+    finish(generator, [generator.start(asked[0])])
+    second = generator.start(asked[1])
+    assert second.reused_tokens == asked[1].prompt.spans[0].start
+    assert finish(generator, [second])[0] == alone(bundle, "Describe the picture.", [OTHER_PICTURE])
+
+
+def test_keys_rotated_with_another_factor_are_not_reused(bundle: Path) -> None:
+    generator = generator_of(bundle)
+    first = generator.start(request(generator, "x" * 100))
+    finish(generator, [first])
+    second = generator.start(request(generator, "x" * 300))
+    assert second.slot.rope_alpha != first.slot.rope_alpha or second.reused_tokens == 0
+    assert finish(generator, [second])[0] == alone(bundle, "x" * 300)
+
+
+def test_a_picture_is_encoded_once(bundle: Path) -> None:
+    generator = generator_of(bundle)
+    finish(generator, [generator.start(request(generator, "a", [PICTURE]))])
+    assert generator.features.encoded_images == 1
+    finish(generator, [generator.start(request(generator, "b", [OTHER_PICTURE, PICTURE]))])
+    assert generator.features.encoded_images == 2
+
+
+def test_the_end_of_the_cache_is_length_and_no_error(bundle: Path) -> None:
+    """Every position is used, and the last logits still give a token."""
+    generator = generator_of(bundle)
+    limit = generator.engine.limits.max_seq_tokens
+    asked = request(generator, "a", tokens=10_000)
+    sequence = generator.start(asked)
+    finish(generator, [sequence])
+    assert sequence.finish_reason == "length"
+    assert len(sequence.ids) == limit - len(asked.prompt.ids) + 1
+    assert generator.engine.cache.lengths[sequence.slot.index] == limit
+
+
+def test_a_prompt_that_fills_the_cache_gives_one_token(bundle: Path) -> None:
+    generator = generator_of(bundle)
+    limit = generator.engine.limits.max_seq_tokens
+    asked = replace(request(generator, "a"), prompt=Prompt((65,) * limit, (), ()))
+    sequence = generator.start(asked)
+    assert (sequence.finish_reason, len(sequence.ids)) == ("length", 1)
+
+
+def test_a_full_idle_slot_between_two_running_ones_is_left_alone(bundle: Path) -> None:
+    generator = generator_of(bundle)
+    limit = generator.engine.limits.max_seq_tokens
+    first = generator.start(request(generator, *PROMPTS[0], tokens=10))
+    full = generator.start(replace(request(generator, "a"), prompt=Prompt((65,) * limit, (), ())))
+    third = generator.start(request(generator, *PROMPTS[1], tokens=10))
+    assert [s.slot.index for s in (first, full, third)] == [0, 1, 2]
+    assert finish(generator, [first, third]) == [
+        alone(bundle, *PROMPTS[0], tokens=10),
+        alone(bundle, *PROMPTS[1], tokens=10),
+    ]
+    assert generator.engine.cache.lengths[1] == limit
+
+
+def test_stop_ids_end_an_answer(bundle: Path) -> None:
+    generator = generator_of(bundle)
+    free = request(generator, *PROMPTS[0], tokens=60)
+    ids = finish(generator, [generator.start(free)])[0]
+    sequence = generator.start(replace(free, ignore_eos=False))
+    finish(generator, [sequence])
+    stops = [at for at, token in enumerate(ids) if token in TOKENIZER.stop_ids]
+    if stops and stops[0] + 1 < len(ids):
+        assert sequence.finish_reason == "stop" and sequence.ids == ids[: stops[0] + 1]
+    else:
+        assert sequence.finish_reason in ("length", "stop")
+    assert TOKENIZER.end_of_text not in ids
+
+
+def test_a_stop_string_ends_an_answer_and_is_not_shown(bundle: Path) -> None:
+    generator = generator_of(bundle)
+    whole = generator.start(request(generator, *PROMPTS[1], tokens=30))
+    finish(generator, [whole])
+    stop = whole.text[4:7]
+    sequence = generator.start(request(generator, *PROMPTS[1], tokens=30, stop_strings=(stop,)))
+    finish(generator, [sequence])
+    assert sequence.finish_reason == "stop"
+    assert sequence.text == whole.text[: whole.text.index(stop)]
+    assert len(sequence.ids) < 30
+
+
+def test_sampling_is_repeatable_and_differs_by_seed(bundle: Path) -> None:
+    generator = generator_of(bundle)
+    drawn = [
+        finish(generator, [generator.start(request(generator, "x", tokens=20, sampling=Sampling(seed=seed)))])[0]
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_no_free_slot_is_said(bundle: Path) -> None:
+    generator = generator_of(bundle)
+    running = [generator.start(request(generator, "x")) for _ in range(3)]
+    with pytest.raises(UsageError, match="all 3 sequence slots of the bundle are busy; wait for one to finish"):
+        generator.start(request(generator, "x"))
+    generator.stop(running[1])
+    assert generator.start(request(generator, "x")).slot.index == 1
+
+
+def test_an_empty_prompt_is_refused(bundle: Path) -> None:
+    generator = generator_of(bundle)
+    with pytest.raises(PromptError, match="the prompt is empty; say something"):
+        generator.start(replace(request(generator, "x"), prompt=Prompt((), (), ())))
+
+
+def test_logits_that_are_not_finite_are_an_error_and_do_not_poison_the_slot(bundle: Path) -> None:
+    """NaN in the cache reaches everything behind the mask; the step fails and the slot is cleaned."""
+    generator = generator_of(bundle)
+    sequence = generator.start(request(generator, "x", tokens=50))
+    generator.step([sequence])
+    cache = generator.engine.cache
+    cache._layers[0][1].read()[0, 0, 600] = float("nan")  # far beyond the sequence's end, so outside the window
+    generator.step([sequence])
+    cache._layers[0][1].read()[0, 0, 1] = float("nan")
+    with pytest.raises(VlmTrtError, match="logits are not finite in fp32; the sequences of this step are lost"):
+        generator.step([sequence])
+    assert sequence.finish_reason == "error"
+    assert alone(bundle, "x", tokens=8) == finish(generator, [generator.start(request(generator, "x", tokens=8))])[0]
