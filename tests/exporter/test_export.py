@@ -1,7 +1,6 @@
 """The export as a whole: what it publishes, what it refuses, and that a kill at any moment publishes nothing half."""
 
 import itertools
-import os
 import random
 import resource
 import subprocess
@@ -173,7 +172,7 @@ def test_a_kill_at_any_moment_leaves_no_bundle_that_opens(tmp_path: Path, group:
         if target.exists():  # published before the kill came: then it is whole
             Bundle.open(target).check_all()
             assert len(Bundle.open(target).manifest.graphs) == 3
-            os.rename(target, tmp_path / f"published{kill}")
+            target.rename(tmp_path / f"published{kill}")
     subprocess.run(command(target), cwd=ROOT, check=True, capture_output=True)
     Bundle.open(target).check_all()
     assert not list(tmp_path.glob(".bundle.staging-*"))  # what the killed runs left was removed
