@@ -93,6 +93,8 @@ def _profile(builder: Any, network: Any, profile: Profile) -> Any:
     made = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         name = network.get_input(index).name
+        if name not in profile.shapes:
+            raise UnsupportedError(f"the graph has an input {name!r} that its contract does not know; export it again")
         made.set_shape(name, *(profile.corner(name, which) for which in range(3)))
     return made
 

@@ -18,7 +18,7 @@ def single(target: Path, change: Callable[[Tensors], object] = lambda tensors: N
     shutil.copytree(GOLDEN / "image-224" / "checkpoint", target)
     tensors = load_file(target / "model.safetensors")
     change(tensors)
-    save_file(tensors, target / "model.safetensors")
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     return target
 
 

@@ -1,0 +1,107 @@
+"""ONNX Runtime on bound memory: nothing is copied, and a refusal names what is wrong."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundle.errors import IncompatibleError, VlmTrtError
+from bundle.signature import Precision
+from models.qwen_vl.positions import position_table
+from runtime.backend import Binding, bind_host
+from runtime.engine import Engine, Step
+from runtime.ort import CpuBackend, CudaBackend, cuda_devices
+from tests.runtime.sequences import engine_of
+
+COPY_WARNING = "in-place optimization not activated"
+
+
+def run_steps(engine: Engine) -> None:
+    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    for slot in (0, 2):
+        engine.prefill(slot, np.arange(40), np.full(40, -1), None, table)
+    for _ in range(3):
+        engine.decode([Step(0, 5, table), Step(2, 6, table)])
+
+
+def test_the_cache_is_written_in_place(exported: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    """ONNX Runtime warns when TensorScatter copies its input; with past and present at one address it never does."""
+    engine = engine_of(exported("ntk-256"))
+    run_steps(engine)
+    assert COPY_WARNING not in capfd.readouterr().err
+    # The same graph bound to two places does warn: so the absence above says something.
+    past, present = engine.cache.bindings(0, 1)
+    elsewhere = np.zeros_like(engine.cache._layers[0][0].read()[:1])
+    present["present.0.key"] = bind_host(elsewhere, "float32")
+    run_steps_one_slot(engine)
+    assert COPY_WARNING in capfd.readouterr().err
+    assert past["past_key_values.0.key"] != present["present.0.key"]
+
+
+def run_steps_one_slot(engine: Engine) -> None:
+    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    engine.decode([Step(0, 5, table)])
+
+
+def test_a_step_touches_only_the_positions_it_writes(exported: Callable[..., Path]) -> None:
+    engine = engine_of(exported("ntk-256"))
+    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    marker = np.float32(7)
+    arrays = [buffer.read() for layer in engine.cache._layers for buffer in layer]
+    for array in arrays:
+        array[:, :, 100:] = marker
+    engine.prefill(1, np.arange(40), np.full(40, -1), None, table)
+    engine.decode([Step(1, 5, table)])
+    for array in arrays:
+        assert (array[:, :, 100:] == marker).all()
+        assert (array[0, :, :100] == 0).all() and (array[2, :, :100] == 0).all()
+        assert (array[1, :, :41] != 0).any(axis=(0, 2)).all()
+        assert (array[1, :, 41:100] == 0).all()
+
+
+def test_only_what_changed_is_bound_again(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(exported("ntk-256"))
+    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    engine.prefill(0, np.arange(40), np.full(40, -1), None, table)
+    engine.decode([Step(0, 5, table)])
+    bound: list[str] = []
+    original = type(engine._sessions["decoder"])._memory  # type: ignore[index]
+
+    def recording(self: object, binding: Binding) -> object:
+        bound.append(str(binding.shape))
+        return original(self, binding)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(engine._sessions["decoder"]), "_memory", recording)  # type: ignore[index]
+    engine.decode([Step(0, 5, table)])
+    assert bound == []
+
+
+def test_a_shape_the_graph_refuses_is_named(exported: Callable[..., Path]) -> None:
+    engine = engine_of(exported("ntk-256"))
+    with pytest.raises(VlmTrtError, match="ONNX Runtime failed at running vision_encoder.onnx.*pixel_values"):
+        engine.encode_vision(np.zeros((1, 3, 100, 100), dtype=np.float32))
+
+
+def test_weights_are_mapped_and_not_read(exported: Callable[..., Path]) -> None:
+    """Loading leaves the weight file mapped into the process."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads /proc/self/maps, which only Linux has")
+    bundle = exported("ntk-256")
+    engine = engine_of(bundle)
+    maps = Path("/proc/self/maps").read_text()
+    assert os.path.realpath(bundle / "graphs" / "fp32" / "decoder.weights") in maps
+    assert engine.precision is Precision.FP32
+
+
+def test_no_cuda_is_said() -> None:
+    if cuda_devices():
+        pytest.skip("a CUDA device is here, so its absence cannot be tested")
+    with pytest.raises(IncompatibleError, match=r"no CUDA provider; install the extra for it|did not start"):
+        CudaBackend()
+
+
+def test_the_cpu_cannot_run_bf16() -> None:
+    assert Precision.BF16 not in CpuBackend.precisions

@@ -1,0 +1,194 @@
+"""The gate: good graphs pass, wrong ones are refused, and what was not shown equal is not used."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from bundle.digests import sha256_of
+from bundle.errors import BundleError, IncompatibleError, VerificationError
+from bundle.manifest import FileEntry, GraphEntry
+from bundle.signature import Component, Precision
+from bundle.store import MANIFEST, Bundle
+from runtime.model import load
+from tests.conftest import GOLDEN
+from tests.exporter.checkpoints import single
+from verification.figures import TOLERANCES, compare, failure
+from verification.verify import verify
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("variant", ["ntk-256", "image-224", "no-ntk-no-logn"])
+def test_good_graphs_pass(variant: str, precision: str, exported: Callable[..., Path]) -> None:
+    path = exported(variant, precision)
+    report = verify(path, precision=precision, backend_name="cpu")
+    assert report.passed, report.failures
+    stages = {one.check.split(" of ")[0].split(" ")[0] for one in report.figures}
+    assert {"vision_encoder", "resampler", "prefill", "decode_step", "chunked", "cache", "decoded"} <= stages
+    assert any("swapping the picture changes the logits" in note for note in report.notes)
+    if variant != "image-224":  # its training length is beyond the cache
+        assert any("beyond_training_length" in one.check for one in report.figures)
+    verdict = Bundle.open(path).manifest.verification(Precision(precision))
+    assert verdict is not None and verdict.passed
+    written = json.loads((path / verdict.report).read_text())
+    assert len(written["figures"]) == len(report.figures)
+    if precision == "fp16":
+        print(f"{variant}: {report.worst()}; {report.notes}")
+        assert report.worst()["cosine"] >= 0.9999
+
+
+def damaged(source: Path, target: Path, component: Component, change: Callable[[onnx.ModelProto], None]) -> Path:
+    """A copy of a bundle whose graph computes something else, and whose manifest vouches for that."""
+    shutil.copytree(source, target)
+    bundle = Bundle.open(target)
+    entry = bundle.manifest.graph(component, Precision.FP32)
+    assert entry is not None
+    path = target / entry.graph.path
+    model = onnx.load(path, load_external_data=False)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    new = GraphEntry(
+        component,
+        Precision.FP32,
+        entry.opset,
+        FileEntry(entry.graph.path, path.stat().st_size, sha256_of(path)),
+        entry.weights,
+    )
+    (target / MANIFEST).write_text(bundle.manifest.with_graphs((new,)).dumps())
+    return target
+
+
+def attribute(model: onnx.ModelProto, operator: str, name: str, value: float, which: int = 0) -> None:
+    node = [node for node in model.graph.node if node.op_type == operator][which]
+    (found,) = [a for a in node.attribute if a.name == name]
+    found.f = value
+
+
+def swap_gate_and_up(model: onnx.ModelProto) -> None:
+    """The classic mistake: the first projection gated instead of the second."""
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            if name.startswith("layers.0.mlp.gate"):
+                node.input[i] = name.replace("gate", "up")
+            elif name.startswith("layers.0.mlp.up"):
+                node.input[i] = name.replace("up", "gate")
+
+
+def ignore_pictures(model: onnx.ModelProto) -> None:
+    """Every position takes its token's embedding: a deployment that is blind and fluent."""
+    node = next(node for node in model.graph.node if node.op_type == "Where")
+    node.input[1] = node.input[2]
+
+
+def no_query_scale(model: onnx.ModelProto) -> None:
+    """log-n attention left out: nothing shows below the training length."""
+    scaled = [node for node in model.graph.node if node.op_type == "Mul" and any("unsqueeze" in i for i in node.input)]
+    assert scaled
+    for node in scaled:
+        (other,) = [name for name in node.input if "unsqueeze" not in name]
+        for user in model.graph.node:
+            for i, name in enumerate(user.input):
+                if name == node.output[0]:
+                    user.input[i] = other
+
+
+@pytest.mark.parametrize(
+    ("component", "change", "sentence"),
+    [
+        (Component.DECODER, lambda m: attribute(m, "Attention", "scale", 0.2), "prefill of one_image: "),
+        (Component.DECODER, lambda m: attribute(m, "RMSNormalization", "epsilon", 1e-2), "prefill of one_image: "),
+        (Component.DECODER, swap_gate_and_up, "prefill of one_image: "),
+        (Component.DECODER, ignore_pictures, "image_swap: swapping the picture changes the logits by 0.0%"),
+        (Component.DECODER, no_query_scale, "prefill of beyond_training_length: "),
+        (
+            Component.VISION_ENCODER,
+            lambda m: attribute(m, "Attention", "scale", 0.2, 1),
+            "vision_encoder of one",
+        ),
+        (Component.RESAMPLER, lambda m: attribute(m, "Attention", "scale", 0.08), "resampler of one_image: "),
+    ],
+    ids=["scale", "epsilon", "gate", "blind", "logn", "vision-scale", "resampler-scale"],
+)
+def test_a_graph_that_computes_something_else_is_refused(
+    component: Component,
+    change: Callable[[onnx.ModelProto], None],
+    sentence: str,
+    exported: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    path = damaged(exported("ntk-256"), tmp_path / "bundle", component, change)
+    report = verify(path, precision="fp32", backend_name="cpu")
+    assert not report.passed
+    assert any(line.startswith(sentence) for line in report.failures), report.failures
+    with pytest.raises(VerificationError, match="fp32 graphs are failed verification, so their answers cannot"):
+        load(path, backend="cpu")
+    load(path, backend="cpu", allow_unverified=True)
+
+
+def test_unverified_graphs_are_not_used(exported: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    shutil.copytree(exported("image-224"), path)
+    manifest = Bundle.open(path).manifest
+    (path / MANIFEST).write_text(replace(manifest, verifications=()).dumps())
+    with pytest.raises(
+        VerificationError, match=r"not verified.*`vlm-trt verify .* --precision fp32`, or .*--unverified"
+    ):
+        load(path, backend="cpu")
+
+
+def test_a_verdict_does_not_outlive_its_graphs(verified: Callable[..., Path], tmp_path: Path) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        model.doc_string = "changed"
+
+    path = damaged(verified("image-224"), tmp_path / "bundle", Component.RESAMPLER, rename)
+    with pytest.raises(VerificationError, match="not verified"):
+        load(path, backend="cpu")
+
+
+def test_another_checkpoint_is_not_compared_with(exported: Callable[..., Path]) -> None:
+    with pytest.raises(VerificationError, match="is not the checkpoint this bundle was exported from: config.json"):
+        verify(exported("ntk-256"), against=GOLDEN / "image-224" / "checkpoint", backend_name="cpu")
+
+
+def test_changed_weights_under_the_same_sizes_do_not_pass(exported: Callable[..., Path], tmp_path: Path) -> None:
+    """A fine-tuned checkpoint has the same config and file sizes: the comparison itself must tell."""
+    other = single(tmp_path / "other", lambda t: t.update({"lm_head.weight": t["lm_head.weight"].flip(0)}))
+    report = verify(exported("image-224"), against=other, precision="fp32", backend_name="cpu")
+    assert not report.passed
+    verify(exported("image-224"), precision="fp32", backend_name="cpu")  # the shared bundle as it was
+
+
+def test_a_checkpoint_that_is_gone_is_named(exported: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match="is not there, so there is nothing to compare with; .* --against"):
+        verify(exported("ntk-256"), against=tmp_path / "gone", backend_name="cpu")
+
+
+def test_bf16_cannot_be_verified_on_the_cpu(exported: Callable[..., Path]) -> None:
+    with pytest.raises(IncompatibleError, match=r"onnxruntime-cpu cannot run bf16 graphs \(it runs fp32, fp16\)"):
+        verify(exported("ntk-256", "bf16"), precision="bf16", backend_name="cpu")
+
+
+def test_a_flipped_byte_is_refused_before_it_is_run(verified: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    shutil.copytree(verified("image-224"), path)
+    weights = path / "graphs/fp32/decoder.weights"
+    data = bytearray(weights.read_bytes())
+    data[1000] ^= 64
+    weights.write_bytes(bytes(data))
+    for allow in (False, True):
+        with pytest.raises(BundleError, match=r"decoder\.weights was changed after the export"):
+            load(path, backend="cpu", allow_unverified=allow)
+
+
+def test_not_a_number_never_passes() -> None:
+    good = np.ones(4, dtype=np.float32)
+    bad = np.array([1, 1, 1, np.nan], dtype=np.float32)
+    for one, other in ((good, bad), (bad, good), (bad, bad)):
+        for tolerance in TOLERANCES.values():
+            assert failure(compare("x", one, other), tolerance) is not None
+    assert failure(compare("x", good, good), TOLERANCES[Precision.FP32]) is None
