@@ -44,8 +44,8 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
 def publish_folder(staging: Path, target: Path) -> None:
     """Makes a staged folder the target by one rename, everything in it on disk first."""
-    (staging / _LOCK).unlink()
     sync_tree(staging)
+    (staging / _LOCK).unlink()
     with storage_errors(target):
         staging.rename(target)
     sync(target.absolute().parent)

@@ -8,7 +8,7 @@ import click
 
 from bundle.errors import UsageError
 from commands.generate import load_with, read_images, show_groundings
-from commands.terminal import say
+from commands.terminal import printable, say
 from models.messages import Image, Part, Text
 from runtime.model import Answer, Chat
 
@@ -68,7 +68,7 @@ def _turn(chat: Chat, parts: Sequence[Part], options: Any) -> None:
                 click.echo()
                 show_groundings(piece)
             else:
-                click.echo(piece, nl=False)
+                click.echo(printable(piece), nl=False)
     except UsageError as error:
         click.echo(str(error))
     except KeyboardInterrupt:

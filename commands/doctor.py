@@ -87,9 +87,7 @@ def _packages() -> dict[str, str | None]:
 
 def _abilities() -> list[Ability]:
     return [
-        _can(
-            "export and verify", ["torch", "onnxscript", "onnx_ir", "safetensors"], "install the extra: vlm-trt[export]"
-        ),
+        _can("export and verify", ["torch", "onnx", "onnx_ir", "onnxscript"], "install the extra: vlm-trt[export]"),
         _can("run on the CPU", ["onnxruntime"], "install the extra: vlm-trt[cpu]"),
         _cuda(),
         _tensorrt("build TensorRT engines", "tensorrt", "tensorrt"),

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from bundle.errors import ImageError, PromptError
-from commands.terminal import say
+from commands.terminal import printable, say
 from models.images import decode_image
 from models.messages import Image, Message, Part, Text
 from runtime.model import Answer, Options, VisionLanguageModel, load
@@ -67,7 +67,7 @@ def show(model: VisionLanguageModel, messages: Sequence[Message], options: Optio
         if isinstance(piece, Answer):
             click.echo()
             return piece
-        click.echo(piece, nl=False)
+        click.echo(printable(piece), nl=False)
     raise AssertionError("a stream ends with its answer")
 
 
@@ -76,7 +76,7 @@ def show_groundings(answer: Answer) -> None:
         say(f"{answer.dropped_turns} oldest turns were left out: the window is full")
     for one in answer.groundings:
         points = " ".join(f"({x:.0f},{y:.0f})" for x, y in one.points)
-        click.echo(f"  {one.name or one.kind}: {one.kind} {points} px in picture {one.picture + 1}")
+        click.echo(f"  {printable(one.name) or one.kind}: {one.kind} {points} px in picture {one.picture + 1}")
 
 
 def write_drawing(answer: Answer, parts: Sequence[Part], target: Path) -> None:

@@ -1,5 +1,6 @@
 """What a person sees while something runs: progress on stderr, results on stdout."""
 
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -28,6 +29,11 @@ def byte_bar(label: str, total_bytes: int) -> Iterator[Bar]:
 def say(text: str) -> None:
     """A line of progress, on stderr: stdout belongs to the result."""
     click.echo(text, err=True)
+
+
+def printable(text: str) -> str:
+    """Text without control characters but line breaks and tabs: an answer may not steer the terminal."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 def size(count: float) -> str:

@@ -77,7 +77,8 @@ class Tokenizer:
         """Ids of a text, NFC-normalised; a lone surrogate becomes U+FFFD.
 
         Raises:
-            PromptError: more blanks in a row than can be tokenized, or an image tag (modes "image_tags" and "all") is unclosed or its path too long.
+            PromptError: more blanks in a row than can be tokenized; in the modes "image_tags" and "all" also an
+                unclosed image tag or a path too long.
         """
         normal = unicodedata.normalize("NFC", text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if len(normal) > _MAX_BLANKS and _BLANKS.search(normal):

@@ -1,0 +1,35 @@
+"""Writes docs/cli.md from the commands themselves; a test fails when it is stale.
+
+python scripts/make_cli_reference.py
+"""
+
+import sys
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).parent.parent
+TARGET = ROOT / "docs" / "cli.md"
+sys.path.insert(0, str(ROOT))
+
+
+def reference() -> str:
+    """The text of docs/cli.md."""
+    from cli import main
+
+    parts = ["# Command line\n\nMade by `scripts/make_cli_reference.py` from the commands; do not edit.\n"]
+    parts.append(_section(main, "vlm-trt", None))
+    parent = click.Context(main, info_name="vlm-trt")
+    parts += [_section(command, f"vlm-trt {name}", parent) for name, command in sorted(main.commands.items())]
+    return "\n".join(parts)
+
+
+def _section(command: click.Command, title: str, parent: click.Context | None) -> str:
+    name = title.rpartition(" ")[2]
+    context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
+    return f"## {title}\n\n```text\n{command.get_help(context)}\n```\n"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(reference(), encoding="utf-8")
+    print(f"wrote {TARGET}")
