@@ -45,7 +45,7 @@ def _description(bundle: Bundle) -> list[str]:
 
 
 def _graph_rows(manifest: Manifest) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for precision in manifest.precisions():
         for component in Component:
             entry = manifest.graph(component, precision)

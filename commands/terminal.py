@@ -1,9 +1,10 @@
 """What a person sees while something runs: progress on stderr, results on stdout."""
 
+import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import click
 
@@ -14,15 +15,9 @@ class Bar(Protocol):
 
 @contextmanager
 def byte_bar(label: str, total_bytes: int) -> Iterator[Bar]:
-    """A bar that counts bytes; on a pipe, one line per call."""
-    stderr = click.get_text_stream("stderr")
-    with click.progressbar(
-        length=total_bytes,
-        label=f"{label:<16}",
-        file=stderr,
-        show_pos=False,
-        item_show_func=lambda _: size(total_bytes),
-    ) as bar:
+    """A bar that counts bytes; on a pipe, its label only."""
+    bar: Any = click.progressbar(length=total_bytes, label=f"{label:<22}", file=sys.stderr, width=30)
+    with bar:
         yield bar
 
 
@@ -45,9 +40,9 @@ def size(count: float) -> str:
     raise AssertionError
 
 
-def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
+def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:
     """Columns aligned, numbers to the right where the header starts with a space."""
-    cells = [header, *rows]
+    cells: list[tuple[str, ...]] = [header, *rows]
     widths = [max(len(row[i].strip()) for row in cells) for i in range(len(header))]
     right = [name.startswith(" ") for name in header]
     lines = []

@@ -25,7 +25,10 @@ def main(bundle: str, picture: str) -> None:
 
     # A conversation: the second turn prefills only what is new.
     chat = Chat(model)
-    turns = ([Image(data, "scene.png"), Text("What is this?")], [Text("And what colour is it?")])
+    turns: tuple[list[Image | Text], ...] = (
+        [Image(data, "scene.png"), Text("What is this?")],
+        [Text("And what colour is it?")],
+    )
     for turn in turns:
         for piece in chat.stream(turn, Options(greedy=True, max_new_tokens=16)):
             if isinstance(piece, Answer):

@@ -151,7 +151,8 @@ class Continuation:
 
     def decode(self, token: int) -> Floats:
         """Logits after one more token."""
-        return self._engine.decode([Step(self._slot, token, self.table)])[0]
+        logits: Floats = self._engine.decode([Step(self._slot, token, self.table)])[0]
+        return logits
 
 
 def _judged(figures: Sequence[Figures], tolerance: Tolerance) -> Outcome:

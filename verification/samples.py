@@ -12,7 +12,7 @@ from PIL import ImageDraw
 from bundle.config import Limits, ModelConfig
 from bundle.errors import PromptError, VerificationError
 from models.family import Family
-from models.messages import Image, Message, Prompt, Text
+from models.messages import Image, Message, Part, Prompt, Text
 
 # A sentence that tokenizes into many different ids, repeated until a prompt is as long as a check needs.
 _FILLER = "The quick brown fox, 17 lazy dogs and a red circle: 图中有一个红色的圆。 "
@@ -33,7 +33,7 @@ def samples(family: Family, tokenizer: Any, model: ModelConfig, limits: Limits, 
     room = limits.max_seq_tokens - new_tokens
 
     def build(name: str, pictures: Sequence[int], text: str) -> Sample | None:
-        parts = (*(Image(_picture(seed)) for seed in pictures), Text(text))
+        parts: tuple[Part, ...] = (*(Image(_picture(seed)) for seed in pictures), Text(text))
         try:
             prompt = family.build_prompt([Message("user", parts)], tokenizer, model, room)
         except PromptError:
