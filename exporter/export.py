@@ -126,7 +126,9 @@ def _limits(model: ModelConfig, choices: Choices, existing: Bundle | None) -> Li
     """The limits asked for, which an existing bundle has fixed."""
     known = None if existing is None else existing.manifest.limits
     longest = model.decoder.max_positions
-    defaults = known or Limits(min(model.decoder.trained_tokens, longest), DEFAULT_MAX_BATCH, DEFAULT_MAX_IMAGES)
+    # The training length, and room for two pictures and a question where that is shorter.
+    usual = min(max(model.decoder.trained_tokens, 2 * model.resampler.queries + 256), longest)
+    defaults = known or Limits(usual, DEFAULT_MAX_BATCH, DEFAULT_MAX_IMAGES)
     limits = Limits(
         choices.max_seq_tokens or defaults.max_seq_tokens,
         choices.max_batch or defaults.max_batch,

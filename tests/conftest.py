@@ -4,8 +4,11 @@ import fcntl
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from bundle.signature import Component, Precision
 
@@ -25,6 +28,12 @@ def variant_folder(variant: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"golden variant {variant} lies beside the project in ../shared, which this clone lacks")
     return folder
+
+
+def arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Every array of an .npz file."""
+    with np.load(path) as stored:
+        return {name: stored[name] for name in stored.files}
 
 
 @pytest.fixture(scope="session")

@@ -63,9 +63,9 @@ def check_vision(name: str, engine: Engine, reference: Reference, pixels: Floats
     dtype = engine.precision.dtype
     expected_patches = reference.vision_encoder(pixels)
     patches = engine.encode_vision(pixels)
-    figures = [compare(f"vision_encoder of {name}", expected_patches, to_float32(patches.read(), dtype))]
+    figures = [compare("vision_encoder", name, expected_patches, to_float32(patches.read(), dtype))]
     expected = reference.resampler(expected_patches)
-    figures.append(compare(f"resampler of {name}", expected, to_float32(engine.resample(patches), dtype)))
+    figures.append(compare("resampler", name, expected, to_float32(engine.resample(patches), dtype)))
     return _judged(figures, tolerance)
 
 
@@ -76,7 +76,7 @@ def check_decoder(engine: Engine, family: Family, decoded: Decoded, tolerance: T
     found = [graph.prefill(slot=0)]
     found += [graph.decode(token) for token in decoded.ids[:-1]]
     figures = [
-        compare(f"prefill of {name}" if step == 0 else f"decode_step {step} of {name}", expected, logits)
+        compare("decode_step" if step else "prefill", f"{name}, step {step}" if step else name, expected, logits)
         for step, (expected, logits) in enumerate(zip(decoded.logits, found, strict=True))
     ]
     outcome = _judged(figures, tolerance)
@@ -101,19 +101,18 @@ def check_swap(engine: Engine, family: Family, one: Decoded, other: Decoded) -> 
 
 def check_cache(engine: Engine, family: Family, decoded: Decoded, tolerance: Tolerance) -> Outcome:
     """Cache on = cache off, chunked = whole, and a sequence decoded among others = alone, all within the graph."""
-    graph = Continuation(engine, family, decoded)
+    graph, name = Continuation(engine, family, decoded), decoded.sample.name
     whole = graph.prefill(slot=0)
-    figures = [compare("chunked prefill against whole", whole, graph.prefill(slot=0, chunk=37))]
+    figures = [compare("chunked_prefill", name, whole, graph.prefill(slot=0, chunk=37))]
     stepped = graph.decode(decoded.ids[0])
-    figures.append(compare("cache on against cache off", graph.prefill(slot=0, extra=decoded.ids[:1]), stepped))
+    figures.append(compare("cache_off", name, graph.prefill(slot=0, extra=decoded.ids[:1]), stepped))
     last = engine.limits.max_batch - 1
     if last > 0:
         graph.prefill(slot=last)
         Continuation(engine, family, decoded).prefill(slot=0)
         rows = engine.decode([Step(slot, decoded.ids[0], graph.table) for slot in (0, last)])
         figures += [
-            compare(f"decoded in slot {slot} of a batch against alone", stepped, row)
-            for slot, row in ((0, rows[0]), (last, rows[1]))
+            compare("batch", f"{name}, slot {slot}", stepped, row) for slot, row in ((0, rows[0]), (last, rows[1]))
         ]
     return _judged(figures, tolerance)
 

@@ -14,7 +14,8 @@ Floats = NDArray[np.floating]
 class Figures:
     """One comparison of a graph's values with the model's."""
 
-    check: str  # e.g. "vision_encoder", "decode_step 3 of one_image"
+    stage: str  # e.g. "vision_encoder", "decode_step"; "chunked_prefill", "cache_off", "batch": within the graph
+    sample: str  # which prompt, and which step or slot of it
     max_abs: float
     relative: float  # max_abs over the model's largest magnitude
     cosine: float
@@ -43,14 +44,14 @@ SWAP_CHANGE = 1e-3
 SWAP_COSINE = 0.99
 
 
-def compare(check: str, model: Floats, graph: Floats) -> Figures:
+def compare(stage: str, sample: str, model: Floats, graph: Floats) -> Figures:
     """Largest and relative difference, and cosine, of two arrays of one shape; NaN anywhere compares as infinite."""
-    assert model.shape == graph.shape, f"{check}: {model.shape} and {graph.shape}"
+    assert model.shape == graph.shape, f"{stage}: {model.shape} and {graph.shape}"
     expected, found = model.astype(np.float64).ravel(), graph.astype(np.float64).ravel()
     if not (np.isfinite(found).all() and np.isfinite(expected).all()):
-        return Figures(check, float("inf"), float("inf"), 0.0)
+        return Figures(stage, sample, float("inf"), float("inf"), 0.0)
     largest = float(np.abs(expected - found).max())
-    return Figures(check, largest, largest / (float(np.abs(expected).max()) or 1.0), cosine(expected, found))
+    return Figures(stage, sample, largest, largest / (float(np.abs(expected).max()) or 1.0), cosine(expected, found))
 
 
 def cosine(a: Floats, b: Floats) -> float:
@@ -63,8 +64,9 @@ def cosine(a: Floats, b: Floats) -> float:
 
 def failure(figures: Figures, tolerance: Tolerance) -> str | None:
     """The sentence that says what is outside the tolerance, or None."""
+    what = f"{figures.stage} of {figures.sample}"
     if figures.relative > tolerance.relative:
-        return f"{figures.check}: relative difference {figures.relative:.2e} is above {tolerance.relative:.0e}"
+        return f"{what}: relative difference {figures.relative:.2e} is above {tolerance.relative:.0e}"
     if figures.cosine < tolerance.cosine:
-        return f"{figures.check}: cosine {figures.cosine:.6f} is below {tolerance.cosine}"
+        return f"{what}: cosine {figures.cosine:.6f} is below {tolerance.cosine}"
     return None

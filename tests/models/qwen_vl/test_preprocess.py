@@ -9,7 +9,7 @@ from PIL.Image import Resampling
 
 from models.images import decode_image
 from models.qwen_vl.preprocess import preprocess
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, arrays
 
 FOLDER = GOLDEN / "preprocess"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
@@ -22,7 +22,7 @@ def test_pixels_are_the_originals(name: str) -> None:
     assert hashlib.sha256(resized.tobytes()).hexdigest() == EXPECTED[name]["resized_uint8_sha256"]
     pixels = preprocess([picture], 448)
     assert pixels.shape == (1, 3, 448, 448) and pixels.dtype == np.float32
-    recorded = np.load(FOLDER / "pixel_values_sub8.npz")[name]
+    recorded = arrays(FOLDER / "pixel_values_sub8.npz")[name]
     assert np.abs(pixels[0, :, ::8, ::8] - recorded).max() <= 1e-6
     assert pixels.mean() == pytest.approx(EXPECTED[name]["mean"], abs=1e-5)
     assert pixels.std() == pytest.approx(EXPECTED[name]["std"], abs=1e-5)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from bundle.config import ModelConfig
@@ -15,7 +14,7 @@ from models.messages import Image, Message, Part, Region, Text
 from models.qwen_vl.config import read_config
 from models.qwen_vl.prompt import build_prompt
 from models.qwen_vl.tokenizer import Tokenizer
-from tests.conftest import CASES, GOLDEN, OWN_VARIANTS, SHARED_VARIANTS, variant_folder
+from tests.conftest import CASES, GOLDEN, OWN_VARIANTS, SHARED_VARIANTS, arrays, variant_folder
 
 TOKENIZER = Tokenizer(GOLDEN / "vocab.tiktoken")
 RECORDS = json.loads((GOLDEN / "tokenizer.json").read_text())
@@ -54,7 +53,7 @@ def test_golden_prompts(variant: str, case: str) -> None:
         prompt = build_prompt(messages, TOKENIZER, model_of("raw"), 8192)
     else:
         prompt = build_prompt(messages_of(record["text"], folder), TOKENIZER, model_of(), 8192)
-    expected = np.load(folder / "case.npz")["input_ids"].tolist()
+    expected = arrays(folder / "case.npz")["input_ids"].tolist()
     assert list(prompt.ids) == expected
     assert [image.name for image in prompt.images] == record["images"]
     for span in prompt.spans:

@@ -1,0 +1,84 @@
+"""What the documents say is so: links, commands, options, dependencies, the example."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import cli
+from tests.conftest import GOLDEN, ROOT
+
+FOLDERS = (ROOT / "docs", ROOT / "benchmarks")
+DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in folder.rglob("*.md"))]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_in_the_documents_exist(path: Path) -> None:
+    """Every `vlm-trt NAME --option` written anywhere is a command and an option of it."""
+    for line in re.findall(r"^vlm-trt .*$", path.read_text(encoding="utf-8"), re.MULTILINE):
+        name = line.split()[1]
+        assert name in cli.main.commands, line
+        known = {option for parameter in cli.main.commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", line)) <= known, line
+
+
+def test_the_cli_reference_is_fresh() -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'scripts'); import make_cli_reference as made; "
+        "print(made.reference() == made.TARGET.read_text())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True", "docs/cli.md is stale: run scripts/make_cli_reference.py"
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(item for extra in project["optional-dependencies"].values() for item in extra),
+    ]
+    reasons = (ROOT / "docs" / "dependencies.md").read_text()
+    for requirement in wanted:
+        name = re.split(r"[\[<>=!~ ]", requirement)[0]
+        assert name == "vlm-trt" or re.search(rf"\b{re.escape(name)}\b", reasons), name
+
+
+def test_both_readme_commands_are_scripts_that_install_what_they_need() -> None:
+    text = (ROOT / "README.md").read_text()
+    for name in ("scripts/quickstart", "scripts/test"):
+        assert f"```bash\n{name}\n```" in text
+        script = ROOT / name
+        assert script.stat().st_mode & 0o111 and "environment" in script.read_text()
+    assert "scripts/test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_example_runs(verified: Callable[..., Path]) -> None:
+    picture = GOLDEN / "ntk-256" / "one-image" / "a.png"
+    done = subprocess.run(
+        [sys.executable, "examples/answer.py", str(verified("ntk-256")), str(picture)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d+ tokens, (2[6-9]\d|[3-9]\d\d) of them from the cache", done.stdout), done.stdout
+
+
+def test_no_trace_of_where_it_was_written() -> None:
+    """Code and documents speak of the project alone."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout, so there is no list of files")
+    for name in tracked.stdout.split():
+        path = ROOT / name
+        if path.suffix in (".py", ".md", ".toml", "") and path.name != Path(__file__).name:
+            assert "/work/" not in path.read_text(encoding="utf-8", errors="ignore"), name
