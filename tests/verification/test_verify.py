@@ -11,14 +11,16 @@ import onnx
 import pytest
 
 from bundle.digests import sha256_of
-from bundle.errors import BundleError, IncompatibleError, VerificationError
+from bundle.errors import BundleError, IncompatibleError, ResourceError, VerificationError
 from bundle.manifest import FileEntry, GraphEntry
 from bundle.signature import Component, Precision
 from bundle.store import MANIFEST, Bundle
+from models.family import family
 from runtime.model import load
 from tests.conftest import GOLDEN
 from tests.exporter.checkpoints import single
 from verification.figures import TOLERANCES, compare, failure
+from verification.memory import needed_bytes, require_memory
 from verification.verify import verify
 
 
@@ -192,3 +194,13 @@ def test_not_a_number_never_passes() -> None:
         for tolerance in TOLERANCES.values():
             assert failure(compare("x", "y", one, other), tolerance) is not None
     assert failure(compare("x", "y", good, good), TOLERANCES[Precision.FP32]) is None
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(exported: Callable[..., Path]) -> None:
+    """The official shape at 1,000 times its width would need more than any host has."""
+    manifest = Bundle.open(exported("ntk-256")).manifest
+    vast = replace(manifest.model, decoder=replace(manifest.model.decoder, hidden=4_096_000, vocab_size=151_936_000))
+    with pytest.raises(ResourceError, match=r"verifying needs about \d+\.\d GiB of memory .* a host with more"):
+        require_memory(family("qwen_vl"), vast, Precision.FP32)
+    require_memory(family("qwen_vl"), manifest.model, Precision.FP16)
+    assert needed_bytes(family("qwen_vl"), manifest.model, Precision.FP16) > 2 * 1_700_000

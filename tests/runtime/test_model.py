@@ -1,0 +1,120 @@
+"""The Python API: answers, batches, streams, conversations."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import ImageError, PromptError, UsageError
+from commands.generate import write_drawing
+from models.messages import Grounding, Image, Message, Text
+from runtime.model import Answer, Chat, Options, VisionLanguageModel, load
+from tests.runtime.sequences import OTHER_PICTURE, PICTURE, TOKENIZER
+
+GREEDY = Options(greedy=True, max_new_tokens=8, ignore_eos=True)
+
+
+@pytest.fixture
+def model(verified: Callable[..., Path]) -> VisionLanguageModel:
+    return load(verified("ntk-256"), backend="cpu", threads=1)
+
+
+def user(text: str, *pictures: bytes) -> list[Message]:
+    return [Message("user", (*(Image(data) for data in pictures), Text(text)))]
+
+
+def test_a_batch_larger_than_the_slots_answers_all_as_alone(model: VisionLanguageModel) -> None:
+    conversations = [user("one"), user("two", PICTURE), user("three " * 5), user("four", OTHER_PICTURE), user("five")]
+    together = [answer.ids for answer in model.generate_batch(conversations, GREEDY)]
+    assert together == [model.generate(conversation, options=GREEDY).ids for conversation in conversations]
+
+
+def test_one_bad_conversation_gives_all_slots_back(model: VisionLanguageModel) -> None:
+    with pytest.raises(ImageError):
+        model.generate_batch([user("one"), user("two"), user("three", b"no picture")], GREEDY)
+    assert len(model.generate_batch([user("a"), user("b"), user("c")], GREEDY)) == 3
+
+
+def test_a_stream_is_the_text_in_pieces_and_then_the_answer(model: VisionLanguageModel) -> None:
+    pieces = list(model.stream("Describe the picture.", images=[PICTURE], options=GREEDY))
+    answer = pieces.pop()
+    assert isinstance(answer, Answer) and all(isinstance(piece, str) for piece in pieces)
+    assert "".join(str(piece) for piece in pieces) == answer.text
+    assert answer == model.generate("Describe the picture.", images=[PICTURE], options=GREEDY) or answer.ids
+
+
+def test_a_stream_left_early_gives_its_slot_back(model: VisionLanguageModel) -> None:
+    for _ in range(5):  # more than there are slots
+        stream = model.stream("hi", options=Options(greedy=True, max_new_tokens=50, ignore_eos=True))
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
+
+
+def test_the_second_turn_prefills_only_what_is_new(model: VisionLanguageModel) -> None:
+    """All of the first turn is reused but its last token, which was sampled and never written to the cache."""
+    model = model
+    chat = Chat(model)
+    first = last(chat, [Image(PICTURE, "a.png"), Text("What is this?")])
+    second = last(chat, [Text("And that?")])
+    assert second.reused_tokens == len(first.prompt_ids) + len(first.ids) - 1
+    assert second.prompt_ids[: len(first.prompt_ids)] == first.prompt_ids
+    assert second.prompt_ids[len(first.prompt_ids) :][: len(first.ids)] == first.ids
+    fresh = model.generate(conversation_of(chat), options=GREEDY)
+    assert fresh.prompt_ids == second.prompt_ids and fresh.ids == second.ids
+
+
+def last(chat: Chat, parts: list[Image | Text]) -> Answer:
+    answer = list(chat.stream(parts, GREEDY))[-1]
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def conversation_of(chat: Chat) -> list[Message]:
+    """The conversation without its last answer."""
+    return chat.messages[:-1]
+
+
+def test_a_conversation_that_outgrows_the_cache_drops_its_oldest_turns(model: VisionLanguageModel) -> None:
+    chat = Chat(model, system="sys")
+    dropped = [last(chat, [Text("word " * 25)]).dropped_turns for _ in range(9)]
+    assert dropped[0] == 0 and dropped[-1] > 0 and dropped == sorted(dropped)
+
+
+def test_a_turn_that_fails_is_not_remembered(model: VisionLanguageModel) -> None:
+    chat = Chat(model)
+    last(chat, [Text("hi")])
+    before = list(chat.messages)
+    with pytest.raises(PromptError):
+        last(chat, [Text("x" * 3000)])
+    assert chat.messages == before
+
+
+def test_the_checkpoints_defaults_apply_where_nothing_is_said(model: VisionLanguageModel) -> None:
+    """This checkpoint samples with top_p 0.5: seeds differ, and greedy does not."""
+    drawn = [model.generate("hi", options=Options(seed=seed, max_new_tokens=20)).ids for seed in range(4)]
+    assert len(set(drawn)) > 1
+    greedy = [model.generate("hi", options=Options(seed=seed, max_new_tokens=20, greedy=True)).ids for seed in range(2)]
+    assert greedy[0] == greedy[1]
+
+
+def test_control_tokens_are_not_shown(model: VisionLanguageModel) -> None:
+    for token in (TOKENIZER.im_start, TOKENIZER.end_of_text, TOKENIZER.image_pad, TOKENIZER.vocab_size + 5):
+        assert TOKENIZER.visible_bytes(token) == b""
+    assert TOKENIZER.visible_bytes(TOKENIZER.special["<box>"]) == b"<box>"
+
+
+def test_pictures_beside_a_conversation_are_refused(model: VisionLanguageModel) -> None:
+    with pytest.raises(UsageError, match="carries its pictures in its messages"):
+        model.generate(user("hi"), images=[PICTURE])
+
+
+def test_an_answers_boxes_are_drawn_on_the_last_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: VisionLanguageModel
+) -> None:
+    place = Grounding("circle", "box", ((10.0, 10.0), (60.0, 50.0)), 1)
+    answer = Answer("", "", (place,), (), (), "stop", 0, 0, {}, ())
+    write_drawing(answer, [Image(PICTURE, "a"), Image(OTHER_PICTURE, "b"), Text("x")], tmp_path / "out.png")
+    drawn = (tmp_path / "out.png").read_bytes()
+    write_drawing(Answer("", "", (), (), (), "stop", 0, 0, {}, ()), [Image(OTHER_PICTURE, "b")], tmp_path / "bare.png")
+    assert drawn != (tmp_path / "bare.png").read_bytes()
+    assert "names no place" in capsys.readouterr().err
