@@ -25,6 +25,8 @@ class Main(click.Group):
         except MemoryError:
             click.echo("vlm-trt: not enough memory; use a smaller precision, batch or cache length", err=True)
             ctx.exit(8)
+        except BrokenPipeError:
+            raise  # the reader has left: click ends quietly
         except OSError as error:
             click.echo(f"vlm-trt: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
             ctx.exit(StorageError.exit_code)

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 Point = tuple[int, int]
 
 
@@ -54,6 +57,14 @@ class Prompt:
     spans: tuple[ImageSpan, ...]
     images: tuple[Image, ...]
     dropped_turns: int = 0  # oldest turns left out because the window was full
+
+    def image_rows(self, length: int | None = None) -> NDArray[np.int64]:
+        """Row of the pictures' stacked features at each position, −1 for text; `length` counts what follows too."""
+        rows = np.full(len(self.ids) if length is None else length, -1, dtype=np.int64)
+        for span in self.spans:
+            tokens = span.stop - span.start
+            rows[span.start : span.stop] = np.arange(span.image * tokens, (span.image + 1) * tokens)
+        return rows
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from bundle.config import Limits, ModelConfig
 from bundle.errors import VlmTrtError
 from bundle.signature import Component, Precision
+from models.family import PositionTable
 from runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host
 from runtime.cache import KVCache
 
@@ -18,17 +18,6 @@ WINDOW_STEP = 32
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-
-
-class PositionTable(Protocol):
-    """A sequence's position rows: cos, sin [positions, rotary/2] and query scale [positions], fp32."""
-
-    @property
-    def cos(self) -> Floats: ...
-    @property
-    def sin(self) -> Floats: ...
-    @property
-    def query_scale(self) -> Floats: ...
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class Generator:
     def _prefill(self, running: Running, keys: Sequence[Key]) -> None:
         prompt, start = running.request.prompt, running.reused_tokens
         ids = np.array(prompt.ids, dtype=np.int64)
-        rows = _image_rows(prompt)
+        rows = prompt.image_rows()
         stacked = stack(running.images) if (rows[start:] >= 0).any() else None
         with running.clock.stage("prefill"):
             engine = self.engine
@@ -160,12 +160,3 @@ def _keys(prompt: Prompt, images: Sequence[ImageFeatures]) -> list[Key]:
         digest = images[span.image].digest
         keys[span.start : span.stop] = [(digest, row) for row in range(span.stop - span.start)]
     return keys
-
-
-def _image_rows(prompt: Prompt) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Row of the stacked features at each position of the prompt, −1 for text."""
-    rows = np.full(len(prompt.ids), -1, dtype=np.int64)
-    for span in prompt.spans:
-        length = span.stop - span.start
-        rows[span.start : span.stop] = np.arange(span.image * length, (span.image + 1) * length)
-    return rows

@@ -133,10 +133,7 @@ class Continuation:
         self._slot = slot
         engine.cache.truncate(slot, 0)
         ids = np.array([*prompt.ids, *extra], dtype=np.int64)
-        rows = np.full(len(ids), -1, dtype=np.int64)
-        for span in prompt.spans:
-            length = span.stop - span.start
-            rows[span.start : span.stop] = np.arange(span.image * length, (span.image + 1) * length)
+        rows = prompt.image_rows(len(ids))
         uploaded = None
         if self._decoded.features is not None:
             flat = self._decoded.features.reshape(-1, engine.model.decoder.hidden)

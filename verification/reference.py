@@ -56,17 +56,13 @@ class Reference:
         """
         decoder, seq = self.model.decoder, len(ids)
         table = self._family.position_table(decoder, rope_alpha, seq)
-        rows = torch.full((1, seq), -1, dtype=torch.int64)
-        for span in prompt.spans:
-            length = span.stop - span.start
-            rows[0, span.start : span.stop] = torch.arange(span.image * length, (span.image + 1) * length)
         flat = torch.zeros(1, decoder.hidden) if features is None else torch.from_numpy(features).flatten(0, 1)
         every = torch.arange(seq)
         empty = torch.zeros(1, decoder.kv_heads, seq, decoder.head_dim)
         outputs = self._modules[Component.DECODER](
             torch.tensor([list(ids)]),
             flat,
-            rows,
+            torch.from_numpy(prompt.image_rows(seq))[None],
             torch.from_numpy(table.cos)[None],
             torch.from_numpy(table.sin)[None],
             torch.from_numpy(table.query_scale)[None] if decoder.logn_attention else None,

@@ -71,6 +71,7 @@ def test_draw_writes_the_picture(verified: Callable[..., Path], tmp_path: Path) 
     ("options", "code", "sentence"),
     [
         (["--image", "nothing.png"], 2, "nothing.png cannot be read: No such file or directory; give a PNG or JPEG"),
+        (["--image", "/dev/zero"], 2, "/dev/zero is no file; give a PNG or JPEG file"),
         (["--image", __file__], 2, "test_cli.py is no picture this version reads"),
         (["--temperature", "0"], 2, r"temperature is 0.0; it must be above 0 \(greedy choice: --greedy\)"),
         (["--top-p", "2"], 2, "top_p is 2.0; it must be above 0 and at most 1"),

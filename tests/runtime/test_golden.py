@@ -102,9 +102,7 @@ def test_prompt_logits_at_every_recorded_position(
     alpha = kind.rope_alpha(decoder, len(prompt.ids))
     assert alpha == float(recorded["ntk_alpha"])
     table = kind.position_table(decoder, alpha, engine.limits.max_seq_tokens)
-    rows = np.full(len(prompt.ids), -1, dtype=np.int64)
-    for span in prompt.spans:
-        rows[span.start : span.stop] = np.arange(span.image * 256, (span.image + 1) * 256)
+    rows = prompt.image_rows()
     uploaded = None
     if prompt.images:
         flat = from_float32(recorded["image_features"].reshape(-1, decoder.hidden), precision.dtype)
