@@ -21,6 +21,8 @@ HELP = """/image PATH   add a picture to the next turn
 def run(bundle: Path, images: Sequence[Path], system: str | None, **rest: Any) -> None:
     pending = read_images(images)
     model, options = load_with(bundle, **rest)
+    if model.manifest.model.generation.chat_format == "raw":
+        raise UsageError(f"{bundle} is of the base model, which continues one text and does not chat; use generate")
     chat = Chat(model, system)
     say(f"{model.manifest.model.family} in {model.engine.precision} on {model.engine.backend.name}; /help for help")
     while True:

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from commands.terminal import table
+
 # Package → what it is for and the extra that brings it.
 _PACKAGES = {
     "numpy": ("everything", ""),
@@ -43,11 +45,11 @@ def run(as_json: bool) -> None:
         return
     for name, value in machine.items():
         click.echo(f"{name:<16} {value}")
-    click.echo("\nPackages")
-    for name, (purpose, extra) in _PACKAGES.items():
-        found_version = packages[name]
-        missing = f"not installed (pip install 'vlm-trt[{extra}]')" if extra else "not installed"
-        click.echo(f"  {name:<16} {found_version or missing:<44} {purpose}")
+    rows = [
+        (name, packages[name] or f"not installed: pip install 'vlm-trt[{extra}]'", purpose)
+        for name, (purpose, extra) in _PACKAGES.items()
+    ]
+    click.echo("\n" + table(rows, ("package", "version", "for")))
     click.echo("\nThis machine can")
     for ability in abilities:
         mark = click.style("yes", fg="green") if ability.possible else click.style("no ", fg="yellow")

@@ -42,6 +42,24 @@ def test_generate_repeats_the_originals_ids(verified: Callable[..., Path]) -> No
     assert answer["boxes"] == [] and answer["backend"] == "onnxruntime-cpu"
 
 
+def test_the_base_model_continues_a_text_and_does_not_chat(verified: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(verified("ntk-256"), bundle)
+    raw = json.loads((bundle / MANIFEST).read_text())
+    raw["model"]["generation"]["chat_format"] = "raw"
+    (bundle / MANIFEST).write_text(json.dumps(raw))
+    golden = arrays(GOLDEN / "ntk-256" / "raw-base" / "case.npz")
+    done = vlm_trt(
+        "generate", bundle, "Generate the caption in English with grounding:", "--image",
+        GOLDEN / "ntk-256" / "raw-base" / "a.png", "--greedy", "--ignore-eos", "--max-new-tokens", 32, "--json",
+    )  # fmt: skip
+    answer = json.loads(done.stdout)
+    assert answer["prompt_ids"] == golden["input_ids"].tolist()
+    assert answer["generated_ids"] == golden["generated"].tolist()
+    chat = vlm_trt("chat", bundle, stdin="hi\n")
+    assert chat.exit_code == 2 and "is of the base model, which continues one text" in chat.stderr
+
+
 def test_generate_prints_its_text_as_it_comes(verified: Callable[..., Path]) -> None:
     bundle = verified("ntk-256")
     printed = vlm_trt("generate", bundle, "hi", "--greedy", "--max-new-tokens", 8, "--ignore-eos")
