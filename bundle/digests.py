@@ -70,7 +70,7 @@ class DigestCache:
     def _load(self) -> dict[str, str]:
         try:
             raw = json.loads(self._path.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         if not isinstance(raw, dict):
             return {}

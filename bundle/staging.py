@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ from bundle.errors import StorageError
 
 _LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 @contextmanager
@@ -45,9 +50,10 @@ def staging_folder(target: Path) -> Iterator[Path]:
 def publish_folder(staging: Path, target: Path) -> None:
     """Makes a staged folder the target by one rename, everything in it on disk first."""
     sync_tree(staging)
-    (staging / _LOCK).unlink()
     with storage_errors(target):
         staging.rename(target)
+    # After the rename: killed before it, the folder still carries the lock by which the next export knows it.
+    (target / _LOCK).unlink(missing_ok=True)
     sync(target.absolute().parent)
 
 
@@ -95,7 +101,7 @@ def storage_errors(target: Path) -> Iterator[None]:
                 f"writing {target}: the disk is full or a quota is reached ({free / 2**30:.2f} GiB free); "
                 "nothing was published, make room and run it again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _REFUSED:
             raise StorageError(
                 f"writing {target}: {error.strerror} ({error.filename}); choose a folder you may write"
             ) from error
@@ -117,7 +123,7 @@ def require_room(target: Path, needed_bytes: int) -> None:
 
 def remove_stale(parent: Path, name: str) -> None:
     """Removes what killed runs left behind: staging folders that nobody holds locked."""
-    for folder in parent.glob(f".{name}.staging-*"):
+    for folder in parent.glob(f".{glob.escape(name)}.staging-{'[0-9a-f]' * 8}"):
         try:
             lock = os.open(folder / _LOCK, os.O_RDWR)
         except OSError:

@@ -45,7 +45,17 @@ class BinFile:
                     f"{self.path} is damaged or holds more than plain tensors, which are never unpickled "
                     f"({str(error).splitlines()[0][:120]}); download it again or convert it to safetensors"
                 ) from None
-            if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
-                raise CheckpointError(f"{self.path} is no dictionary of tensors; convert it to safetensors")
+            if not isinstance(loaded, dict) or not all(_plain(name, value) for name, value in loaded.items()):
+                raise CheckpointError(f"{self.path} is no dictionary of plain tensors; convert it to safetensors")
             self._values = loaded
         return self._values
+
+
+def _plain(name: object, value: object) -> bool:
+    """A named tensor whose values lie in the file: neither sparse nor without storage."""
+    return (
+        isinstance(name, str)
+        and isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+    )

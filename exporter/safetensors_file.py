@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -66,8 +66,10 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(f"{path} is truncated or no safetensors file; download it again")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: its header is not JSON ({error}); download it again") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: its header is no table of tensors; download it again")
     header.pop("__metadata__", None)
     tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in header.items()}
     end = 8 + length
@@ -83,12 +85,11 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTensor:
-    try:
-        assert isinstance(entry, dict)
-        shape, (start, stop) = tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
-        code = entry["dtype"]
-    except (AssertionError, KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path}: the header entry of {name} is broken; download the file again") from None
+    fields = entry if isinstance(entry, dict) else {}
+    shape, offsets, code = fields.get("shape"), fields.get("data_offsets"), fields.get("dtype")
+    if not (_whole_numbers(shape) and _whole_numbers(offsets) and len(offsets) == 2 and isinstance(code, str)):
+        raise CheckpointError(f"{path}: the header entry of {name} is broken; download the file again")
+    start, stop = offsets
     if code not in _DTYPES:
         raise CheckpointError(
             f"{path}: {name} has type {code}; weights must be F32, F16 or BF16 (a quantized checkpoint cannot be "
@@ -98,4 +99,8 @@ def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTens
         raise CheckpointError(
             f"{path}: {name} has {stop - start} bytes for shape {list(shape)}; download the file again"
         )
-    return StoredTensor(shape, _DTYPES[code], data_start + start)
+    return StoredTensor(tuple(shape), _DTYPES[code], data_start + start)
+
+
+def _whole_numbers(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(number) is int for number in value)
