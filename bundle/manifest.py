@@ -1,7 +1,10 @@
 """The manifest `bundle.json`: the only state of a bundle, as frozen data, read strictly."""
 
 import json
+import math
+import re
 import types
+from collections import Counter
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import PurePosixPath
@@ -132,7 +135,7 @@ def loads(text: str, where: str) -> Manifest:
     """
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{where} is not JSON ({error}); export the checkpoint again") from None
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if schema != SCHEMA:
@@ -140,11 +143,31 @@ def loads(text: str, where: str) -> Manifest:
             f"{where} has schema {schema!r}, this version reads {SCHEMA}; export the checkpoint again with this version"
         )
     manifest = _build(Manifest, raw, where, "")
-    for file in manifest.files():
-        path = PurePosixPath(file.path)
-        if path.is_absolute() or ".." in path.parts or "\\" in file.path:
-            raise BundleError(f"{where}: the path {file.path!r} leaves the bundle; do not use this bundle")
+    _require_paths(manifest, where)
+    _require_single(manifest, where)
     return manifest
+
+
+def _require_paths(manifest: Manifest, where: str) -> None:
+    """Every path lies in the bundle, and every digest is one."""
+    files = manifest.files()
+    for path in (*(file.path for file in files), *(verdict.report for verdict in manifest.verifications)):
+        parts = PurePosixPath(path).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in path or "\0" in path:
+            raise BundleError(f"{where}: the path {path!r} leaves the bundle; do not use this bundle")
+    for file in files:
+        if not re.fullmatch("[0-9a-f]{64}", file.sha256):
+            raise _wrong(where, f"the sha256 of {file.path}", f"is {file.sha256!r}, no sha256")
+
+
+def _require_single(manifest: Manifest, where: str) -> None:
+    """One entry per graph, one verdict per precision: of two, a passed verdict could hide a failed one."""
+    graphs = Counter(f"the {entry.precision} {entry.component} graph" for entry in manifest.graphs)
+    verdicts = Counter(f"the verdict on {verdict.precision}" for verdict in manifest.verifications)
+    paths = Counter(f"the path {file.path!r}" for file in manifest.files())
+    for what, count in (*graphs.items(), *verdicts.items(), *paths.items()):
+        if count > 1:
+            raise _wrong(where, what, f"is there {count} times")
 
 
 T = TypeVar("T")
@@ -186,6 +209,8 @@ def _value(kind: Any, raw: Any, where: str, at: str) -> Any:
         return float(raw)
     if not isinstance(raw, kind) or (isinstance(raw, bool) and kind is not bool):
         raise _wrong(where, at, f"is {raw!r}, not of type {kind.__name__}")
+    if kind is float and not math.isfinite(raw) and not at.startswith("verifications"):  # a failed check may say NaN
+        raise _wrong(where, at, f"is {raw}, no finite number")
     if kind is int and raw < 0:
         raise _wrong(where, at, f"is {raw}, a negative number")
     return raw

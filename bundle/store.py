@@ -13,7 +13,7 @@ from bundle.digests import DigestCache, sha256_of
 from bundle.errors import BundleError, StorageError
 from bundle.manifest import FileEntry, GraphEntry, Manifest, Verification, loads
 from bundle.signature import Component, Precision
-from bundle.staging import exclusive, publish_folder, replace_file, sync
+from bundle.staging import exclusive, publish_folder, replace_file, storage_errors, sync
 
 MANIFEST = "bundle.json"
 
@@ -29,7 +29,7 @@ class Bundle:
         """The bundle in that folder, every file there with the size the manifest says.
 
         Raises:
-            BundleError: no bundle, a file missing or of another size, a link.
+            BundleError: no bundle, a file missing or of another size, a symbolic or hard link.
             IncompatibleError: written by another schema.
         """
         if not path.is_dir():
@@ -65,7 +65,8 @@ class Bundle:
         with exclusive(self.path):
             manifest = _read_manifest(self.path).with_verification(verdict)
             target = self.path / verdict.report
-            target.parent.mkdir(exist_ok=True)
+            with storage_errors(target):
+                target.parent.mkdir(exist_ok=True)
             replace_file(target, report)
             replace_file(self.path / MANIFEST, manifest.dumps())
         self.manifest = manifest
@@ -76,9 +77,15 @@ class Bundle:
             raise BundleError(f"{path} is missing; export the checkpoint again")
         if path.is_symlink() or not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"{path} is a link that leaves the bundle; copy the file in its place or export again")
-        if path.stat().st_size != file.size:
+        stat = path.stat()
+        if stat.st_nlink > 1:  # who holds the other name can change the file after its check
             raise BundleError(
-                f"{path} has {path.stat().st_size} bytes, the manifest says {file.size}; export the checkpoint again"
+                f"{path} is a hard link that {stat.st_nlink - 1} other name(s) share; replace it by a copy "
+                "(cp -r makes copies of a whole bundle) or export again"
+            )
+        if stat.st_size != file.size:
+            raise BundleError(
+                f"{path} has {stat.st_size} bytes, the manifest says {file.size}; export the checkpoint again"
             )
         return path
 
@@ -135,6 +142,8 @@ def publish_graphs(bundle: Bundle, staging: Path, graphs: tuple[GraphEntry, ...]
 
 def _read_manifest(path: Path) -> Manifest:
     where = path / MANIFEST
+    if where.is_symlink():
+        raise BundleError(f"{where} is a link; copy the file in its place or export again")
     try:
         text = where.read_text(encoding="utf-8")
     except FileNotFoundError:

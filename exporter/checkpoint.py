@@ -74,14 +74,16 @@ class Checkpoint:
         """Rows start…stop−1 of a tensor's leading axis, in its stored type.
 
         Raises:
-            CheckpointError: NaN or Inf among them.
+            CheckpointError: NaN or Inf among them, or the shard cannot be read any more.
         """
         shard = self._shard_of[name]
+        assert 0 <= start <= stop <= shard.tensors[name].shape[0], f"rows {start}…{stop} of {name}"
         if isinstance(shard, BinFile) and shard is not self._mapped:
             if self._mapped is not None:
                 self._mapped.close()  # one shard mapped at a time
             self._mapped = shard
-        values = shard.rows(name, start, stop)
+        with _read_errors(shard.path):
+            values = shard.rows(name, start, stop)
         _require_finite(values, name, shard.path)
         return values
 
@@ -119,8 +121,9 @@ def _indexed(folder: Path, index: Path) -> dict[str, Shard]:
         names = {str(tensor): str(file) for tensor, file in weight_map.items()}
     for tensor, file in names.items():
         _require_inside(file, index)
-        if not (folder / file).is_file():
-            raise CheckpointError(f"{index} names {file} for {tensor}, which is missing; download it")
+        with _read_errors(folder / file):
+            if not (folder / file).is_file():
+                raise CheckpointError(f"{index} names {file} for {tensor}, which is missing; download it")
     shards = {file: _open(folder / file) for file in sorted(set(names.values()))}
     for tensor, file in names.items():
         if tensor not in shards[file].tensors:
@@ -132,14 +135,26 @@ def _indexed(folder: Path, index: Path) -> dict[str, Shard]:
 
 
 def _open(path: Path) -> Shard:
-    return BinFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+    with _read_errors(path):
+        return BinFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+
+
+@contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    """What the system refuses while reading is the checkpoint's trouble, not that of the bundle being written."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror or error}); see that the file is whole and yours to read"
+        ) from error
 
 
 @contextmanager
 def _json_errors(index: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is not an index of shards ({error!r}); download it again") from None
 
 

@@ -21,10 +21,12 @@ from bundle.signature import DTYPE_BYTES, Precision
 from exporter.checkpoint import Checkpoint
 from exporter.layouts import blocks
 from exporter.modules.build import TORCH_DTYPES
-from models.weights import Weight
+from models.weights import Layout, Weight
 
 # Pages are mapped at 4 KiB; a large tensor that starts on one can be used where it lies.
 _PAGE, _LARGE, _SMALL_ALIGNMENT = 4096, 64 << 10, 64
+# Layouts that calculate: their result can overflow although every stored value is finite.
+_COMPUTED = (Layout.POSITION_GRID, Layout.QUERY_PROJECTION)
 # Converted blocks that may wait for the disk.
 _WAITING_BLOCKS = 2
 
@@ -72,7 +74,7 @@ def stream_weights(
         on_bytes: told of the bytes of every block written.
     Raises:
         CheckpointError: NaN or Inf in a tensor.
-        UnsupportedError: a value beyond the range of fp16.
+        UnsupportedError: a value beyond the range of the precision.
         OSError: the file cannot be written.
     """
     places, size = plan_weights(weights, precision)
@@ -81,6 +83,7 @@ def stream_weights(
             writer.pad_to(place.offset)
             for block in blocks(weight, model, checkpoint):
                 writer.put(_converted(block, weight, place))
+            assert writer.position == place.offset + place.length, f"{weight.name} does not fill its place"
         writer.pad_to(size)
     return writer.digest.hexdigest()
 
@@ -95,15 +98,18 @@ def load_weights(weights: Sequence[Weight], model: ModelConfig, checkpoint: Chec
 
 def _converted(block: torch.Tensor, weight: Weight, place: WeightPlace) -> torch.Tensor:
     """The block in its final type, contiguous."""
-    precision = Precision.FP32 if weight.full_precision else next(p for p in Precision if p.dtype == place.dtype)
-    if precision is Precision.FP16:
-        low, high = torch.aminmax(block)  # at memory speed; abs().max() is several times slower
-        largest = max(-float(low), float(high))
-        if largest > torch.finfo(torch.float16).max:
-            raise UnsupportedError(
-                f"{weight.keys[0]} holds {largest:.4g}, beyond fp16's 65504; export with --precision bf16 or fp32"
-            )
-    return block.to(TORCH_DTYPES[precision]).contiguous()
+    precision = next(p for p in Precision if p.dtype == place.dtype)
+    values = block.to(TORCH_DTYPES[precision]).contiguous()
+    limit = torch.finfo(values.dtype).max
+    may_overflow = limit < torch.finfo(block.dtype).max or weight.layout in _COMPUTED
+    if may_overflow and not torch.stack(torch.aminmax(values)).isfinite().all():
+        largest = max(torch.stack(torch.aminmax(block)).tolist(), key=abs)
+        wider = {Precision.FP16: "--precision bf16 or fp32", Precision.BF16: "--precision fp32"}
+        raise UnsupportedError(
+            f"{weight.keys[0]} holds {largest:.4g}, beyond {precision}'s {limit:.6g}; "
+            f"export with {wider.get(precision, 'weights of an intact checkpoint')}"
+        )
+    return values
 
 
 class _Writer:
@@ -113,10 +119,14 @@ class _Writer:
         self.digest = hashlib.sha256()
         self._on_bytes = on_bytes
         self._file = path.open("xb", buffering=0)
-        # All blocks at once: a full disk shows before the work, and on ext4 writing is ten times faster than into a
-        # file that grows (3 GiB: 5.9 s growing, 0.5 s allocated).
-        os.posix_fallocate(self._file.fileno(), 0, size)
-        self._position = 0
+        try:
+            # All blocks at once: a full disk shows before the work, and on ext4 writing is ten times faster than into a
+            # file that grows (3 GiB: 5.9 s growing, 0.5 s allocated).
+            os.posix_fallocate(self._file.fileno(), 0, size)
+        except OSError:
+            self._file.close()
+            raise
+        self.position = 0  # bytes accepted
         self._queue: Queue[Any] = Queue(maxsize=_WAITING_BLOCKS)
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -138,13 +148,14 @@ class _Writer:
         self._on_bytes(block.nbytes)
 
     def pad_to(self, offset: int) -> None:
-        if offset > self._position:
-            self._queue_bytes(bytes(offset - self._position))
+        assert offset >= self.position
+        if offset > self.position:
+            self._queue_bytes(bytes(offset - self.position))
 
     def _queue_bytes(self, data: Any) -> None:
         if self._failure is not None:
             raise self._failure
-        self._position += len(data)
+        self.position += len(data)
         self._queue.put(data)
 
     def _work(self) -> None:

@@ -77,6 +77,12 @@ def broken(change: Any) -> str:
         (lambda raw: raw["source"].update(files=[]), BundleError, "source.files is not an object"),
         (lambda raw: raw["tokenizer"].update(path="../../etc/passwd"), BundleError, "leaves the bundle; do not use"),
         (lambda raw: raw["graphs"][0]["weights"].update(path="/etc/passwd"), BundleError, "leaves the bundle"),
+        (lambda raw: raw["tokenizer"].update(path=""), BundleError, "the path '' leaves the bundle"),
+        (lambda raw: raw["tokenizer"].update(path="a\0b"), BundleError, "leaves the bundle"),
+        (lambda raw: raw["tokenizer"].update(sha256="d" * 63), BundleError, "the sha256 of tokenizer/qwen.tiktoken is"),
+        (lambda raw: raw["model"]["vision"].update(norm_eps=float("nan")), BundleError, "norm_eps is nan, no finite"),
+        (lambda raw: raw["graphs"].append(raw["graphs"][0]), BundleError, "fp16 vision_encoder graph is there 2 times"),
+        (lambda raw: raw["graphs"][0].update(graph=raw["graphs"][1]["graph"]), BundleError, "resampler.onnx' is there"),
     ],
 )  # fmt: skip
 def test_what_is_not_right_is_named(change: Any, error: type[Exception], sentence: str) -> None:
@@ -84,10 +90,30 @@ def test_what_is_not_right_is_named(change: Any, error: type[Exception], sentenc
         loads(broken(change), "bundle.json")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "[" * 200_000])
 def test_what_is_no_manifest_is_refused(text: str) -> None:
     with pytest.raises((BundleError, IncompatibleError), match=r"bundle\.json"):
         loads(text, "bundle.json")
+
+
+def test_a_passed_verdict_cannot_hide_a_failed_one() -> None:
+    passed = verdict(manifest())
+    both = replace(manifest(), verifications=(passed, replace(passed, passed=False)))
+    with pytest.raises(BundleError, match="the verdict on fp16 is there 2 times; export the checkpoint again"):
+        loads(both.dumps(), "bundle.json")
+
+
+def test_a_report_outside_the_bundle_is_refused() -> None:
+    leaving = replace(verdict(manifest()), report="../../report.json")
+    with pytest.raises(BundleError, match=r"the path '\.\./\.\./report\.json' leaves the bundle"):
+        loads(manifest().with_verification(leaving).dumps(), "bundle.json")
+
+
+def test_a_failed_verdict_may_report_infinite_figures() -> None:
+    """A graph that computes NaN is recorded as failed; the bundle must still open."""
+    failed = replace(verdict(manifest()), passed=False, figures={"relative": float("inf"), "cosine": 0.0})
+    full = manifest().with_verification(failed)
+    assert loads(full.dumps(), "bundle.json") == full
 
 
 def test_every_field_of_the_file_is_required() -> None:

@@ -59,7 +59,7 @@ def test_a_remembered_digest_is_not_used_for_a_changed_file(tmp_path: Path, monk
     assert DigestCache().digest(path) == sha256_of(path) != before  # ... and not believed
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"x": 3}', "\x00"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"x": 3}', "\x00", "[" * 200_000])
 def test_a_damaged_digest_cache_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "vlm-trt").mkdir()
@@ -87,6 +87,26 @@ def test_a_link_out_of_the_bundle_is_refused(copy: Path, tmp_path: Path) -> None
     weights.rename(outside)
     weights.symlink_to(outside)
     with pytest.raises(BundleError, match="is a link that leaves the bundle"):
+        Bundle.open(copy)
+
+
+def test_a_hard_link_is_refused(copy: Path, tmp_path: Path) -> None:
+    os.link(copy / "graphs/fp32/decoder.weights", tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=r"is a hard link that 1 other name\(s\) share; replace it by a copy"):
+        Bundle.open(copy)
+
+
+def test_a_folder_of_the_bundle_that_is_a_link_out_is_refused(copy: Path, tmp_path: Path) -> None:
+    (copy / "graphs").rename(tmp_path / "elsewhere")
+    (copy / "graphs").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="is a link that leaves the bundle"):
+        Bundle.open(copy)
+
+
+def test_a_manifest_that_is_a_link_is_refused(copy: Path, tmp_path: Path) -> None:
+    (copy / MANIFEST).rename(tmp_path / "elsewhere")
+    (copy / MANIFEST).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="is a link; copy the file in its place or export again"):
         Bundle.open(copy)
 
 
@@ -160,6 +180,47 @@ def test_a_published_folder_appears_whole(tmp_path: Path) -> None:
         (staging / "file").write_text("x")
         publish_folder(staging, tmp_path / "target")
     assert [path.name for path in tmp_path.rglob("*")] == ["target", "file"]
+
+
+def test_a_target_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with pytest.raises(StorageError, match="Directory not empty"), staging_folder(target) as staging:
+        target.mkdir()
+        (target / "theirs").write_text("x")
+        publish_folder(staging, target)
+    assert [path.name for path in tmp_path.rglob("*")] == ["target", "theirs"]
+
+
+def test_a_run_killed_while_it_publishes_leaves_nothing_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock stays in the folder until the rename, so that the next run knows whose it was."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self: Path, target: Path) -> Path:
+        assert (self / ".lock").exists()
+        raise Killed
+
+    with pytest.raises(Killed), staging_folder(tmp_path / "target") as staging:
+        monkeypatch.setattr(Path, "rename", killed)
+        publish_folder(staging, tmp_path / "target")
+
+
+def test_only_staging_folders_are_removed(tmp_path: Path) -> None:
+    """A name of the user's own that looks alike, and a target whose name holds pattern characters."""
+    for name in (".t.staging-of-my-notes", ".q[1].staging-0123abcd", ".q1.staging-0123abcd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".lock").touch()
+    remove_stale(tmp_path, "t")
+    remove_stale(tmp_path, "q[1]")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".q1.staging-0123abcd", ".t.staging-of-my-notes"]
+
+
+def test_a_name_that_is_too_long_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="File name too long"), staging_folder(tmp_path / ("n" * 250)):
+        pass
 
 
 def _hold(target: str, ready: str) -> None:

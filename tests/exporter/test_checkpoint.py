@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,14 @@ def rewritten_header(path: Path, header: bytes) -> None:
         ({"dtype": "F32", "shape": [4], "data_offsets": [1 << 40, (1 << 40) + 16]}, "is truncated: x ends at byte"),
         ({"dtype": "F32", "shape": "four", "data_offsets": [0, 8]}, "header entry of x is broken"),
         ({"shape": [4]}, "header entry of x is broken"),
+        ({"dtype": "F32", "shape": [4.9], "data_offsets": [0, 16]}, "header entry of x is broken"),
+        ({"dtype": "F32", "shape": ["4"], "data_offsets": [0, 16]}, "header entry of x is broken"),
+        ({"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}, "header entry of x is broken"),
+        ({"dtype": "F32", "shape": [4], "data_offsets": ["a", "b"]}, "header entry of x is broken"),
+        ({"dtype": "F32", "shape": [4], "data_offsets": [0.0, 16.0]}, "header entry of x is broken"),
+        ({"dtype": "F32", "shape": [4], "data_offsets": [None, 16]}, "header entry of x is broken"),
+        ({"dtype": ["F32"], "shape": [4], "data_offsets": [0, 16]}, "header entry of x is broken"),
+        ({"dtype": "F32", "shape": [float("inf")], "data_offsets": [0, 16]}, "header entry of x is broken"),
     ],
 )
 def test_a_header_that_does_not_add_up(tmp_path: Path, entry: dict[str, object], sentence: str) -> None:
@@ -151,10 +160,55 @@ def test_a_header_that_is_no_json(tmp_path: Path) -> None:
     refused(checkpoint, "its header is not JSON")
 
 
+@pytest.mark.parametrize("header", [b"[]", b"null", b'"text"'])
+def test_a_header_that_is_no_table(tmp_path: Path, header: bytes) -> None:
+    checkpoint = single(tmp_path / "checkpoint")
+    rewritten_header(checkpoint / "model.safetensors", header)
+    refused(checkpoint, "its header is no table of tensors|is truncated or no safetensors file")
+
+
+def test_a_header_nested_too_deep(tmp_path: Path) -> None:
+    checkpoint = single(tmp_path / "checkpoint")
+    rewritten_header(checkpoint / "model.safetensors", b"[" * 200_000)
+    refused(checkpoint, "its header is not JSON")
+
+
+def test_a_folder_in_the_place_of_the_weights(tmp_path: Path) -> None:
+    checkpoint = single(tmp_path / "checkpoint")
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "model.safetensors").mkdir()
+    refused(checkpoint, r"model\.safetensors cannot be read \(Is a directory\); see that the file is whole")
+
+
+def test_a_shard_that_disappears_while_it_is_read(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(single(tmp_path / "checkpoint"))
+    (checkpoint.folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read \(No such file"):
+        checkpoint.read("lm_head.weight")
+
+
+@pytest.mark.parametrize("make", [single, pickled])
+def test_a_shard_cut_off_while_it_is_read(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    checkpoint = Checkpoint(make(tmp_path / "checkpoint"))
+    for path in (*checkpoint.folder.glob("*.safetensors"), *checkpoint.folder.glob("*.bin")):
+        os.truncate(path, 4096)
+    with pytest.raises(CheckpointError, match=r"ends inside lm_head.weight; download|\.bin is damaged"):
+        checkpoint.read("lm_head.weight")
+
+
+def test_a_download_cache_of_links_is_read(tmp_path: Path) -> None:
+    """Hub caches keep the files elsewhere and link to them: such links are the user's own."""
+    blobs, snapshot = single(tmp_path / "blobs"), tmp_path / "snapshot"
+    snapshot.mkdir()
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    assert Checkpoint(snapshot).shapes() == Checkpoint(blobs).shapes()
+
+
 INDEX = "model.safetensors.index.json"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": 3}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": 3}', "[" * 200_000])
 def test_a_broken_index(tmp_path: Path, text: str) -> None:
     checkpoint = sharded(tmp_path / "checkpoint")
     (checkpoint / INDEX).write_text(text)
@@ -205,6 +259,32 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.
     torch.save({"lm_head.weight": Evil()}, checkpoint / "pytorch_model-00001-of-00002.bin")
     refused(checkpoint, "holds more than plain tensors, which are never unpickled")
     assert not (tmp_path / "unpickled-code-ran").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"lm_head.weight": torch.eye(3).to_sparse()},
+        {"lm_head.weight": torch.empty(2, device="meta")},
+        {"state_dict": {"lm_head.weight": torch.ones(2)}},
+        {1: torch.ones(2)},
+        [torch.ones(2)],
+    ],
+    ids=["sparse", "without values", "nested", "number as name", "list"],
+)
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own sparse and meta loading
+def test_a_pickle_of_other_than_plain_tensors(tmp_path: Path, content: object) -> None:
+    checkpoint = pickled(tmp_path / "checkpoint")
+    torch.save(content, checkpoint / "pytorch_model-00001-of-00002.bin")
+    refused(checkpoint, r"pytorch_model-00001-of-00002\.bin is no dictionary of plain tensors; convert it")
+
+
+def test_one_shard_is_mapped_at_a_time(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(pickled(tmp_path / "checkpoint"))
+    for name in checkpoint.shapes():
+        checkpoint.read(name)
+        maps = Path("/proc/self/maps").read_text()
+        assert len({line.split()[-1] for line in maps.splitlines() if str(checkpoint.folder) in line}) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps([1, 2])])

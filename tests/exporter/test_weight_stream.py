@@ -1,5 +1,8 @@
 """Streamed weights are, byte for byte, what the layouts say."""
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 import torch
 
 from bundle.digests import sha256_of
+from bundle.errors import UnsupportedError
 from bundle.signature import Component, Precision
 from exporter import layouts
 from exporter.checkpoint import Checkpoint
@@ -14,7 +18,8 @@ from exporter.modules.build import build_module
 from exporter.weight_stream import load_weights, plan_weights, stream_weights
 from models.qwen_vl.config import read_config
 from models.qwen_vl.weights import weight_map
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, ROOT
+from tests.exporter.checkpoints import single
 
 FOLDER = GOLDEN / "ntk-256" / "checkpoint"
 MODEL = read_config(FOLDER)
@@ -75,3 +80,91 @@ def test_a_failing_disk_surfaces(tmp_path: Path) -> None:
         stream_weights(
             WEIGHTS[Component.RESAMPLER], MODEL, Checkpoint(FOLDER), Precision.FP16, tmp_path / "no" / "weights"
         )
+
+
+def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Checkpoint:
+    return Checkpoint(single(folder, change))
+
+
+IMAGE_224 = read_config(GOLDEN / "image-224" / "checkpoint")
+RESAMPLER = tuple(w for w in weight_map(IMAGE_224).weights if w.component is Component.RESAMPLER)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "precision", "sentence"),
+    [
+        ("attn_pool.attn.out_proj.weight", -1e5, Precision.FP16, "-9.984e.04, beyond fp16's 65504; .*bf16 or fp32"),
+        ("attn_pool.attn.out_proj.weight", 3.4e38, Precision.BF16, "holds 3.4e.38, beyond bf16's .*precision fp32"),
+        ("attn_pool.query", 3e38, Precision.FP32, "attn_pool.query holds .*, beyond fp32's 3.40282e.38"),
+    ],
+    ids=["fp16", "bf16", "computed"],
+)  # fmt: skip
+def test_a_value_that_would_become_infinite(
+    tmp_path: Path, key: str, value: float, precision: Precision, sentence: str
+) -> None:
+    """Stored values are finite, and rounding them or calculating with them is not."""
+
+    def enlarge(tensors: dict[str, torch.Tensor]) -> None:
+        name = f"transformer.visual.{key}"
+        if precision is not Precision.FP16:
+            tensors[name] = tensors[name].float()  # 3.4e38 is finite in fp32 and rounds to infinity in bf16
+        if key == "attn_pool.query":
+            # A norm weight this large times a normed query overflows in the calculation.
+            tensors["transformer.visual.attn_pool.ln_q.weight"] = torch.full((128,), value)
+        else:
+            tensors[name][3, 3] = value
+
+    checkpoint = changed(tmp_path / "checkpoint", enlarge)
+    with pytest.raises(UnsupportedError, match=sentence):
+        stream_weights(RESAMPLER, IMAGE_224, checkpoint, precision, tmp_path / "weights")
+
+
+def test_the_largest_fp16_value_passes(tmp_path: Path) -> None:
+    def enlarge(tensors: dict[str, torch.Tensor]) -> None:
+        name = "transformer.visual.attn_pool.attn.out_proj.weight"
+        tensors[name] = tensors[name].float()
+        tensors[name][3, 3] = 65504.0
+
+    stream_weights(RESAMPLER, IMAGE_224, changed(tmp_path / "c", enlarge), Precision.FP16, tmp_path / "weights")
+
+
+FILL = """
+import sys
+from pathlib import Path
+from bundle.errors import StorageError
+from bundle.signature import Component, Precision
+from bundle.staging import staging_folder
+from exporter.checkpoint import Checkpoint
+from exporter.weight_stream import stream_weights
+from models.qwen_vl.config import read_config
+from models.qwen_vl.weights import weight_map
+source, target = Path(sys.argv[1]), Path(sys.argv[2])
+model = read_config(source)
+weights = [w for w in weight_map(model).weights if w.component is Component.DECODER]
+try:
+    with staging_folder(target / "bundle") as staging:
+        stream_weights(weights, model, Checkpoint(source), Precision.FP32, staging / "weights")
+except StorageError as error:
+    print(error)
+    print(sorted(path.name for path in target.iterdir()))
+"""
+
+
+def test_a_disk_that_fills_up_while_writing(tmp_path: Path) -> None:
+    """A real file system of 200 KiB, mounted in a namespace of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    inside = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    mount = 'mount -t tmpfs -o size=200k none "$0"'
+    try:
+        subprocess.run([*inside, mount, str(disk)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs a mount namespace, which this machine does not give: {error}")
+    run = f'{mount} && exec "$1" -c "$2" "$3" "$0"'
+    done = subprocess.run(
+        [*inside, run, str(disk), sys.executable, FILL, str(FOLDER)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    sentence, left = done.stdout.splitlines()
+    assert "the disk is full or a quota is reached (0.00 GiB free); nothing was published" in sentence
+    assert left == "[]"
