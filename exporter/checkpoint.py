@@ -44,6 +44,9 @@ class Checkpoint:
         """Every tensor and its shape."""
         return {name: shard.tensors[name].shape for name, shard in self._shard_of.items()}
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shard_of[name].tensors[name].shape
+
     def check(self, weights: WeightMap) -> None:
         """Compares names and shapes with what the model's config says.
 
@@ -76,6 +79,12 @@ class Checkpoint:
         Raises:
             CheckpointError: NaN or Inf among them, or the shard cannot be read any more.
         """
+        values = self.unchecked_rows(name, start, stop)
+        _require_finite(values, name, self._shard_of[name].path)
+        return values
+
+    def unchecked_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """The same for a caller who looks for NaN and Inf in what it makes of them, and tells with `require_finite`."""
         shard = self._shard_of[name]
         assert 0 <= start <= stop <= shard.tensors[name].shape[0], f"rows {start}…{stop} of {name}"
         if isinstance(shard, BinFile) and shard is not self._mapped:
@@ -83,13 +92,19 @@ class Checkpoint:
                 self._mapped.close()  # one shard mapped at a time
             self._mapped = shard
         with _read_errors(shard.path):
-            values = shard.rows(name, start, stop)
-        _require_finite(values, name, shard.path)
-        return values
+            return shard.rows(name, start, stop)
+
+    def require_finite(self, name: str) -> None:
+        """
+        Raises:
+            CheckpointError: the tensor holds NaN or Inf.
+        """
+        for row in range(self.shape(name)[0]):
+            self.rows(name, row, row + 1)
 
     def read(self, name: str) -> torch.Tensor:
         """A whole tensor, in its stored type."""
-        return self.rows(name, 0, self._shard_of[name].tensors[name].shape[0])
+        return self.rows(name, 0, self.shape(name)[0])
 
     def source_hashes(self, tokenizer_file: str) -> dict[str, str]:
         """What identifies this checkpoint: sha256 of the small files, size of the shards.

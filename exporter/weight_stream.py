@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from queue import Queue
@@ -21,12 +22,10 @@ from bundle.signature import DTYPE_BYTES, Precision
 from exporter.checkpoint import Checkpoint
 from exporter.layouts import blocks
 from exporter.modules.build import TORCH_DTYPES
-from models.weights import Layout, Weight
+from models.weights import Weight
 
 # Pages are mapped at 4 KiB; a large tensor that starts on one can be used where it lies.
 _PAGE, _LARGE, _SMALL_ALIGNMENT = 4096, 64 << 10, 64
-# Layouts that calculate: their result can overflow although every stored value is finite.
-_COMPUTED = (Layout.POSITION_GRID, Layout.QUERY_PROJECTION)
 # Converted blocks that may wait for the disk.
 _WAITING_BLOCKS = 2
 
@@ -81,35 +80,65 @@ def stream_weights(
     with _Writer(path, size, on_bytes) as writer:
         for weight, place in zip(weights, places, strict=True):
             writer.pad_to(place.offset)
-            for block in blocks(weight, model, checkpoint):
-                writer.put(_converted(block, weight, place))
+            convert = partial(_converted, weight=weight, dtype=place.dtype, checkpoint=checkpoint)
+            for block in blocks(weight, model, checkpoint, convert, writer.memory.take):
+                writer.put(block)
             assert writer.position == place.offset + place.length, f"{weight.name} does not fill its place"
         writer.pad_to(size)
     return writer.digest.hexdigest()
 
 
 def load_weights(weights: Sequence[Weight], model: ModelConfig, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """The same weights in fp32, for the torch modules."""
-    return {
-        weight.name: torch.cat([block.float() for block in blocks(weight, model, checkpoint)]).contiguous()
-        for weight in weights
-    }
+    """The same weights in fp32, for the torch modules.
+
+    Raises:
+        CheckpointError: NaN or Inf in a tensor.
+    """
+    made: dict[str, torch.Tensor] = {}
+    for weight in weights:
+        convert = partial(_converted, weight=weight, dtype=Precision.FP32.dtype, checkpoint=checkpoint)
+        parts = list(blocks(weight, model, checkpoint, convert))
+        made[weight.name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return made
 
 
-def _converted(block: torch.Tensor, weight: Weight, place: WeightPlace) -> torch.Tensor:
-    """The block in its final type, contiguous."""
-    precision = next(p for p in Precision if p.dtype == place.dtype)
-    values = block.to(TORCH_DTYPES[precision]).contiguous()
-    limit = torch.finfo(values.dtype).max
-    may_overflow = limit < torch.finfo(block.dtype).max or weight.layout in _COMPUTED
-    if may_overflow and not torch.stack(torch.aminmax(values)).isfinite().all():
-        largest = max(torch.stack(torch.aminmax(block)).tolist(), key=abs)
-        wider = {Precision.FP16: "--precision bf16 or fp32", Precision.BF16: "--precision fp32"}
-        raise UnsupportedError(
-            f"{weight.keys[0]} holds {largest:.4g}, beyond {precision}'s {limit:.6g}; "
-            f"export with {wider.get(precision, 'weights of an intact checkpoint')}"
-        )
-    return values
+def _converted(block: torch.Tensor, weight: Weight, dtype: str, checkpoint: Checkpoint) -> torch.Tensor:
+    """The block in its final type, all of it finite."""
+    precision = next(p for p in Precision if p.dtype == dtype)
+    values = block.to(TORCH_DTYPES[precision])
+    # NaN propagates; isfinite is 50 times slower. Nothing that is not finite becomes finite by conversion.
+    if values.numel() == 0 or torch.stack(torch.aminmax(values)).isfinite().all():
+        return values
+    for key in weight.keys:
+        checkpoint.require_finite(key)
+    largest = max(torch.stack(torch.aminmax(block)).tolist(), key=abs)
+    wider = {Precision.FP16: "--precision bf16 or fp32", Precision.BF16: "--precision fp32"}
+    raise UnsupportedError(
+        f"{weight.keys[0]} holds {largest:.4g}, beyond {precision}'s {torch.finfo(values.dtype).max:.6g}; "
+        f"export with {wider.get(precision, 'weights of an intact checkpoint')}"
+    )
+
+
+class _Memory:
+    """Matrices whose memory is used again when they are written: fresh pages cost more than filling them."""
+
+    def __init__(self) -> None:
+        self._free: list[torch.Tensor] = []  # bytes
+        self._lent: dict[int, torch.Tensor] = {}  # by address
+
+    def take(self, shape: tuple[int, ...], /, *, dtype: torch.dtype) -> torch.Tensor:
+        """Memory of that shape and type, its values whatever they are."""
+        needed = prod(shape) * dtype.itemsize
+        fitting = [one for one in self._free if one.numel() >= needed]
+        held = min(fitting, key=torch.Tensor.numel) if fitting else torch.empty(needed, dtype=torch.uint8)
+        self._free = [one for one in self._free if one is not held][-_WAITING_BLOCKS:]
+        self._lent[held.data_ptr()] = held
+        return held[:needed].view(dtype).view(shape)
+
+    def give_back(self, address: int) -> None:
+        """The memory at that address is read no more; unknown addresses are others' memory."""
+        if address in self._lent:
+            self._free.append(self._lent.pop(address))
 
 
 class _Writer:
@@ -127,6 +156,7 @@ class _Writer:
             self._file.close()
             raise
         self.position = 0  # bytes accepted
+        self.memory = _Memory()
         self._queue: Queue[Any] = Queue(maxsize=_WAITING_BLOCKS)
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -143,7 +173,7 @@ class _Writer:
             raise self._failure
 
     def put(self, block: torch.Tensor) -> None:
-        """Queues a contiguous block."""
+        """Queues a contiguous block, which must not change any more."""
         self._queue_bytes(block.view(torch.uint8).reshape(-1).numpy())
         self._on_bytes(block.nbytes)
 
@@ -167,5 +197,7 @@ class _Writer:
                 view = memoryview(data)
                 while view:
                     view = view[self._file.write(view) :]
+                if not isinstance(data, bytes):
+                    self.memory.give_back(data.ctypes.data)
             except BaseException as error:  # raised again in the producer's thread
                 self._failure = error
