@@ -170,19 +170,15 @@ class _Line:
 
     def _picture(self, name: Any) -> ImageSource:
         text = self._text(name, "images")
-        folder = self.file.parent
-        if "\0" in text or not (folder / text).resolve().is_relative_to(folder.resolve()):
-            raise self._wrong(
-                f"the picture {text!r} leaves the folder of the file; copy it there and name it from there"
-            )
-        source = ImageSource(Path(text).name, folder / text)
-        assert source.path is not None
-        if source.path not in self.sizes:
+        path = self.file.parent / text
+        if not _inside(path, self.file.parent):
+            raise self._wrong(f"the picture {text!r} leaves the folder of the file; copy it into that folder")
+        if path not in self.sizes:
             try:
-                self.sizes[source.path] = decode_image(source.read(), str(source.path)).size
+                self.sizes[path] = decode_image(read_picture(path), str(path)).size
             except ImageError as error:
                 raise self._wrong(str(error)) from None
-        return source
+        return ImageSource(path.name, path)
 
     def _turn(self, raw: Any) -> tuple[str, str]:
         if not isinstance(raw, dict) or set(raw) != {"user", "assistant"}:
@@ -220,8 +216,8 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def _shown(raw: Any) -> str:
-    """A wrong value, short enough for a sentence."""
-    text = json.dumps(raw, ensure_ascii=False)
+    """A wrong value, short enough for a sentence, and nothing in it that could steer a terminal."""
+    text = "".join(c if c.isprintable() else "�" for c in json.dumps(raw, ensure_ascii=False))
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
