@@ -152,6 +152,7 @@ def _answer(one: Judged) -> dict[str, Any]:
         "task": example.task,
         "metric": example.metric,
         "prompt": example.prompt,
+        "history": [{"user": user, "assistant": assistant} for user, assistant in example.history],
         "images": [source.name for source in example.images],
         "reference": asdict(example)["reference"],
         "text": one.text,
