@@ -20,6 +20,7 @@ from models.family import family
 from runtime.model import Choice, choose
 
 COUNT, SEED = 400, 0
+SHOWN_ABSENT = 5  # of a caption's phrases that must not be said
 
 
 def run(
@@ -79,6 +80,7 @@ def _examples(choice: Choice, data: str, count: int | None, seed: int | None) ->
         return synthetic(COUNT if count is None else count, SEED if seed is None else seed)
     if count is not None or seed is not None:
         raise UsageError(f"--count and --seed are about --data {SYNTHETIC}; leave them out, a file is asked whole")
+    say(f"  checking every line and picture of {data} ...")
     return read_data(Path(data), family(choice.bundle.manifest.model.family).parse_answer)
 
 
@@ -135,19 +137,21 @@ def _wrong(answers: Sequence[Judged], limit: int) -> list[str]:
     return [
         f"{_line(one.example.name)}  {_line(one.example.task)}, {one.example.metric} {one.score:.3f}\n"
         f"  asked      {_line(one.example.prompt)}\n"
-        f"  reference  {_line(_stated(one.example.reference))}\n"
+        f"  reference  {_line(stated(one.example.reference))}\n"
         f"  answer     {_line(one.text)}"
         for one in wrong
     ]
 
 
-def _stated(reference: Reference) -> str:
+def stated(reference: Reference) -> str:
+    """A reference in a line."""
     match reference:
         case str():
             return reference
         case Facts():
-            absent = f"; not {', '.join(reference.absent)}" if reference.absent else ""
-            return ", ".join(reference.present) + absent
+            more = f", … ({len(reference.absent)} in all)" if len(reference.absent) > SHOWN_ABSENT else ""
+            absent = ", ".join(reference.absent[:SHOWN_ABSENT]) + more
+            return ", ".join(reference.present) + (f"; not {absent}" if absent else "")
         case _:
             return " | ".join(reference)
 

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from bundle.store import MANIFEST
+from commands.evaluate import stated
 from commands.terminal import printable
 from evaluation.dataset import Example, ImageSource
+from evaluation.metrics import Facts, Reference
 from tests.commands.test_cli import vlm_trt
 from tests.evaluation.questions import FOLDER, TOKENS, golden_ids, golden_lines, write_lines
 
@@ -56,6 +58,20 @@ def test_wrong_answers_are_shown_and_cannot_steer_the_terminal(verified: Bundle,
     assert len(shown) == 2 and shown[1].startswith("data.jsonl:5  wrong, exact 0.000\n  asked      What colour is")
     assert "  reference  no[2J way\n" in shown[1] and "\x1b" not in shown[1]
     assert printable(shown[1]) == shown[1]
+
+
+@pytest.mark.parametrize(
+    ("reference", "shown"),
+    [
+        ("red", "red"),
+        (("red", "crimson"), "red | crimson"),
+        (Facts(("red circle", "star")), "red circle, star"),
+        (Facts(("star",), ("a", "b")), "star; not a, b"),
+        (Facts(("star",), tuple("abcdefg")), "star; not a, b, c, d, e, … (7 in all)"),
+    ],
+)
+def test_references_of_every_shape_are_shown(reference: Reference, shown: str) -> None:
+    assert stated(reference) == shown
 
 
 def test_the_result_file_is_what_json_prints_and_holds_every_answer(
@@ -149,7 +165,7 @@ def test_a_wrong_line_is_refused_before_anything_is_loaded(
     monkeypatch.setattr("runtime.model.open_engine", lambda *_: pytest.fail("a graph was loaded"))
     path = write_lines(tmp_path, [lines[0], {**lines[1], "metric": "bleu"}])
     done = vlm_trt("evaluate", verified("ntk-256"), "--data", tmp_path)
-    assert done.exit_code == 2 and done.stderr.startswith(f"vlm-trt: {path}:2: metric 'bleu' is unknown; choose one")
+    assert done.exit_code == 2 and f"\nvlm-trt: {path}:2: metric 'bleu' is unknown; choose one" in done.stderr
 
 
 def test_unverified_graphs_are_refused_unless_accepted(verified: Bundle, data: Path, tmp_path: Path) -> None:
