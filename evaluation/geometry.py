@@ -27,10 +27,12 @@ def area(polygon: Polygon) -> float:
 
 
 def intersection(subject: Polygon, clip: Polygon) -> Polygon:
-    """The polygon that lies in both; empty where they do not meet.
+    """The polygon that lies in both; empty where they do not meet or `clip` has no area.
 
     Source: Sutherland and Hodgman, Reentrant polygon clipping, 1974.
     """
+    if area(clip) <= 0:  # a point has no edges that could cut anything away
+        return ()
     for start, end in zip(clip, (*clip[1:], *clip[:1]), strict=True):
         subject = _half(subject, start, end)
     return subject

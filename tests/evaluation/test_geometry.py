@@ -41,6 +41,7 @@ def test_boxes_overlap_as_the_usual_formula_says(
 def test_any_quads_overlap_by_a_share(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> None:
     first, second = outline(place(*one)), outline(place(*other))
     assert 0 <= iou(first, second) <= 1
+    assert iou(first, second) == pytest.approx(iou(second, first), abs=1e-9)
     if area(first) > 0:
         assert iou(first, first) == 1
     assert area(first) >= 0 and area(intersection(first, second)) <= min(area(first), area(second)) + 1e-6
@@ -71,4 +72,5 @@ def test_corners_may_come_in_any_order_and_direction() -> None:
 
 def test_places_that_only_touch_or_have_no_area_share_nothing() -> None:
     assert iou(SQUARE, outline(place((10, 0), (20, 10)))) == 0
-    assert iou(outline(place((3, 3), (3, 3))), outline(place((3, 3), (3, 3)))) == 0
+    point = outline(place((3, 3), (3, 3)))
+    assert iou(point, point) == iou(SQUARE, point) == iou(point, SQUARE) == area(intersection(SQUARE, point)) == 0
