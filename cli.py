@@ -1,5 +1,6 @@
 """The command line: one short function per command, which imports its stage when it runs."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,32 +91,35 @@ def verify(bundle: Path, **options: Any) -> None:
     run(bundle, **options)
 
 
-def runtime_options(command: Any) -> Any:
-    """Options that `generate` and `chat` share."""
-    for option in reversed(
-        [
-            click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: the backend's preferred ones]"),
-            click.option("--backend", type=BACKENDS, default="auto", show_default=True, help="Where the graphs run."),
-            click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per core]"),
-            click.option("--system", help="System text.  [default: the model's own]"),
-            click.option(
-                "--max-new-tokens", type=click.IntRange(min=1), help="Longest answer.  [default: the model's]"
-            ),
-            click.option("--greedy", is_flag=True, default=None, help="Always take the likeliest token."),
-            click.option("--temperature", type=float, help="Sampling temperature.  [default: the model's]"),
-            click.option("--top-k", type=int, help="Sample among this many tokens; 0: all.  [default: the model's]"),
-            click.option("--top-p", type=float, help="Sample within this probability mass.  [default: the model's]"),
-            click.option("--repetition-penalty", type=float, help="Above 1: repeat less.  [default: the model's]"),
-            click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling."),
-            click.option("--stop", "stop_strings", multiple=True, help="End the answer at this text; may be repeated."),
-            click.option("--ignore-eos", is_flag=True, help="Generate on to --max-new-tokens, whatever comes."),
-            click.option(
-                "--unverified", is_flag=True, help="Answer from graphs that are not shown equal to the model."
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
+def with_options(*options: Any) -> Callable[[Any], Any]:
+    """A decorator that adds options in the order given."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+load_options = with_options(
+    click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: the backend's preferred ones]"),
+    click.option("--backend", type=BACKENDS, default="auto", show_default=True, help="Where the graphs run."),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per core]"),
+    click.option("--unverified", is_flag=True, help="Answer from graphs that are not shown equal to the model."),
+)
+answer_options = with_options(
+    click.option("--system", help="System text.  [default: the model's own]"),
+    click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer.  [default: the model's]"),
+    click.option("--greedy", is_flag=True, default=None, help="Always take the likeliest token."),
+    click.option("--temperature", type=float, help="Sampling temperature.  [default: the model's]"),
+    click.option("--top-k", type=int, help="Sample among this many tokens; 0: all.  [default: the model's]"),
+    click.option("--top-p", type=float, help="Sample within this probability mass.  [default: the model's]"),
+    click.option("--repetition-penalty", type=float, help="Above 1: repeat less.  [default: the model's]"),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling."),
+    click.option("--stop", "stop_strings", multiple=True, help="End the answer at this text; may be repeated."),
+    click.option("--ignore-eos", is_flag=True, help="Generate on to --max-new-tokens, whatever comes."),
+)
 
 
 @main.command()
@@ -124,7 +128,8 @@ def runtime_options(command: Any) -> Any:
 @click.option("--image", "images", type=FOLDER, multiple=True, help="A picture; may be repeated, in order.")
 @click.option("--draw", type=FOLDER, help="Write the picture with the answer's boxes drawn into it.")
 @click.option("--json", "as_json", is_flag=True, help="Print ids, text, boxes and milliseconds as JSON.")
-@runtime_options
+@load_options
+@answer_options
 def generate(bundle: Path, prompt: str, **options: Any) -> None:
     """Answer PROMPT, about the pictures given; PROMPT "-" reads it from standard input.
 
@@ -140,7 +145,8 @@ def generate(bundle: Path, prompt: str, **options: Any) -> None:
 @main.command()
 @click.argument("bundle", type=FOLDER)
 @click.option("--image", "images", type=FOLDER, multiple=True, help="A picture for the first turn; may be repeated.")
-@runtime_options
+@load_options
+@answer_options
 def chat(bundle: Path, **options: Any) -> None:
     """Talk with the model, turn by turn; type /help inside.
 
@@ -149,6 +155,35 @@ def chat(bundle: Path, **options: Any) -> None:
       vlm-trt chat bundle --image scene.png
     """
     from commands.chat import run
+
+    run(bundle, **options)
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--data", required=True, help="A JSONL file, a folder that holds one, or the word synthetic.")
+@click.option("--count", type=click.IntRange(min=1), help="Examples of synthetic.  [default: 400]")
+@click.option("--seed", type=click.IntRange(min=0), help="Of synthetic's scenes.  [default: 0]")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Longest answer.")
+@load_options
+@click.option("--baseline", type=FOLDER, help="Compare with this: a file made by -o, or a bundle, which answers first.")
+@click.option("--baseline-precision", type=PRECISIONS, help="Of a baseline bundle.  [default: the backend's preferred]")
+@click.option("-o", "--output", type=FOLDER, help="Write the result with every answer to this JSON file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
+@click.option(
+    "--show-wrong", type=click.IntRange(min=0), default=0, metavar="N", help="Print the first N wrong answers."
+)
+def evaluate(bundle: Path, **options: Any) -> None:
+    """Ask BUNDLE every question of a data set and score its greedy answers per task.
+
+    One line of the JSONL file is one example: images, prompt, reference, metric; docs/evaluation.md describes it.
+
+    \b
+    Example:
+      vlm-trt evaluate bundle --data questions.jsonl -o result.json
+      vlm-trt evaluate bundle --data questions.jsonl --precision fp16 --baseline result.json --show-wrong 5
+    """
+    from commands.evaluate import run
 
     run(bundle, **options)
 

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks.environment import environment
 from benchmarks.make_checkpoint import SIZES, write_checkpoint
+from runtime.environment import environment
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.environment import environment
 from benchmarks.make_checkpoint import SIZES, write_checkpoint
 from bundle.signature import Component, Precision
 from bundle.store import Bundle
@@ -29,6 +28,7 @@ from exporter.export import Choices, export
 from models.family import family
 from runtime.backend import Buffer
 from runtime.engine import Engine, Step
+from runtime.environment import environment
 from runtime.load import open_engine
 from runtime.ort import CpuBackend
 from verification.reference import Reference

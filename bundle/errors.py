@@ -3,7 +3,8 @@
 VlmTrtError                     exit code
 ├── UsageError                  2   a wrong argument or request
 │   ├── ImageError              2   a picture that cannot be used
-│   └── PromptError             2   a prompt that cannot be built or does not fit
+│   ├── PromptError             2   a prompt that cannot be built or does not fit
+│   └── DataSetError            2   a data set that cannot be read, or is not the one meant
 ├── CheckpointError             3   the checkpoint is damaged, incomplete or not what its config says
 ├── UnsupportedError            4   a model, option or machine this version does not support
 ├── VerificationError           5   a graph or bundle is not shown equal to the model
@@ -29,6 +30,10 @@ class ImageError(UsageError):
 
 
 class PromptError(UsageError):
+    pass
+
+
+class DataSetError(UsageError):
     pass
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from commands.terminal import table
+from runtime.environment import gpu
 
 # Package → what it is for and the extra that brings it.
 _PACKAGES = {
@@ -64,17 +64,8 @@ def _machine() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{pages / 2**30:.1f} GiB",
         "free disk here": f"{shutil.disk_usage('.').free / 2**30:.1f} GiB",
-        "gpu": _gpu() or "none found (nvidia-smi does not answer)",
+        "gpu": gpu() or "none found (nvidia-smi does not answer)",
     }
-
-
-def _gpu() -> str | None:
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return "; ".join(done.stdout.strip().splitlines()) or None
 
 
 def _packages() -> dict[str, str | None]:
@@ -119,4 +110,4 @@ def _cuda() -> Ability:
 
 def _tensorrt(name: str, module: str, extra: str) -> Ability:
     ability = _can(name, [module], f"install the extra: vlm-trt[{extra}]")
-    return ability if not ability.possible or _gpu() else Ability(name, True, "running them needs an NVIDIA GPU")
+    return ability if not ability.possible or gpu() else Ability(name, True, "running them needs an NVIDIA GPU")

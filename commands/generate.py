@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from bundle.errors import ImageError, PromptError
+from bundle.errors import PromptError
 from commands.terminal import printable, say
-from models.images import MAX_BYTES, decode_image
+from models.images import decode_image, read_picture
 from models.messages import Image, Message, Part, Text
 from runtime.model import Answer, Options, VisionLanguageModel, load
 
@@ -52,17 +52,7 @@ def read_images(paths: Sequence[Path]) -> list[Image]:
     Raises:
         ImageError: a file cannot be read.
     """
-    images = []
-    for path in paths:
-        try:
-            if path.exists() and not path.is_file():
-                raise ImageError(f"{path} is no file; give a PNG or JPEG file")
-            if path.stat().st_size > MAX_BYTES:
-                raise ImageError(f"{path} has more than {MAX_BYTES >> 20} MiB; scale the picture down")
-            images.append(Image(path.read_bytes(), path.name))
-        except OSError as error:
-            raise ImageError(f"{path} cannot be read: {error.strerror}; give a PNG or JPEG file") from None
-    return images
+    return [Image(read_picture(path), path.name) for path in paths]
 
 
 def show(model: VisionLanguageModel, messages: Sequence[Message], options: Options) -> Answer:

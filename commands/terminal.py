@@ -21,6 +21,14 @@ def byte_bar(label: str, total_bytes: int) -> Iterator[Bar]:
         yield bar
 
 
+@contextmanager
+def count_bar(label: str, total: int) -> Iterator[Bar]:
+    """A bar that counts things; on a pipe, its label only."""
+    bar: Any = click.progressbar(length=total, label=f"{label:<22}", file=sys.stderr, width=30, show_pos=True)
+    with bar:
+        yield bar
+
+
 def say(text: str) -> None:
     """A line of progress, on stderr: stdout belongs to the result."""
     click.echo(text, err=True)

@@ -7,6 +7,7 @@ would clip nearly all of it to white.
 
 import io
 import warnings
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -62,3 +63,19 @@ def _rgb(picture: Image.Image) -> Image.Image:
         high_byte = (np.asarray(picture).astype(np.int64).clip(0, 0xFFFF) >> 8).astype(np.uint8)
         return Image.fromarray(high_byte).convert("RGB")
     return picture.convert("RGB")
+
+
+def read_picture(path: Path) -> bytes:
+    """The encoded picture in that file, not yet looked at.
+
+    Raises:
+        ImageError: no file, one that cannot be read, or one larger than MAX_BYTES.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ImageError(f"{path} is no file; give a PNG or JPEG file")
+        if path.stat().st_size > MAX_BYTES:
+            raise ImageError(f"{path} has more than {MAX_BYTES >> 20} MiB; scale the picture down")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror}; give a PNG or JPEG file") from None

@@ -1,15 +1,18 @@
 """The Python API: a bundle loaded for answering. See docs/python-api.md for a runnable example."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
 from bundle.errors import UsageError
 from bundle.manifest import Manifest
+from bundle.signature import Precision
 from bundle.store import Bundle
 from models.family import Family, Tokenizer, family
-from models.messages import Grounding, Image, Message, Part, Text
+from models.messages import Grounding, Image, Message, Part, Prompt, Text
+from runtime.backend import Backend
 from runtime.backends import choose_backend, choose_precision
 from runtime.engine import Engine
 from runtime.generate import Generator, Request, Running
@@ -50,6 +53,7 @@ class Answer:
     dropped_turns: int  # oldest turns left out because the window was full
     stages_ms: dict[str, float]
     decode_step_ms: tuple[float, ...]
+    image_sizes: tuple[tuple[int, int], ...] = ()  # width and height of the conversation's pictures, pixels
 
 
 class VisionLanguageModel:
@@ -79,21 +83,45 @@ class VisionLanguageModel:
 
     def generate_batch(self, conversations: Sequence[Sequence[Message]], options: Options = DEFAULTS) -> list[Answer]:
         """The answers to several conversations, decoded together in as many slots as the bundle has."""
-        waiting = list(enumerate(conversations))
+        answers = dict(self.answer_each(conversations, options))
+        return [answers[at] for at in range(len(conversations))]
+
+    def answer_each(
+        self, conversations: Iterable[Sequence[Message]], options: Options = DEFAULTS
+    ) -> Iterator[tuple[int, Answer]]:
+        """Number and answer of each conversation, as the answers end, which is not the order they began in.
+
+        Decoded together in as many slots as the bundle has. A conversation is taken when there is a slot for it, so
+        an iterator may read its pictures that late. The slots stay busy until the last answer, or `close()`.
+
+        Args:
+            conversations: any number of them; numbered from 0 in their order.
+            options: of all of them.
+        """
+        waiting = enumerate(conversations)
         running: list[tuple[int, Running]] = []
-        answers: dict[int, Answer] = {}
         try:
-            while waiting or running:
-                while waiting and len(running) < self.engine.limits.max_batch:
-                    at, conversation = waiting.pop(0)
+            while True:
+                for at, conversation in islice(waiting, self.engine.limits.max_batch - len(running)):
                     running.append((at, self._start(conversation, options)))
+                if not running:
+                    return
                 self.generator.step(sequence for _, sequence in running)
-                answers |= {at: self._answer(sequence) for at, sequence in running if sequence.finish_reason}
+                ended = [(at, sequence) for at, sequence in running if sequence.finish_reason]
                 running = [(at, sequence) for at, sequence in running if not sequence.finish_reason]
+                yield from ((at, self._answer(sequence)) for at, sequence in ended)
         finally:
             for _, sequence in running:  # one conversation failed: the others give their slots back
                 self.generator.stop(sequence)
-        return [answers[at] for at in range(len(conversations))]
+
+    def build_prompt(self, conversation: Sequence[Message]) -> Prompt:
+        """The conversation as token ids; its pictures are not looked at.
+
+        Raises:
+            PromptError: it is no conversation, or does not fit.
+        """
+        limits = self.engine.limits
+        return self._family.build_prompt(conversation, self.tokenizer, self.engine.model, limits.max_seq_tokens)
 
     def stream(
         self, prompt: str | Sequence[Message], images: Sequence[bytes] = (), options: Options = Options()
@@ -116,9 +144,7 @@ class VisionLanguageModel:
     def _start(self, conversation: Sequence[Message], options: Options) -> Running:
         clock = StageClock()
         with clock.stage("tokenization"):
-            built = self._family.build_prompt(
-                conversation, self.tokenizer, self.engine.model, self.engine.limits.max_seq_tokens
-            )
+            built = self.build_prompt(conversation)
         defaults = self.engine.model.generation
         return self.generator.start(
             Request(
@@ -142,7 +168,8 @@ class VisionLanguageModel:
 
     def _answer(self, sequence: Running) -> Answer:
         assert sequence.finish_reason is not None
-        parsed = self._family.parse_answer(sequence.text, [image.size for image in sequence.images])
+        sizes = tuple(image.size for image in sequence.images)
+        parsed = self._family.parse_answer(sequence.text, sizes)
         return Answer(
             text=sequence.text,
             plain_text=parsed.plain_text,
@@ -154,7 +181,51 @@ class VisionLanguageModel:
             dropped_turns=sequence.request.prompt.dropped_turns,
             stages_ms=dict(sequence.clock.stages_ms),
             decode_step_ms=tuple(sequence.clock.decode_step_ms),
+            image_sizes=sizes,
         )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is going to answer, found fit for it; nothing is loaded yet."""
+
+    bundle: Bundle
+    backend: Backend
+    precision: Precision
+    ms: float  # spent on choosing
+
+    def load(self) -> VisionLanguageModel:
+        """The bundle ready to answer.
+
+        Raises:
+            BundleError: a file is damaged. ResourceError: not enough memory.
+        """
+        started = perf_counter()
+        manifest = self.bundle.manifest
+        engine = open_engine(self.bundle, self.precision, self.backend)
+        members = family(manifest.model.family)
+        tokenizer = members.load_tokenizer(self.bundle.path / manifest.tokenizer.path, manifest.model)
+        load_ms = self.ms + (perf_counter() - started) * 1000
+        return VisionLanguageModel(manifest, engine, members, tokenizer, load_ms)
+
+
+def choose(
+    path: Path | str,
+    *,
+    precision: str | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+    prepack: bool = False,
+    allow_unverified: bool = False,
+) -> Choice:
+    """Which graphs of a bundle run where; arguments and errors are those of `load`, at the price of a moment."""
+    started = perf_counter()
+    bundle = Bundle.open(Path(path))
+    chosen = choose_backend(backend, threads, prepack=prepack)
+    kind = choose_precision(chosen, bundle.manifest.precisions(), precision)
+    if not allow_unverified:
+        require_verified(bundle, kind)
+    return Choice(bundle, chosen, kind, (perf_counter() - started) * 1000)
 
 
 def load(
@@ -179,16 +250,14 @@ def load(
         VerificationError: the graphs are unverified or failed.
         BundleError, IncompatibleError: the bundle is damaged, or nothing in it runs here.
     """
-    started = perf_counter()
-    bundle = Bundle.open(Path(path))
-    chosen = choose_backend(backend, threads, prepack=prepack)
-    kind = choose_precision(chosen, bundle.manifest.precisions(), precision)
-    if not allow_unverified:
-        require_verified(bundle, kind)
-    engine = open_engine(bundle, kind, chosen)
-    members = family(bundle.manifest.model.family)
-    tokenizer = members.load_tokenizer(bundle.path / bundle.manifest.tokenizer.path, bundle.manifest.model)
-    return VisionLanguageModel(bundle.manifest, engine, members, tokenizer, (perf_counter() - started) * 1000)
+    return choose(
+        path,
+        precision=precision,
+        backend=backend,
+        threads=threads,
+        prepack=prepack,
+        allow_unverified=allow_unverified,
+    ).load()
 
 
 def _messages(prompt: str | Sequence[Message], images: Sequence[bytes]) -> Sequence[Message]:

@@ -1,6 +1,9 @@
 """What the documents say is so: links, commands, options, dependencies, the example."""
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -71,6 +74,39 @@ def test_the_example_runs(verified: Callable[..., Path]) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.search(r"\d+ tokens, (2[6-9]\d|[3-9]\d\d) of them from the cache", done.stdout), done.stdout
+
+
+def test_the_evaluation_examples_run(verified: Callable[..., Path], tmp_path: Path) -> None:
+    """The data set, the program and the check of a pipeline, as docs/evaluation.md has them."""
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    questions = tmp_path / "questions"
+    questions.mkdir()
+    (questions / "data.jsonl").write_text(block(text, "```jsonl\n(.*?)```"))
+    for name in ("scene.png", "sign.png"):
+        shutil.copy(GOLDEN / "ntk-256" / "one-image" / "a.png", questions / name)
+    (tmp_path / "bundle").symlink_to(verified("ntk-256"))
+    program = subprocess.run(
+        [sys.executable, "-c", block(text, "```python\n(.*?)```")],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert program.returncode == 0, program.stderr
+    assert [line.split()[0] for line in program.stdout.splitlines()] == [
+        "colour", "reading", "box_iou", "caption_facts", "contains",
+    ]  # fmt: skip
+    check = block(text, 'python -c "\n(.*?)"\n')
+    for high, sentence in ((0.1, ""), (-0.1, "worse than accepted: ['colour']\n")):
+        task = {"task": "colour", "interval": {"low": -0.2, "high": high}}
+        (tmp_path / "now.json").write_text(json.dumps({"comparison": {"tasks": [task]}}))
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", check], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (int(bool(sentence)), sentence)
+
+
+def block(text: str, pattern: str) -> str:
+    """The one part of a document that the pattern finds."""
+    (found,) = re.findall(pattern, text, re.DOTALL)
+    return str(found)
 
 
 def test_no_trace_of_where_it_was_written() -> None:

@@ -17,12 +17,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "calibration": {"bundle", "models", "runtime"},
     "engines": {"bundle"},
     "runtime": {"bundle", "models"},
+    "evaluation": {"bundle", "models", "runtime"},
     "verification": {"bundle", "models", "exporter", "runtime"},
     "profiling": {"bundle", "runtime"},
     "serving": {"bundle", "runtime"},
 }
 # Rooms that a server installs: no torch, no ONNX tooling.
-TORCH_FREE = ("bundle", "models", "runtime")
+TORCH_FREE = ("bundle", "models", "runtime", "evaluation")
 EXPORT_ONLY = {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}
 MAX_LINES = 320
 
@@ -60,14 +61,14 @@ def test_the_cli_imports_stages_inside_its_commands() -> None:
     modules = {
         node.module.split(".")[0] for node in top if isinstance(node, ast.ImportFrom) and node.module is not None
     }
-    assert modules.isdisjoint({"exporter", "runtime", "engines", "verification", "models"}), modules
+    assert modules.isdisjoint({"exporter", "runtime", "engines", "evaluation", "verification", "models"}), modules
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["export", "--help"], ["generate", "--help"], ["chat", "--help"]])
-def test_help_loads_no_heavy_package(arguments: list[str]) -> None:
+@pytest.mark.parametrize("command", [[], ["export"], ["generate"], ["chat"], ["evaluate"]])
+def test_help_loads_no_heavy_package(command: list[str]) -> None:
     code = (
         "import sys\nfrom click.testing import CliRunner\nimport cli\n"
-        f"result = CliRunner().invoke(cli.main, {arguments!r})\n"
+        f"result = CliRunner().invoke(cli.main, {[*command, '--help']!r})\n"
         "assert result.exit_code == 0, result.output\n"
         "print(sorted({'torch', 'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'onnx'} & set(sys.modules)))"
     )

@@ -1,8 +1,10 @@
 """The Python API: answers, batches, streams, conversations."""
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from bundle.errors import ImageError, PromptError, UsageError
@@ -33,6 +35,39 @@ def test_one_bad_conversation_gives_all_slots_back(model: VisionLanguageModel) -
     with pytest.raises(ImageError):
         model.generate_batch([user("one"), user("two"), user("three", b"no picture")], GREEDY)
     assert len(model.generate_batch([user("a"), user("b"), user("c")], GREEDY)) == 3
+
+
+def test_conversations_are_taken_as_slots_become_free(model: VisionLanguageModel) -> None:
+    """Three slots: never more than three conversations ahead of the answers, which come as they end."""
+    taken = 0
+
+    def conversations() -> Iterator[list[Message]]:
+        nonlocal taken
+        for text in ("one", "two", "three", "four", "five"):
+            taken += 1
+            yield user(text)
+
+    found: dict[int, Answer] = {}
+    for at, answer in model.answer_each(conversations(), GREEDY):
+        assert taken <= len(found) + 3
+        found[at] = answer
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    assert found[3].ids == model.generate("four", options=GREEDY).ids
+
+
+def test_a_batch_left_early_gives_its_slots_back(model: VisionLanguageModel) -> None:
+    for _ in range(3):
+        answers = model.answer_each([user("one"), user("two"), user("three"), user("four")], GREEDY)
+        next(answers)
+        answers.close()  # type: ignore[attr-defined]
+    assert len(model.generate_batch([user("a"), user("b"), user("c")], GREEDY)) == 3
+
+
+def test_an_answer_knows_the_sizes_of_its_pictures(model: VisionLanguageModel) -> None:
+    with PIL.Image.open(io.BytesIO(PICTURE)) as one, PIL.Image.open(io.BytesIO(OTHER_PICTURE)) as other:
+        sizes = one.size, other.size
+    assert model.generate(user("x", PICTURE, OTHER_PICTURE), options=GREEDY).image_sizes == sizes
+    assert model.generate("x", options=GREEDY).image_sizes == ()
 
 
 def test_a_stream_is_the_text_in_pieces_and_then_the_answer(model: VisionLanguageModel) -> None:

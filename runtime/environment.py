@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,16 +11,27 @@ _PACKAGES = ("vlm-trt", "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "
 
 
 def environment() -> dict[str, object]:
-    """Processor, cores, memory, load and versions."""
+    """Processor, GPU, cores, memory, load and versions."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": _processor(),
+        "gpu": gpu(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
     }
+
+
+def gpu() -> str | None:
+    """Name, memory and driver of every NVIDIA GPU; None where nvidia-smi does not answer."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return "; ".join(done.stdout.strip().splitlines()) or None
 
 
 def _processor() -> str:

@@ -1,0 +1,1 @@
+"""Answers judged: data sets, metrics, tables."""
