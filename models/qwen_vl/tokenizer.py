@@ -17,7 +17,7 @@ import tiktoken
 from bundle.errors import BundleError, PromptError
 
 # Source: Qwen's published tokenizer.
-_PATTERN = (
+PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
@@ -52,7 +52,7 @@ class Tokenizer:
         self.special = {name: len(ranks) + i for i, name in enumerate(names)}
         self.vocab_size = len(ranks) + len(names)
         self._encoding = tiktoken.Encoding(
-            path.stem, pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
+            path.stem, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=self.special
         )
         self._allowed: dict[Special, frozenset[str]] = {
             "none": frozenset(),

@@ -1,0 +1,1 @@
+"""The demo model: a small Qwen-VL trained from scratch on synthetic scenes."""

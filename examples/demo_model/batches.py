@@ -1,0 +1,208 @@
+"""Training batches: pictures, the conversations about them packed into one sequence, and what the patches show.
+
+All questions about a picture share its beginning (system text and picture spans): each is a branch behind it that sees
+the beginning and itself, with positions as if it stood there alone. So a picture is encoded once for many questions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bundle.config import ModelConfig
+from evaluation.scenes.questions import Asker, Question, draw_language
+from evaluation.scenes.render import draw_scene
+from evaluation.scenes.scene import COLOURS, SHAPES, SIZES, Box, Scene, Split, sample_scene
+from models.messages import Image, Message, Text
+from models.qwen_vl.config import read_config
+from models.qwen_vl.preprocess import preprocess
+from models.qwen_vl.prompt import build_prompt
+from models.qwen_vl.tokenizer import Tokenizer
+
+CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MAX_CHARACTERS = 5
+LETTERS_PER_CELL = 2
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What each cell of the patch grid shows; a thing belongs to the cell of its centre. [images, cells, …]."""
+
+    kinds: Tensor  # int64 […, 3]: colour, shape, size, or IGNORED
+    boxes: Tensor  # fp32 […, 4], shares of the picture
+    digits: Tensor  # int64 […, 8]: first and second digit of each of the box's coordinates, or IGNORED
+    has_thing: Tensor  # fp32 […]
+    has_text: Tensor  # fp32 […]
+    letters: Tensor  # int64 […, 2]: the letters centred here, one past the alphabet for none
+    order: Tensor  # int64 […]: which letter of the text the first of them is, or IGNORED
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of one length, so that the model is compiled once.
+
+    `branches` and `tasks` tell which question of which kind a target belongs to.
+    """
+
+    pixels: Tensor  # [batch·pictures, 3, H, W]
+    cells: Cells
+    ids: Tensor  # [batch, seq]
+    rows: Tensor  # [batch, seq] row of the image features, −1 for text
+    positions: Tensor  # [batch, seq]
+    branches: Tensor  # [batch, seq]: 0 the shared beginning, 1… a question, −1 padding
+    targets: Tensor  # [batch, seq]: the next id where an answer is learnt, else IGNORED
+    tasks: tuple[tuple[str, ...], ...]  # of each question of each sequence
+
+    def mask(self) -> Tensor:
+        """Which positions each may see, bool [batch, 1, seq, seq]."""
+        seq = self.ids.shape[1]
+        query, key = self.branches[:, :, None], self.branches[:, None, :]
+        return (torch.ones(seq, seq, dtype=torch.bool).tril() & ((key == 0) | (key == query)))[:, None]
+
+
+class Batches(torch.utils.data.Dataset[Batch]):
+    """The batch of every step, made from the step's number alone: a run that is resumed sees the same ones."""
+
+    def __init__(self, folder: Path, seed: int, steps: int, sequences: int, tokens: int, split: Split) -> None:
+        """
+        Args:
+            folder: the checkpoint's, with config and tokenizer.
+            seed: of the scenes.
+            steps: how many batches there are.
+            sequences: per batch; in every fourth batch each has two pictures.
+            tokens: per sequence, filled with questions; 0: pictures and cells only.
+            split: which scenes.
+        """
+        self._model: ModelConfig = read_config(folder)
+        self._tokenizer = Tokenizer(folder / "qwen.tiktoken", self._model.resampler.queries)
+        self._seed, self._steps, self._sequences, self._tokens = seed, steps, sequences, tokens
+        self._split: Split = split
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> Batch:
+        random = np.random.default_rng((self._seed, step))
+        pictures = 2 if self._tokens and step % 4 == 3 else 1
+        scenes = [tuple(sample_scene(random, self._split) for _ in range(pictures)) for _ in range(self._sequences)]
+        flat = [scene for group in scenes for scene in group]
+        side, grid = self._model.vision.image_size, self._model.vision.grid
+        pixels = torch.from_numpy(preprocess([draw_scene(scene) for scene in flat], side))
+        packed = [self._pack(random, group) for group in scenes]
+        image_tokens = self._model.resampler.queries * pictures
+        return _padded(pixels, cells_of(flat, grid), packed, self._tokens, image_tokens)
+
+    def _pack(self, random: np.random.Generator, scenes: tuple[Scene, ...]) -> "_Packed":
+        start = self.prompt([("", "")], len(scenes))
+        shared = len(start) - start[::-1].index(self._tokenizer.image_end)
+        packed = _Packed(self._tokenizer, start[:shared])
+        while self._tokens and packed.add(Asker(random, scenes, draw_language(random)).ask(), self, self._tokens):
+            pass
+        return packed
+
+    def prompt(self, turns: Sequence[tuple[str, str]], pictures: int) -> list[int]:
+        """Ids up to the last turn's answer, in the model's own format."""
+        messages: list[Message] = []
+        for i, (asked, answered) in enumerate(turns):
+            images = [Image(b"")] * pictures if i == 0 else []
+            messages.append(Message("user", (*images, Text(asked))))
+            if i < len(turns) - 1:
+                messages.append(Message("assistant", (Text(answered),)))
+        return list(build_prompt(messages, self._tokenizer, self._model, 2048).ids)
+
+
+class _Packed:
+    """One sequence in the making."""
+
+    def __init__(self, tokenizer: Tokenizer, shared: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self.shared = len(shared)
+        self.ids, self.positions = list(shared), list(range(len(shared)))
+        self.branches, self.targets = [0] * len(shared), [IGNORED] * len(shared)
+        self.rows = [-1] * len(shared)
+        row = 0
+        inside = False
+        for at, token in enumerate(shared):
+            inside = inside and token != tokenizer.image_end
+            if inside:
+                self.rows[at], row = row, row + 1
+            inside = inside or token == tokenizer.image_start
+        self.pictures = shared.count(tokenizer.image_start)
+        self.tasks: list[str] = []
+
+    def add(self, question: Question, batches: Batches, max_tokens: int) -> bool:
+        """A branch, if it fits; every answer in it is learnt, up to the token that ends it."""
+        turns = (*question.history, (question.prompt, question.answer))
+        ids: list[int] = []
+        targets: list[int] = []
+        for count in range(1, len(turns) + 1):
+            asked = batches.prompt(turns[:count], self.pictures)
+            answered = [*self._tokenizer.encode(turns[count - 1][1], "grounding"), self._tokenizer.im_end]
+            targets += [IGNORED] * (len(asked) - len(targets))
+            targets[-1:] = answered  # the last position before an answer predicts its first token
+            ids = [*asked, *answered[:-1]]
+            targets += [IGNORED] * (len(ids) - len(targets))
+        if len(self.ids) + len(ids) - self.shared > max_tokens:
+            return False
+        self.tasks.append(question.task)
+        self.ids += ids[self.shared :]
+        self.targets += targets[self.shared :]
+        self.positions += range(self.shared, len(ids))
+        self.branches += [len(self.tasks)] * (len(ids) - self.shared)
+        self.rows += [-1] * (len(ids) - self.shared)
+        return True
+
+
+def _padded(pixels: Tensor, cells: Cells, packed: Sequence[_Packed], tokens: int, image_tokens: int) -> Batch:
+    def stacked(name: str, fill: int) -> Tensor:
+        lists = [getattr(one, name) for one in packed]
+        return torch.tensor([[*values, *[fill] * (tokens - len(values))] for values in lists])
+
+    rows = stacked("rows", -1)
+    rows = torch.where(rows >= 0, rows + image_tokens * torch.arange(len(packed))[:, None], -1)
+    return Batch(
+        pixels, cells, stacked("ids", 0), rows, stacked("positions", 0), stacked("branches", -1),
+        stacked("targets", IGNORED), tuple(tuple(one.tasks) for one in packed),
+    )  # fmt: skip
+
+
+def cells_of(scenes: Sequence[Scene], grid: int) -> Cells:
+    """What the cells of a grid×grid raster over each scene show."""
+    shape = (len(scenes), grid * grid)
+    kinds = torch.full((*shape, 3), IGNORED)
+    boxes = torch.zeros(*shape, 4)
+    has_thing, has_text = torch.zeros(shape), torch.zeros(shape)
+    letters = torch.full((*shape, LETTERS_PER_CELL), len(CHARACTERS))
+    order = torch.full(shape, IGNORED)
+    for i, scene in enumerate(scenes):
+        for thing in scene.things:
+            cell = _cell(thing.box, grid)
+            kinds[i, cell] = torch.tensor(
+                [list(COLOURS).index(thing.colour), SHAPES.index(thing.shape), SIZES.index(thing.size)]
+            )
+            boxes[i, cell] = torch.tensor(thing.box)
+            has_thing[i, cell] = 1
+        if scene.writing is not None:
+            cell = _cell(scene.writing.box, grid)
+            for at, box in enumerate(scene.writing.places()):
+                place = _cell(box, grid)
+                slot = int((letters[i, place] < len(CHARACTERS)).sum())
+                if slot < LETTERS_PER_CELL:
+                    letters[i, place, slot] = CHARACTERS.index(scene.writing.text[at])
+                if slot == 0:
+                    order[i, place] = at
+            if not has_thing[i, cell]:
+                boxes[i, cell] = torch.tensor(scene.writing.box)
+            has_text[i, cell] = 1
+    coordinates = (boxes * 1000).round().clamp(max=999).long()
+    digits = torch.cat((coordinates // 100, coordinates // 10 % 10), -1)
+    digits[(has_thing + has_text) == 0] = IGNORED
+    return Cells(kinds, boxes, digits, has_thing, has_text, letters, order)
+
+
+def _cell(box: Box, grid: int) -> int:
+    return int((box[1] + box[3]) / 2 * grid) * grid + int((box[0] + box[2]) / 2 * grid)

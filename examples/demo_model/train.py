@@ -1,0 +1,237 @@
+"""Trains the demo model from scratch: seeded, resumable, about an hour and a half on two CPU cores.
+
+    python -m examples.demo_model.train RUN_FOLDER
+
+1. `pictures`: vision encoder and resampler learn what each cell of the picture shows (colour, shape, size, box), from
+   small heads that are thrown away. A dense target teaches them far faster than answers do.
+2. `letters`: the same, and the letters of printed text.
+3. `answers`: the whole model learns to answer, several questions about each picture at once, the heads still beside it.
+
+Every `--save-every` steps the run is stored; the same command goes on where it was stopped. At the end RUN_FOLDER/
+checkpoint is a Qwen-VL-Chat checkpoint in the official layout (bf16), loss.png the curve, log.jsonl the figures.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from evaluation.scenes.scene import COLOURS, SHAPES, SIZES
+from examples.demo_model.batches import CHARACTERS, IGNORED, LETTERS_PER_CELL, MAX_CHARACTERS, Batch, Batches, Cells
+from examples.demo_model.checkpoint import plot, write_config, write_weights
+from examples.demo_model.model import QwenVL, Sizes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of the training."""
+
+    name: str
+    steps: int
+    sequences: int  # per batch
+    tokens: int  # per sequence; 0: pictures only
+    peak_rate: float
+    warmup: int
+    heads_weight: float
+    letters: bool
+    seed: int
+
+
+class Heads(nn.Module):
+    """What an image token says of its cell. Only for training."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        letters = LETTERS_PER_CELL * (len(CHARACTERS) + 1)
+        self.sizes = (len(COLOURS), len(SHAPES), len(SIZES), 1, 1, 4, 80, letters, MAX_CHARACTERS)
+        self.linear = nn.Linear(hidden, sum(self.sizes))
+
+    def loss(self, features: Tensor, cells: Cells, *, letters: bool) -> Tensor:
+        """Of image features [images, queries, hidden]; letters are learnt only where asked for."""
+        colour, shape, size, thing, text, box, digits, characters, order = self.linear(features).split(self.sizes, -1)
+        total = sum(
+            functional.cross_entropy(logits.flatten(0, 1), cells.kinds[..., i].flatten(), ignore_index=IGNORED)
+            for i, logits in enumerate((colour, shape, size))
+        )
+        for logits, there in ((thing, cells.has_thing), (text, cells.has_text)):
+            total = total + 4 * functional.binary_cross_entropy_with_logits(logits[..., 0], there)
+        somewhere = (cells.has_thing + cells.has_text) > 0
+        total = total + 2 * functional.smooth_l1_loss(box[somewhere], cells.boxes[somewhere], beta=0.1)
+        spread = digits.unflatten(-1, (8, 10)).flatten(0, 2)
+        total = total + 2 * functional.cross_entropy(spread, cells.digits.flatten(), ignore_index=IGNORED)
+        if letters:
+            rare = torch.ones(len(CHARACTERS) + 1)
+            rare[-1] = 0.05  # nearly all cells have none
+            spread = characters.unflatten(-1, (LETTERS_PER_CELL, -1)).flatten(0, 2)
+            total = total + 3 * functional.cross_entropy(spread, cells.letters.flatten(), rare)
+            if (cells.order != IGNORED).any():
+                total = total + functional.cross_entropy(
+                    order.flatten(0, 1), cells.order.flatten(), ignore_index=IGNORED
+                )
+        return torch.as_tensor(total)
+
+
+class Run:
+    """Model, optimizer and where the training stands; stored and found again in its folder."""
+
+    def __init__(self, folder: Path, sizes: Sizes, stages: tuple[Stage, ...], seed: int) -> None:
+        torch.manual_seed(seed)
+        self.folder, self.stages = folder, stages
+        self.model, self.heads = QwenVL(sizes), Heads(sizes.hidden)
+        self.visual, self.hidden = torch.compile(self.model.transformer.visual), torch.compile(self.model.hidden)
+        self.parameters = [p for p in (*self.model.parameters(), *self.heads.parameters()) if p.requires_grad]
+        self.stage, self.step = 0, 0
+        self.begin_stage()
+        self._state = folder / "state.pt"
+        if self._state.exists():
+            self._resume()
+
+    def begin_stage(self) -> None:
+        """A fresh optimizer: what an earlier stage knew of its gradients says nothing of this one's."""
+        decayed = [p for p in self.parameters if p.dim() > 1]
+        plain = [p for p in self.parameters if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": 0.03}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+    def save(self) -> None:
+        state = {
+            "model": self.model.state_dict(), "heads": self.heads.state_dict(), "stage": self.stage,
+            "optimizer": self.optimizer.state_dict(), "step": self.step,
+        }  # fmt: skip
+        temporary = self._state.with_suffix(".new")
+        torch.save(state, temporary)
+        temporary.replace(self._state)
+
+    def _resume(self) -> None:
+        state = torch.load(self._state, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        self.stage, self.step = state["stage"], state["step"]
+        if self.step:
+            self.optimizer.load_state_dict(state["optimizer"])
+        print(f"going on after stage {self.stage}, step {self.step}", flush=True)
+
+
+def loss_of(run: Run, batch: Batch, stage: Stage) -> tuple[Tensor, dict[str, float]]:
+    """The loss of one batch, and its parts."""
+    features = run.visual(batch.pixels)
+    seen = run.heads.loss(features, batch.cells, letters=stage.letters)
+    if not stage.tokens:
+        return seen, {"cells": seen.item()}
+    answered = functional.cross_entropy(*logits_of(run.model, run.hidden, batch, features))
+    return answered + stage.heads_weight * seen, {"answers": answered.item(), "cells": seen.item()}
+
+
+def logits_of(
+    model: QwenVL, run_decoder: Callable[..., Tensor], batch: Batch, features: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits and targets of the positions where an answer is learnt."""
+    hidden = run_decoder(batch.ids, features.flatten(0, 1), batch.rows, batch.positions, batch.mask())
+    learnt = batch.targets != IGNORED
+    return model.lm_head(hidden[learnt]), batch.targets[learnt]
+
+
+def rate_at(stage: Stage, step: int) -> float:
+    """Linear warm-up, then a cosine down to a fiftieth."""
+    if step < stage.warmup:
+        return stage.peak_rate * (step + 1) / stage.warmup
+    done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+    return stage.peak_rate * (0.02 + 0.98 * (1 + math.cos(math.pi * min(done, 1))) / 2)
+
+
+def train_stage(run: Run, stage: Stage, checkpoint: Path, arguments: argparse.Namespace) -> None:
+    batches = Batches(checkpoint, stage.seed, stage.steps, stage.sequences, stage.tokens, "train")
+    loader = DataLoader(
+        batches, batch_size=None, sampler=range(run.step, stage.steps), num_workers=1, prefetch_factor=6
+    )
+    judged = Batches(checkpoint, 99, 8, stage.sequences, stage.tokens, "held_out")
+    held_out = [judged[i] for i in range(8)] if stage.tokens else []
+    started, first = time.perf_counter(), run.step
+    recent: dict[str, list[float]] = defaultdict(list)
+    for batch in loader:
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate_at(stage, run.step)
+        loss, parts = loss_of(run, batch, stage)
+        run.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(run.parameters, 1.0)
+        run.optimizer.step()
+        run.step += 1
+        for name, value in parts.items():
+            recent[name].append(value)
+        if run.step % arguments.log_every == 0 or run.step == stage.steps:
+            mean = {name: sum(values) / len(values) for name, values in recent.items()}
+            recent.clear()
+            if held_out and run.step % (5 * arguments.log_every) == 0:
+                mean |= right_answers(run.model, held_out)
+            report(run, stage, mean, (time.perf_counter() - started) / (run.step - first))
+        if run.step % arguments.save_every == 0:
+            run.save()
+
+
+@torch.inference_mode()
+def right_answers(model: QwenVL, batches: list[Batch]) -> dict[str, float]:
+    """Share of held-out questions whose every answer token is the likeliest, per task."""
+    hits: dict[str, list[float]] = defaultdict(list)
+    for batch in batches:
+        logits, targets = logits_of(model, model.hidden, batch, model.transformer.visual(batch.pixels))
+        learnt = batch.targets != IGNORED
+        wrong = torch.zeros(batch.targets.shape, dtype=torch.bool)
+        wrong[learnt] = logits.argmax(-1) != targets
+        for row, tasks in enumerate(batch.tasks):
+            for number, task in enumerate(tasks, 1):
+                hits[f"right_{task}"].append(float(not wrong[row][batch.branches[row] == number].any()))
+    return {name: sum(values) / len(values) for name, values in sorted(hits.items())}
+
+
+def report(run: Run, stage: Stage, figures: dict[str, float], seconds: float) -> None:
+    """A line for a person, and one for the plot."""
+    left = (stage.steps - run.step) * seconds / 60
+    shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+    print(f"{stage.name} {run.step}/{stage.steps}  {shown}  {seconds:.2f} s a step, {left:.0f} min left", flush=True)
+    with (run.folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"stage": stage.name, "step": run.step, **figures}) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--picture-steps", type=int, default=1000)
+    parser.add_argument("--letter-steps", type=int, default=600)
+    parser.add_argument("--answer-steps", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--log-every", type=int, default=20)
+    parser.add_argument("--save-every", type=int, default=200)
+    arguments = parser.parse_args()
+    sizes, checkpoint = Sizes(), arguments.folder / "checkpoint"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    write_config(checkpoint, sizes)
+    stages = (
+        Stage("pictures", arguments.picture_steps, 48, 0, 2e-3, 100, 1.0, False, 1000 + arguments.seed),
+        Stage("letters", arguments.letter_steps, 48, 0, 1.5e-3, 50, 1.0, True, 3000 + arguments.seed),
+        Stage("answers", arguments.answer_steps, 12, 384, 1.5e-3, 150, 0.2, True, 2000 + arguments.seed),
+    )
+    run = Run(arguments.folder, sizes, stages, arguments.seed)
+    count = sum(p.numel() for p in run.model.parameters())
+    print(f"{count:,} parameters on {torch.get_num_threads()} threads", flush=True)
+    while run.stage < len(stages):
+        train_stage(run, stages[run.stage], checkpoint, arguments)
+        run.stage, run.step = run.stage + 1, 0
+        run.begin_stage()
+        run.save()
+    write_weights(run.model, checkpoint)
+    plot(arguments.folder / "log.jsonl", arguments.folder / "loss.png")
+    print(f"wrote {checkpoint}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The trainable model is the exporter's: same parameters, same arithmetic; its batches say what the prompts say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation.scenes.scene import sample_scene
+from examples.demo_model.batches import CHARACTERS, IGNORED, Batches, cells_of
+from examples.demo_model.checkpoint import write_config, write_weights
+from examples.demo_model.model import QwenVL, Sizes
+from exporter.checkpoint import Checkpoint
+from models.family import family
+from models.messages import ImageSpan, Prompt
+from models.qwen_vl.config import read_config
+from models.qwen_vl.tokenizer import Tokenizer
+from verification.reference import Reference
+
+FAMILY = family("qwen_vl")
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QwenVL]:
+    """A checkpoint of random weights, and the model it was written from, rounded as it is."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("untrained")
+    model = QwenVL(Sizes())
+    write_config(folder, model.sizes)
+    write_weights(model, folder)
+    rounded = {name: value.to(torch.bfloat16).float() for name, value in model.state_dict().items()}
+    model.load_state_dict(rounded)
+    return folder, model.eval()
+
+
+def test_it_fits_the_repository(untrained: tuple[Path, QwenVL]) -> None:
+    folder, _ = untrained
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 8 << 20
+
+
+def test_the_checkpoint_is_qwen_vls(untrained: tuple[Path, QwenVL]) -> None:
+    folder, _ = untrained
+    model = read_config(folder)
+    FAMILY.check_checkpoint(folder, model)
+    Checkpoint(folder).check(FAMILY.weight_map(model))
+
+
+@torch.inference_mode()
+def test_training_computes_what_the_exporters_modules_compute(untrained: tuple[Path, QwenVL]) -> None:
+    """Every branch of a packed sequence has the logits of the same conversation alone."""
+    folder, model = untrained
+    config = read_config(folder)
+    reference = Reference(Checkpoint(folder), config, FAMILY)
+    for step, pictures in ((0, 1), (3, 2)):
+        batch = Batches(folder, 1, 4, 2, 384, "train")[step]
+        features = model.transformer.visual(batch.pixels)
+        theirs = reference.resampler(reference.vision_encoder(batch.pixels.numpy()))
+        assert np.abs(features.numpy() - theirs).max() <= 1e-4 * np.abs(theirs).max()
+        hidden = model.hidden(batch.ids, features.flatten(0, 1), batch.rows, batch.positions, batch.mask())
+        logits = model.lm_head(hidden)
+        for row in range(2):
+            for branch in range(1, 4):
+                seen = (batch.branches[row] == 0) | (batch.branches[row] == branch)
+                ids = batch.ids[row][seen].tolist()
+                starts = [at + 1 for at, token in enumerate(ids) if token == tokenizer_of(folder).image_start]
+                spans = tuple(ImageSpan(at, at + config.resampler.queries, i) for i, at in enumerate(starts))
+                own = theirs[row * pictures : (row + 1) * pictures]
+                expected = reference.logits(ids, Prompt(tuple(ids), spans, ()), own, 1.0)
+                found = logits[row][seen][-1].numpy()
+                assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def tokenizer_of(folder: Path) -> Tokenizer:
+    return Tokenizer(folder / "qwen.tiktoken", Sizes().queries)
+
+
+def test_what_is_learnt_is_the_answer_and_its_end(untrained: tuple[Path, QwenVL]) -> None:
+    folder, _ = untrained
+    tokenizer = tokenizer_of(folder)
+    batch = Batches(folder, 1, 4, 4, 384, "train")[0]
+    for row, tasks in enumerate(batch.tasks):
+        for branch in range(1, len(tasks) + 1):
+            own = batch.branches[row] == branch
+            learnt = [token for token in batch.targets[row][own].tolist() if token != IGNORED]
+            text = tokenizer.decode(batch.ids[row][own].tolist())
+            answers = tokenizer.decode(learnt).split("<|im_end|>")
+            assert learnt[-1] == tokenizer.im_end and answers.pop() == ""
+            turns = text.split("<|im_start|>assistant\n")
+            assert len(answers) == len(turns) - 1
+            for turn, answer in zip(turns[1:], answers, strict=True):
+                assert turn.split("<|im_end|>")[0] == answer
+
+
+def test_a_batch_is_made_from_its_number(untrained: tuple[Path, QwenVL]) -> None:
+    folder, _ = untrained
+    one, same, other = (Batches(folder, seed, 9, 2, 384, "train")[5] for seed in (1, 1, 2))
+    assert torch.equal(one.ids, same.ids) and torch.equal(one.pixels, same.pixels)
+    assert not torch.equal(one.pixels, other.pixels)
+
+
+def test_cells_say_where_things_and_letters_are() -> None:
+    random = np.random.default_rng(0)
+    scenes = [sample_scene(random, "train") for _ in range(40)]
+    cells = cells_of(scenes, grid=8)
+    for i, scene in enumerate(scenes):
+        assert cells.has_thing[i].sum() == len({(int(t.centre[1] * 8), int(t.centre[0] * 8)) for t in scene.things})
+        letters = [code for code in cells.letters[i].flatten().tolist() if code < len(CHARACTERS)]
+        spelled = "" if scene.writing is None else scene.writing.text
+        assert sorted(CHARACTERS[code] for code in letters) == sorted(spelled)
+        assert (cells.has_text[i].sum() > 0) == (scene.writing is not None)
