@@ -70,7 +70,7 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def opened(bundle: Bundle, prepack: bool = False) -> Engine:
+def opened(bundle: Bundle, prepack: bool | None = None) -> Engine:
     return open_engine(bundle, Precision.FP32, CpuBackend(prepack=prepack))
 
 

@@ -72,13 +72,12 @@ def evaluate(
         nonlocal about
         for example in data.examples:
             about = example.name
-            images = [Image(source.read() if pictures else b"", source.name) for source in example.images]
-            yield _conversation(example, images)
+            yield conversation(example, pictures=pictures)
 
     judged: dict[int, Judged] = {}
     try:
-        for conversation in conversations(pictures=False):  # a long run must not end at a prompt that is too long
-            model.build_prompt(conversation)
+        for unread in conversations(pictures=False):  # a long run must not end at a prompt that is too long
+            model.build_prompt(unread)
         options = Options(greedy=True, max_new_tokens=max_new_tokens)
         for at, answer in model.answer_each(conversations(pictures=True), options):
             judged[at] = _judged(model, data.examples[at], answer)
@@ -111,12 +110,17 @@ def rows(answers: Sequence[Judged]) -> dict[tuple[str, str], list[int]]:
     return found
 
 
-def _conversation(example: Example, pictures: Sequence[Image]) -> list[Message]:
-    """The turns of an example, its pictures before the first."""
+def conversation(example: Example, *, pictures: bool = True) -> list[Message]:
+    """The turns of an example, its pictures before the first: read now, or left empty where only tokens count.
+
+    Raises:
+        ImageError: a picture cannot be read.
+    """
+    images = [Image(source.read() if pictures else b"", source.name) for source in example.images]
     turns = [*example.history, (example.prompt, None)]
     messages: list[Message] = []
     for user, assistant in turns:
-        messages.append(Message("user", (*(() if messages else pictures), Text(user))))
+        messages.append(Message("user", (*(() if messages else images), Text(user))))
         if assistant is not None:
             messages.append(Message("assistant", (Text(assistant),)))
     return messages

@@ -9,8 +9,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Protocol
 
-import onnx_ir as ir
-
 from bundle.config import Limits, ModelConfig
 from bundle.errors import IncompatibleError, UsageError
 from bundle.manifest import SCHEMA, GraphEntry, Manifest, Source
@@ -18,8 +16,9 @@ from bundle.signature import Component, Precision
 from bundle.staging import require_room, staging_folder
 from bundle.store import Bundle, file_entry, graph_paths, publish_graphs, publish_new
 from exporter.checkpoint import Checkpoint
-from exporter.trace import OPSET, trace
-from exporter.weight_stream import WeightPlace, plan_weights, stream_weights
+from exporter.graph_files import GraphPlan, graph_files
+from exporter.trace import OPSET
+from exporter.weight_stream import plan_weights, stream_weights
 from models.family import Family, family_of
 from models.weights import Weight
 
@@ -88,8 +87,12 @@ def export(
     job = _prepare(checkpoint, bundle, choices)
     total = sum(plan_weights(own, job.precision)[1] for own in job.weights.values())
     require_room(bundle, total + _SMALL_FILES_BYTES)
-    with staging_folder(bundle if job.existing is None else bundle / "graphs") as staging:
-        entries = tuple(_write_graph(job, component, staging, say, byte_bar) for component in job.weights)
+    plans = [_plan(job, component) for component in job.weights]
+    with (
+        graph_files(plans, job.model, job.limits, total) as graph_file,
+        staging_folder(bundle if job.existing is None else bundle / "graphs") as staging,
+    ):
+        entries = tuple(_write_graph(job, plan, graph_file, staging, say, byte_bar) for plan in plans)
         if job.existing is not None:
             publish_graphs(job.existing, staging, entries)
         else:
@@ -165,42 +168,36 @@ def _require_free(existing: Bundle, choices: Choices) -> None:
         )
 
 
+def _plan(job: Job, component: Component) -> GraphPlan:
+    places, _ = plan_weights(job.weights[component], job.precision)
+    return GraphPlan(component, job.precision, places, Path(graph_paths(component, job.precision)[1]).name)
+
+
 def _write_graph(
     job: Job,
-    component: Component,
+    plan: GraphPlan,
+    graph_file: Callable[[GraphPlan], bytes],
     staging: Path,
     say: Callable[[str], None],
     byte_bar: Callable[[str, int], AbstractContextManager[Bar | None]],
 ) -> GraphEntry:
-    graph_path, weights_path = graph_paths(component, job.precision)
+    component, precision = plan.component, plan.precision
+    graph_path, weights_path = graph_paths(component, precision)
     (staging / graph_path).parent.mkdir(parents=True, exist_ok=True)
-    say(f"trace {component} ({job.precision})")
-    graph = trace(component, job.model, job.limits, job.precision)
-    weights = job.weights[component]
-    places, size = plan_weights(weights, job.precision)
+    size = plan.places[-1].offset + plan.places[-1].length
     with byte_bar(f"write {component}", size) as bar:
         on_bytes = (lambda _: None) if bar is None else bar.update
         target = staging / weights_path
-        digest = stream_weights(weights, job.model, job.checkpoint, job.precision, target, on_bytes)
-    _refer(graph, places, Path(weights_path).name)
-    ir.save(graph, staging / graph_path)
+        digest = stream_weights(job.weights[component], job.model, job.checkpoint, precision, target, on_bytes)
+    say(f"trace {component} ({precision})")
+    (staging / graph_path).write_bytes(graph_file(plan))
     return GraphEntry(
         component=component,
-        precision=job.precision,
+        precision=precision,
         opset=OPSET,
         graph=file_entry(staging, graph_path),
         weights=file_entry(staging, weights_path, digest),
     )
-
-
-def _refer(graph: ir.Model, places: tuple[WeightPlace, ...], file: str) -> None:
-    """Points the graph's initializers at their places in the weight file beside it."""
-    for place in places:
-        value = graph.graph.initializers[place.name]
-        assert value.dtype is not None
-        value.const_value = ir.ExternalTensor(
-            file, place.offset, place.length, value.dtype, shape=ir.Shape(place.shape), name=place.name
-        )
 
 
 def _new_manifest(job: Job, staging: Path, entries: tuple[GraphEntry, ...]) -> Manifest:

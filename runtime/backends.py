@@ -7,7 +7,7 @@ from runtime.backend import Backend
 NAMES = ("auto", "cuda", "cpu")
 
 
-def choose_backend(name: str, threads: int | None = None, *, prepack: bool = False) -> Backend:
+def choose_backend(name: str, threads: int | None = None, *, prepack: bool | None = None) -> Backend:
     """The backend of that name; "auto" takes CUDA where it starts and the CPU otherwise.
 
     Raises:

@@ -215,7 +215,7 @@ def choose(
     precision: str | None = None,
     backend: str = "auto",
     threads: int | None = None,
-    prepack: bool = False,
+    prepack: bool | None = None,
     allow_unverified: bool = False,
 ) -> Choice:
     """Which graphs of a bundle run where; arguments and errors are those of `load`, at the price of a moment."""
@@ -234,7 +234,7 @@ def load(
     precision: str | None = None,
     backend: str = "auto",
     threads: int | None = None,
-    prepack: bool = False,
+    prepack: bool | None = None,
     allow_unverified: bool = False,
 ) -> VisionLanguageModel:
     """A bundle ready to answer.
@@ -244,7 +244,8 @@ def load(
         precision: "fp32", "fp16" or "bf16"; by default the backend's preferred one that the bundle has.
         backend: "cuda", "cpu", or "auto" for CUDA where it starts.
         threads: CPU threads; by default one per core.
-        prepack: on the CPU, faster prefill and batches for more memory and a slower load.
+        prepack: on the CPU, faster vision, prefill and batches for more memory and a slower load; by default only
+            graphs below 512 MiB.
         allow_unverified: answer from graphs that were not shown equal to the model.
     Raises:
         VerificationError: the graphs are unverified or failed.

@@ -1,6 +1,6 @@
 """The ONNX Runtime backend, on the CPU and on CUDA.
 
-On the CPU the weights of an fp32 graph stay in the mapped file: a load costs nothing, and processes share them.
+On the CPU the weights of a large fp32 graph stay in the mapped file: a load costs nothing, and processes share them.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,8 @@ from runtime.backend import NUMPY_DTYPES, Array, Binding, bind_host
 
 # onnxruntime takes ONNX element types where numpy has no dtype (bfloat16).
 _ELEMENT_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
+# Weights below this are packed into the kernels' own layout at load, which takes half a second at most.
+PREPACK_BELOW_BYTES = 512 << 20
 _OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "bfcarena")
 
 
@@ -26,12 +28,12 @@ class CpuBackend:
     # bf16 graphs have no CPU kernels; fp16 graphs run, with weights up-cast.
     precisions: tuple[Precision, ...] = (Precision.FP32, Precision.FP16)
 
-    def __init__(self, threads: int | None = None, *, prepack: bool = False) -> None:
+    def __init__(self, threads: int | None = None, *, prepack: bool | None = None) -> None:
         """
         Args:
             threads: compute threads; None leaves the choice to ONNX Runtime (one per core).
             prepack: copies the weights into the kernels' own layout at load: more memory and a slower load,
-                faster prefill and batches.
+                faster vision, prefill and batches. None: only small graphs' weights.
         """
         self._threads, self._prepack = threads, prepack
 
@@ -48,9 +50,16 @@ class CpuBackend:
         options = _options()
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
-        if not self._prepack:
+        if not self.prepacks(graph):
             options.add_session_config_entry("session.disable_prepacking", "1")
         return OrtSession(graph, options, ["CPUExecutionProvider"], "cpu")
+
+    def prepacks(self, graph: Path) -> bool:
+        """Whether the weights of this graph are copied into the kernels' own layout."""
+        if self._prepack is not None:
+            return self._prepack
+        weights = graph.with_suffix(".weights")
+        return not weights.exists() or weights.stat().st_size < PREPACK_BELOW_BYTES
 
 
 class CudaBackend:

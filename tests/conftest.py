@@ -87,3 +87,26 @@ def verified(exported: Export) -> Export:
         return path
 
     return bundle
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function: precision → a verified bundle of the demo model, made once per run and shared by all workers."""
+    from bundle.store import Bundle
+    from exporter.export import Choices, export
+    from verification.verify import verify
+
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if base.name.startswith("popen-") else base
+
+    def bundle(precision: str) -> Path:
+        target = root / f"demo-{precision}"
+        with (root / f"demo-{precision}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                export(ROOT / "examples" / "demo_model" / "checkpoint", target, Choices(Precision(precision)))
+            if Bundle.open(target).manifest.verification(Precision(precision)) is None:
+                verify(target, precision=precision, backend_name="cpu")
+        return target
+
+    return bundle

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from examples.demo_model.model import QwenVL, Sizes
 from models.qwen_vl.tokenizer import Tokenizer
 
-VOCABULARY = Path(__file__).parent / "checkpoint" / "qwen.tiktoken"
+VOCABULARY = Path(__file__).parent / "qwen.tiktoken"
 
 
 def write_config(folder: Path, sizes: Sizes) -> None:

@@ -1,4 +1,4 @@
-"""Makes checkpoint/qwen.tiktoken: byte pairs learnt from the demo model's own sentences and the project's licence.
+"""Makes qwen.tiktoken: byte pairs learnt from the demo model's own sentences and the project's licence.
 
     python -m examples.demo_model.make_vocabulary
 
@@ -18,7 +18,7 @@ from evaluation.scenes.scene import WORDS, sample_scene
 from models.qwen_vl.tokenizer import PATTERN
 
 ROOT = Path(__file__).parent.parent.parent
-TARGET = Path(__file__).parent / "checkpoint" / "qwen.tiktoken"
+TARGET = Path(__file__).parent / "qwen.tiktoken"
 RANKS = 2048 - 217  # with the special tokens the vocabulary has 2048
 SENTENCES = 20_000
 

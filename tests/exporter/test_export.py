@@ -1,6 +1,7 @@
 """The export as a whole: what it publishes, what it refuses, and that a kill at any moment publishes nothing half."""
 
 import itertools
+import multiprocessing
 import random
 import resource
 import subprocess
@@ -13,7 +14,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from bundle.errors import IncompatibleError, StorageError, UsageError
+from bundle.errors import IncompatibleError, ResourceError, StorageError, UsageError
 from bundle.signature import Component, Precision, signature
 from bundle.store import Bundle
 from exporter.export import Choices, export
@@ -64,6 +65,31 @@ def test_every_reference_lies_inside_its_file(exported: Callable[..., Path]) -> 
         places.sort()
         assert len(places) > 8 and places[-1][1] == entry.weights.size
         assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(places))
+
+
+def test_a_graph_traced_in_a_process_of_its_own_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large models are traced while their weights are written."""
+    choices = Choices(Precision.FP16, (Component.RESAMPLER, Component.VISION_ENCODER), **SMALL)
+    export(CHECKPOINT, tmp_path / "here", choices)
+    monkeypatch.setattr("exporter.graph_files.AHEAD_ABOVE_BYTES", 0)
+    export(CHECKPOINT, tmp_path / "ahead", choices)
+    here, ahead = (Bundle.open(tmp_path / name).manifest.graphs for name in ("here", "ahead"))
+    assert [entry.identity for entry in here] == [entry.identity for entry in ahead]
+
+
+def test_a_process_for_tracing_that_is_killed_publishes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system does when memory runs out."""
+    monkeypatch.setattr("exporter.graph_files.AHEAD_ABOVE_BYTES", 0)
+
+    def kill_children(_: str) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(ResourceError, match="process that traces the resampler was ended, most likely for lack of mem"):
+        export(CHECKPOINT, tmp_path / "bundle", Choices(Precision.FP16, (Component.RESAMPLER,), **SMALL), kill_children)
+    assert not list(tmp_path.iterdir())
 
 
 def test_norms_stay_fp32_in_a_half_precision_graph(exported: Callable[..., Path]) -> None:

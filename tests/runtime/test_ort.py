@@ -13,7 +13,7 @@ from bundle.signature import Precision
 from models.qwen_vl.positions import position_table
 from runtime.backend import Binding, bind_host
 from runtime.engine import Engine, Step
-from runtime.ort import CpuBackend, CudaBackend, cuda_devices
+from runtime.ort import PREPACK_BELOW_BYTES, CpuBackend, CudaBackend, cuda_devices
 from tests.runtime.sequences import engine_of
 
 COPY_WARNING = "in-place optimization not activated"
@@ -85,15 +85,26 @@ def test_a_shape_the_graph_refuses_is_named(exported: Callable[..., Path]) -> No
         engine.encode_vision(np.zeros((1, 3, 100, 100), dtype=np.float32))
 
 
-def test_weights_are_mapped_and_not_read(exported: Callable[..., Path]) -> None:
+def test_large_weights_are_mapped_and_not_read(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading leaves the weight file mapped into the process."""
     if not sys.platform.startswith("linux"):
         pytest.skip("reads /proc/self/maps, which only Linux has")
+    monkeypatch.setattr("runtime.ort.PREPACK_BELOW_BYTES", 0)
     bundle = exported("ntk-256")
     engine = engine_of(bundle)
     maps = Path("/proc/self/maps").read_text()
     assert os.path.realpath(bundle / "graphs" / "fp32" / "decoder.weights") in maps
     assert engine.precision is Precision.FP32
+
+
+def test_only_small_weights_are_prepacked_unless_asked(tmp_path: Path) -> None:
+    for name, size in (("small", PREPACK_BELOW_BYTES - 1), ("large", PREPACK_BELOW_BYTES)):
+        with (tmp_path / f"{name}.weights").open("wb") as file:
+            file.truncate(size)
+    small, large = tmp_path / "small.onnx", tmp_path / "large.onnx"
+    assert [CpuBackend().prepacks(graph) for graph in (small, large)] == [True, False]
+    assert [CpuBackend(prepack=False).prepacks(graph) for graph in (small, large)] == [False, False]
+    assert [CpuBackend(prepack=True).prepacks(graph) for graph in (small, large)] == [True, True]
 
 
 def test_no_cuda_is_said() -> None:

@@ -1,0 +1,74 @@
+"""The ONNX files of a bundle, as bytes: traced here, or ahead in a process of its own while large weights are written.
+
+Tracing is Python and writing is the disk: for the 9.6 B shape each takes more than a minute, and neither has to wait.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import onnx_ir as ir
+
+from bundle.config import Limits, ModelConfig
+from bundle.errors import ResourceError
+from bundle.signature import Component, Precision
+from exporter.trace import trace
+from exporter.weight_stream import WeightPlace
+
+# Weights above which a process for tracing is worth the seconds it takes to start.
+AHEAD_ABOVE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """One graph to make, and where its weights will lie."""
+
+    component: Component
+    precision: Precision
+    places: tuple[WeightPlace, ...]
+    weights_file: str  # beside the graph
+
+
+def graph_file(plan: GraphPlan, model: ModelConfig, limits: Limits) -> bytes:
+    """The ONNX file of one graph, its weights as references into `plan.weights_file`."""
+    graph = trace(plan.component, model, limits, plan.precision)
+    for place in plan.places:
+        value = graph.graph.initializers[place.name]
+        assert value.dtype is not None
+        value.const_value = ir.ExternalTensor(
+            plan.weights_file, place.offset, place.length, value.dtype, shape=ir.Shape(place.shape), name=place.name
+        )
+    return bytes(ir.serde.serialize_model(graph).SerializeToString())
+
+
+@contextmanager
+def graph_files(
+    plans: Sequence[GraphPlan], model: ModelConfig, limits: Limits, weight_bytes: int
+) -> Iterator[Callable[[GraphPlan], bytes]]:
+    """A function that gives the file of each plan: made when asked for, or begun at once where the weights are large.
+
+    Raises:
+        ResourceError: the process that traces was ended, as the system does when memory runs out.
+    """
+    if weight_bytes < AHEAD_ABOVE_BYTES:
+        yield lambda plan: graph_file(plan, model, limits)
+        return
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        begun = {plan.component: pool.submit(graph_file, plan, model, limits) for plan in plans}
+
+        def finished(plan: GraphPlan) -> bytes:
+            try:
+                return begun[plan.component].result()
+            except BrokenProcessPool as error:
+                raise ResourceError(
+                    f"the process that traces the {plan.component} was ended, most likely for lack of memory; "
+                    "free some and export again"
+                ) from error
+
+        try:
+            yield finished
+        finally:
+            pool.shutdown(cancel_futures=True)
