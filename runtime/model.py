@@ -1,6 +1,8 @@
 """The Python API: a bundle loaded for answering. See docs/python-api.md for a runnable example."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator as Pieces
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -50,6 +52,7 @@ class Answer:
     dropped_turns: int  # oldest turns left out because the window was full
     stages_ms: dict[str, float]
     decode_step_ms: tuple[float, ...]
+    malformed_places: int = 0  # boxes and quads of the text that could not be read
 
 
 class VisionLanguageModel:
@@ -97,8 +100,8 @@ class VisionLanguageModel:
 
     def stream(
         self, prompt: str | Sequence[Message], images: Sequence[bytes] = (), options: Options = Options()
-    ) -> Iterator[str | Answer]:
-        """Pieces of text as they become safe to show, and at last the Answer."""
+    ) -> Pieces[str | Answer, None, None]:
+        """Pieces of text as they become safe to show, and at last the Answer; `close()` frees the slot early."""
         sequence = self._start(_messages(prompt, images), options)
         shown = 0
         try:
@@ -154,6 +157,7 @@ class VisionLanguageModel:
             dropped_turns=sequence.request.prompt.dropped_turns,
             stages_ms=dict(sequence.clock.stages_ms),
             decode_step_ms=tuple(sequence.clock.decode_step_ms),
+            malformed_places=parsed.malformed,
         )
 
 
@@ -206,12 +210,13 @@ class Chat:
         self._model = model
         self.messages: list[Message] = [] if system is None else [Message("system", (Text(system),))]
 
-    def stream(self, parts: Sequence[Part], options: Options = DEFAULTS) -> Iterator[str | Answer]:
+    def stream(self, parts: Sequence[Part], options: Options = DEFAULTS) -> Pieces[str | Answer, None, None]:
         """The answer to the user's next turn, piece by piece, and at last the Answer; then it is remembered."""
         asked = [*self.messages, Message("user", tuple(parts))]
-        for piece in self._model.stream(asked, options=options):
-            if isinstance(piece, Answer):
-                stop_ids = self._model.tokenizer.stop_ids
-                said = piece.ids[:-1] if piece.ids and piece.ids[-1] in stop_ids else piece.ids
-                self.messages = [*asked, Message("assistant", (Text(piece.text),), ids=said)]
-            yield piece
+        with closing(self._model.stream(asked, options=options)) as pieces:
+            for piece in pieces:
+                if isinstance(piece, Answer):
+                    stop_ids = self._model.tokenizer.stop_ids
+                    said = piece.ids[:-1] if piece.ids and piece.ids[-1] in stop_ids else piece.ids
+                    self.messages = [*asked, Message("assistant", (Text(piece.text),), ids=said)]
+                yield piece
