@@ -18,6 +18,7 @@ from bundle.signature import Component, Precision
 from bundle.staging import require_room, staging_folder
 from bundle.store import Bundle, file_entry, graph_paths, publish_graphs, publish_new
 from exporter.checkpoint import Checkpoint
+from exporter.references import require_references
 from exporter.trace import OPSET, trace
 from exporter.weight_stream import WeightPlace, plan_weights, stream_weights
 from models.family import Family, family_of
@@ -184,6 +185,7 @@ def _write_graph(
         digest = stream_weights(weights, job.model, job.checkpoint, job.precision, target, on_bytes)
     _refer(graph, places, Path(weights_path).name)
     ir.save(graph, staging / graph_path)
+    require_references(staging / graph_path, staging / weights_path)
     return GraphEntry(
         component=component,
         precision=job.precision,
