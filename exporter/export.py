@@ -17,6 +17,7 @@ from bundle.staging import require_room, staging_folder
 from bundle.store import Bundle, file_entry, graph_paths, publish_graphs, publish_new
 from exporter.checkpoint import Checkpoint
 from exporter.graph_files import GraphPlan, graph_files
+from exporter.references import require_references
 from exporter.trace import OPSET
 from exporter.weight_stream import plan_weights, stream_weights
 from models.family import Family, family_of
@@ -191,6 +192,7 @@ def _write_graph(
         digest = stream_weights(job.weights[component], job.model, job.checkpoint, precision, target, on_bytes)
     say(f"trace {component} ({precision})")
     (staging / graph_path).write_bytes(graph_file(plan))
+    require_references(staging / graph_path, staging / weights_path)
     return GraphEntry(
         component=component,
         precision=precision,

@@ -35,13 +35,18 @@ class GraphPlan:
 def graph_file(plan: GraphPlan, model: ModelConfig, limits: Limits) -> bytes:
     """The ONNX file of one graph, its weights as references into `plan.weights_file`."""
     graph = trace(plan.component, model, limits, plan.precision)
-    for place in plan.places:
+    _refer(graph, plan.places, plan.weights_file)
+    return bytes(ir.serde.serialize_model(graph).SerializeToString())
+
+
+def _refer(graph: ir.Model, places: tuple[WeightPlace, ...], file: str) -> None:
+    """Points the graph's initializers at their places in the weight file beside it."""
+    for place in places:
         value = graph.graph.initializers[place.name]
         assert value.dtype is not None
         value.const_value = ir.ExternalTensor(
-            plan.weights_file, place.offset, place.length, value.dtype, shape=ir.Shape(place.shape), name=place.name
+            file, place.offset, place.length, value.dtype, shape=ir.Shape(place.shape), name=place.name
         )
-    return bytes(ir.serde.serialize_model(graph).SerializeToString())
 
 
 @contextmanager

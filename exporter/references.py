@@ -38,6 +38,21 @@ def check_references(graph: Path) -> dict[str, int]:
     return {file: sum(stop - start for start, stop, _ in spans) for file, spans in places.items()}
 
 
+def require_references(graph: Path, weights: Path) -> None:
+    """
+    Args:
+        graph: an ONNX file.
+        weights: the one file that its weights may lie in; only that one is vouched for by a hash.
+    Raises:
+        BundleError: as `check_references`, or the graph takes data from another file.
+    """
+    for file in check_references(graph):
+        if graph.parent / file != weights:
+            raise BundleError(
+                f"{graph} takes weights from {file}, which the manifest does not vouch for; export the checkpoint again"
+            )
+
+
 def _external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
     """Every tensor outside the file: initializers and attributes, of nested graphs and functions too."""
     found: list[object] = []

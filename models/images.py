@@ -6,6 +6,7 @@ would clip nearly all of it to white.
 """
 
 import io
+import threading
 import warnings
 from pathlib import Path
 
@@ -18,6 +19,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 32_768
+# Warning filters belong to the process: two threads that silence them at once would leave them silenced for good.
+# One decoding at a time also bounds the memory that a server's pictures take.
+_DECODING = threading.Lock()
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -34,7 +38,7 @@ def decode_image(data: bytes, name: str = "") -> Image.Image:
     if len(data) > MAX_BYTES:
         raise ImageError(f"{what} has {len(data) >> 20} MiB; at most {MAX_BYTES >> 20} MiB are read, scale it down")
     try:
-        with warnings.catch_warnings():
+        with _DECODING, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata; we check ourselves
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             _require_size(picture, what)
@@ -42,9 +46,9 @@ def decode_image(data: bytes, name: str = "") -> Image.Image:
             return _rgb(picture)
     except UnidentifiedImageError:
         raise ImageError(f"{what} is no picture this version reads ({', '.join(FORMATS)}); convert it") from None
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise whatever they stumble over: struct.error, KeyError, zlib.error, …
         raise ImageError(f"{what} is damaged or truncated ({error}); get it again") from None
 
 

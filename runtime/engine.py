@@ -89,6 +89,7 @@ class Engine:
             table: the sequence's positions.
         Raises:
             PromptError: the slot has no room for them.
+            VlmTrtError: the logits are not finite; the slot is cleared.
         """
         start, seq = self.cache.lengths[slot], ids.shape[0]
         self.cache.require_room(slot, seq)
@@ -104,6 +105,7 @@ class Engine:
             "logits_index": np.array([seq - 1], dtype=np.int64),
         }
         logits = self._run_decoder(slot, 1, inputs, features, window=stop)
+        self._require_finite(logits, slot, {slot})
         self.cache.advance(slot, seq)
         last: Floats = logits[0].copy()
         return last
@@ -116,6 +118,7 @@ class Engine:
 
         Raises:
             PromptError: a slot is full.
+            VlmTrtError: a sequence's logits are not finite; its slot is cleared.
         """
         for step in steps:
             self.cache.require_room(step.slot, 1)
@@ -123,6 +126,7 @@ class Engine:
         for run in self._runs(steps):
             first, count = run[0].slot, run[-1].slot - run[0].slot + 1
             rows = self._decode_run(first, count, run)
+            self._require_finite(rows, first, {step.slot for step in run})
             for step in run:
                 logits[steps.index(step)] = rows[step.slot - first]
                 self.cache.advance(step.slot, 1)
@@ -178,15 +182,18 @@ class Engine:
         inputs["image_features"] = self._no_image.rows(0, 1) if features is None else features
         outputs = {"logits": bind_host(self._logits[:count], "float32"), **present}
         self._sessions[Component.DECODER].run({**inputs, **past}, outputs)
-        logits = self._logits[:count]
-        if not np.isfinite(logits).all():
-            for slot in range(first, first + count):
-                self.cache.clear(slot)
+        return self._logits[:count]
+
+    def _require_finite(self, logits: Floats, first: int, stepped: set[int]) -> None:
+        """Clears each slot whose logits are not finite, since 0·NaN under a mask is NaN; the others keep theirs."""
+        broken = {first + int(row) for row in np.flatnonzero(~np.isfinite(logits).all(axis=1))}
+        for slot in broken:
+            self.cache.clear(slot)
+        if broken & stepped:
             raise VlmTrtError(
                 f"the decoder's logits are not finite in {self.precision}; the sequences of this step are lost. "
                 "Use a bf16 or fp32 export of this checkpoint"
             )
-        return logits
 
     def _zeros(self, *shape: int) -> Array:
         return np.zeros(shape, dtype=NUMPY_DTYPES[self.precision.dtype])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bundle.errors import PromptError, VlmTrtError
+from bundle.errors import PromptError, UsageError, VlmTrtError
 from models.family import Family, PositionTable, Tokenizer
 from models.messages import Prompt
 from runtime.engine import Engine, Step
@@ -26,6 +26,10 @@ class Request:
     stop_strings: tuple[str, ...] = ()
     ignore_eos: bool = False  # end-of-text is never chosen and the other stop ids do not stop
 
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {self.max_new_tokens}; it must be 1 or more")
+
 
 @dataclass
 class Running:
@@ -41,7 +45,7 @@ class Running:
     reused_tokens: int  # positions of the prompt that the slot held already
     ids: list[int] = field(default_factory=list)
     text: str = ""
-    finish_reason: str | None = None  # "stop" or "length"
+    finish_reason: str | None = None  # "stop", "length", or "error" after a failed step
 
 
 class Generator:
@@ -57,33 +61,21 @@ class Generator:
         """Encodes the pictures, prefills the prompt, samples the first token.
 
         Raises:
-            PromptError: the prompt is empty or longer than the cache.
-            UsageError: no slot is free.
+            PromptError: the prompt is empty, longer than the cache, or holds ids that the model does not have.
+            UsageError: no slot is free, or a stop string is empty.
         """
         clock = StageClock() if clock is None else clock
-        prompt, limits = request.prompt, self.engine.limits
-        if not prompt.ids:
-            raise PromptError("the prompt is empty; say something or give a picture")
-        if len(prompt.ids) > limits.max_seq_tokens:
-            raise PromptError(
-                f"the prompt has {len(prompt.ids)} tokens and the bundle holds {limits.max_seq_tokens} positions; "
-                "shorten it or export with a larger --max-seq-tokens"
-            )
+        prompt, limits, decoder = request.prompt, self.engine.limits, self.engine.model.decoder
+        _require_usable(prompt, limits.max_seq_tokens, decoder.vocab_size)
+        # All that may be refused comes before a slot is taken.
+        sampler = Sampler(request.sampling, self._suppressed(request))
+        text_stream = TextStream(self._tokenizer.visible_bytes, request.stop_strings)
         images = self.features.encode(prompt.images, clock) if prompt.images else []
-        decoder = self.engine.model.decoder
         alpha = self._family.rope_alpha(decoder, len(prompt.ids))
+        table = self._family.position_table(decoder, alpha, limits.max_seq_tokens)
         keys = _keys(prompt, images)
         slot = self._slots.acquire(keys, alpha)
-        running = Running(
-            request=request,
-            slot=slot,
-            table=self._family.position_table(decoder, alpha, limits.max_seq_tokens),
-            sampler=Sampler(request.sampling, self._suppressed(request)),
-            text_stream=TextStream(self._tokenizer.visible_bytes, request.stop_strings),
-            images=images,
-            clock=clock,
-            reused_tokens=len(slot.keys),
-        )
+        running = Running(request, slot, table, sampler, text_stream, images, clock, reused_tokens=len(slot.keys))
         try:
             self._prefill(running, keys)
         except BaseException:
@@ -92,10 +84,15 @@ class Generator:
         return running
 
     def step(self, sequences: Iterable[Running]) -> None:
-        """One decode step of all unfinished sequences together; each gains a token and may finish."""
+        """One decode step of all unfinished sequences together; each gains a token and may finish.
+
+        Raises:
+            VlmTrtError: the step failed; its sequences have finished with "error".
+        """
         active = [sequence for sequence in sequences if sequence.finish_reason is None]
         if not active:
             return
+        self._require_caches(active)
         steps = [Step(sequence.slot.index, sequence.ids[-1], sequence.table) for sequence in active]
         clock = StageClock()
         try:
@@ -116,6 +113,14 @@ class Generator:
             sequence.finish_reason = reason
             sequence.text += sequence.text_stream.finish()
             self._slots.release(sequence.slot)
+
+    def _require_caches(self, active: Sequence[Running]) -> None:
+        """What the slots hold is what their sequences wrote; a failed or interrupted step may have taken it away."""
+        lost = [one for one in active if self.engine.cache.lengths[one.slot.index] != len(one.slot.keys)]
+        for sequence in lost:
+            self.stop(sequence, "error")
+        if lost:
+            raise VlmTrtError(f"the cache of {len(lost)} sequence(s) was lost in a step that failed; start them again")
 
     def _prefill(self, running: Running, keys: Sequence[Key]) -> None:
         prompt, start = running.request.prompt, running.reused_tokens
@@ -152,6 +157,18 @@ class Generator:
 
     def _suppressed(self, request: Request) -> frozenset[int]:
         return frozenset({self._tokenizer.end_of_text}) if request.ignore_eos else frozenset()
+
+
+def _require_usable(prompt: Prompt, max_seq_tokens: int, vocab_size: int) -> None:
+    if not prompt.ids:
+        raise PromptError("the prompt is empty; say something or give a picture")
+    if len(prompt.ids) > max_seq_tokens:
+        raise PromptError(
+            f"the prompt has {len(prompt.ids)} tokens and the bundle holds {max_seq_tokens} positions; "
+            "shorten it or export with a larger --max-seq-tokens"
+        )
+    if not 0 <= min(prompt.ids) <= max(prompt.ids) < vocab_size:
+        raise PromptError(f"the prompt holds ids outside 0…{vocab_size - 1}; give ids of this model's tokenizer")
 
 
 def _keys(prompt: Prompt, images: Sequence[ImageFeatures]) -> list[Key]:

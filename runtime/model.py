@@ -1,6 +1,8 @@
 """The Python API: a bundle loaded for answering. See docs/python-api.md for a runnable example."""
 
+from collections.abc import Generator as Pieces
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -54,6 +56,7 @@ class Answer:
     stages_ms: dict[str, float]
     decode_step_ms: tuple[float, ...]
     image_sizes: tuple[tuple[int, int], ...] = ()  # width and height of the conversation's pictures, pixels
+    malformed_places: int = 0  # boxes and quads of the text that could not be read
 
 
 class VisionLanguageModel:
@@ -125,8 +128,8 @@ class VisionLanguageModel:
 
     def stream(
         self, prompt: str | Sequence[Message], images: Sequence[bytes] = (), options: Options = Options()
-    ) -> Iterator[str | Answer]:
-        """Pieces of text as they become safe to show, and at last the Answer."""
+    ) -> Pieces[str | Answer, None, None]:
+        """Pieces of text as they become safe to show, and at last the Answer; `close()` frees the slot early."""
         sequence = self._start(_messages(prompt, images), options)
         shown = 0
         try:
@@ -182,6 +185,7 @@ class VisionLanguageModel:
             stages_ms=dict(sequence.clock.stages_ms),
             decode_step_ms=tuple(sequence.clock.decode_step_ms),
             image_sizes=sizes,
+            malformed_places=parsed.malformed,
         )
 
 
@@ -276,12 +280,13 @@ class Chat:
         self._model = model
         self.messages: list[Message] = [] if system is None else [Message("system", (Text(system),))]
 
-    def stream(self, parts: Sequence[Part], options: Options = DEFAULTS) -> Iterator[str | Answer]:
+    def stream(self, parts: Sequence[Part], options: Options = DEFAULTS) -> Pieces[str | Answer, None, None]:
         """The answer to the user's next turn, piece by piece, and at last the Answer; then it is remembered."""
         asked = [*self.messages, Message("user", tuple(parts))]
-        for piece in self._model.stream(asked, options=options):
-            if isinstance(piece, Answer):
-                stop_ids = self._model.tokenizer.stop_ids
-                said = piece.ids[:-1] if piece.ids and piece.ids[-1] in stop_ids else piece.ids
-                self.messages = [*asked, Message("assistant", (Text(piece.text),), ids=said)]
-            yield piece
+        with closing(self._model.stream(asked, options=options)) as pieces:
+            for piece in pieces:
+                if isinstance(piece, Answer):
+                    stop_ids = self._model.tokenizer.stop_ids
+                    said = piece.ids[:-1] if piece.ids and piece.ids[-1] in stop_ids else piece.ids
+                    self.messages = [*asked, Message("assistant", (Text(piece.text),), ids=said)]
+                yield piece

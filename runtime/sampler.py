@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from bundle.errors import UsageError
 
 Floats = NDArray[np.float32]
+# Logits divided by less could overflow fp32, and with it the whole distribution.
+_LEAST = 0.001
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        temperature, penalty = self.temperature, self.repetition_penalty
         checks = (
-            ("temperature", self.temperature, 0 < self.temperature < math.inf, "above 0 (greedy choice: --greedy)"),
+            ("temperature", temperature, _LEAST <= temperature < math.inf, f"at least {_LEAST} (or --greedy)"),
             ("top_k", self.top_k, self.top_k >= 0, "0 (all tokens) or more"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0"),
+            ("repetition_penalty", penalty, _LEAST <= penalty <= 1 / _LEAST, f"{_LEAST}…{1 / _LEAST:.0f}"),
             ("seed", self.seed, self.seed >= 0, "0 or more"),
         )
         for name, value, valid, allowed in checks:

@@ -1,7 +1,7 @@
 """Each thing that is compared between a bundle's graphs and the model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,14 +59,25 @@ def decode_reference(
 
 
 def check_vision(name: str, engine: Engine, reference: Reference, pixels: Floats, tolerance: Tolerance) -> Outcome:
-    """Vision encoder and resampler, each on the model's own input."""
-    dtype = engine.precision.dtype
+    """The vision encoder, and the resampler on what the encoder's graph made."""
     expected_patches = reference.vision_encoder(pixels)
-    patches = engine.encode_vision(pixels)
-    figures = [compare("vision_encoder", name, expected_patches, to_float32(patches.read(), dtype))]
-    expected = reference.resampler(expected_patches)
-    figures.append(compare("resampler", name, expected, to_float32(engine.resample(patches), dtype)))
+    patches, features = _encoded(engine, pixels)
+    figures = (
+        compare("vision_encoder", name, expected_patches, patches),
+        compare("resampler", name, reference.resampler(expected_patches), features),
+    )
     return _judged(figures, tolerance)
+
+
+def _encoded(engine: Engine, pixels: Floats) -> tuple[Floats, Floats]:
+    """Patch features and image features of the graphs, in runs of as many pictures as the bundle takes."""
+    dtype, at_once = engine.precision.dtype, engine.limits.max_images
+    patches, features = [], []
+    for start in range(0, len(pixels), at_once):
+        encoded = engine.encode_vision(pixels[start : start + at_once])
+        patches.append(to_float32(encoded.read(), dtype))
+        features.append(to_float32(engine.resample(encoded), dtype))
+    return np.concatenate(patches), np.concatenate(features)
 
 
 def check_decoder(engine: Engine, family: Family, decoded: Decoded, tolerance: Tolerance) -> Outcome:
@@ -85,6 +96,25 @@ def check_decoder(engine: Engine, family: Family, decoded: Decoded, tolerance: T
         f"{name}: {agreed} of {len(found)} greedy tokens agree" + (f", {excused} near ties differ" if excused else ""),
     )
     return Outcome(outcome.figures, (*outcome.failures, *wrong), notes)
+
+
+def check_chain(engine: Engine, family: Family, decoded: Decoded, pixels: Floats, tolerance: Tolerance) -> Outcome:
+    """Pixels in, ids out, as an answer is made: every graph on what the one before it made, every id its own choice."""
+    name = decoded.sample.name
+    graph = Continuation(engine, family, replace(decoded, features=_encoded(engine, pixels)[1]))
+    found = [graph.prefill(slot=0)]
+    for token in decoded.ids[:-1]:
+        if int(found[-1].argmax()) != token:
+            break  # from here on it is another text
+        found.append(graph.decode(token))
+    figures = [
+        compare("whole_chain", f"{name}, step {step}", expected, logits)
+        for step, (expected, logits) in enumerate(zip(decoded.logits, found, strict=False))
+    ]
+    outcome = _judged(figures, tolerance)
+    agreed, _, wrong = _agreement(decoded, found, tolerance)
+    note = f"{name}: pictures to ids, {agreed} of {len(decoded.ids)} greedy tokens are the model's"
+    return Outcome(outcome.figures, (*outcome.failures, *wrong), (note,))
 
 
 def check_swap(engine: Engine, family: Family, one: Decoded, other: Decoded) -> Outcome:
@@ -159,7 +189,7 @@ def _judged(figures: Sequence[Figures], tolerance: Tolerance) -> Outcome:
 def _agreement(decoded: Decoded, found: Sequence[Floats], tolerance: Tolerance) -> tuple[int, int, list[str]]:
     """Tokens that agree, near ties that differ, and a sentence for each difference that no rounding explains."""
     agreed, excused, wrong = 0, 0, []
-    for step, (expected, logits, token) in enumerate(zip(decoded.logits, found, decoded.ids, strict=True)):
+    for step, (expected, logits, token) in enumerate(zip(decoded.logits, found, decoded.ids, strict=False)):
         chosen = int(logits.argmax())
         margin = float(expected[token] - expected[chosen])
         if chosen == token:

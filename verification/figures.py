@@ -14,7 +14,7 @@ Floats = NDArray[np.floating]
 class Figures:
     """One comparison of a graph's values with the model's."""
 
-    stage: str  # e.g. "vision_encoder", "decode_step"; "chunked_prefill", "cache_off", "batch": within the graph
+    stage: str  # e.g. "vision_encoder", "whole_chain"; "chunked_prefill", "cache_off", "batch": within the graph
     sample: str  # which prompt, and which step or slot of it
     max_abs: float
     relative: float  # max_abs over the model's largest magnitude

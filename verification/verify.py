@@ -11,6 +11,7 @@ from bundle.manifest import Verification
 from bundle.signature import Component, Precision
 from bundle.store import Bundle
 from exporter.checkpoint import Checkpoint
+from exporter.references import require_references
 from models.family import family
 from runtime.backends import choose_backend, choose_precision
 from runtime.engine import Engine
@@ -19,6 +20,7 @@ from verification.checks import (
     Decoded,
     Outcome,
     check_cache,
+    check_chain,
     check_decoder,
     check_swap,
     check_vision,
@@ -74,6 +76,7 @@ def verify(
         The report, also written to `reports/` and the manifest.
     Raises:
         VerificationError: the checkpoint is not there, or not the one the bundle was made from.
+        BundleError: a graph takes its weights from elsewhere than its own file.
     """
     started = datetime.now(UTC)
     bundle = Bundle.open(bundle_path)
@@ -82,6 +85,7 @@ def verify(
     model = bundle.manifest.model
     members = family(model.family)
     source = _source(bundle, against, members.tokenizer_file)
+    _require_references(bundle, chosen)
     require_memory(members, model, chosen)
     progress("load the checkpoint into the torch modules")
     reference = Reference(source, model, members)
@@ -112,6 +116,13 @@ def _source(bundle: Bundle, against: Path | None, tokenizer_file: str) -> Checkp
     return checkpoint
 
 
+def _require_references(bundle: Bundle, precision: Precision) -> None:
+    """Before a graph is loaded: its weights are all in its own file, the one whose hash the manifest holds."""
+    for entry in bundle.manifest.graphs:
+        if entry.precision is precision:
+            require_references(bundle.path / entry.graph.path, bundle.path / entry.weights.path)
+
+
 def _outcomes(bundle: Bundle, engine: Engine, reference: Reference, progress: Progress) -> Iterator[Outcome]:
     """Every check, in the order data flows."""
     manifest = bundle.manifest
@@ -127,6 +138,8 @@ def _outcomes(bundle: Bundle, engine: Engine, reference: Reference, progress: Pr
         known = decode_reference(reference, kind, sample, pixels, NEW_TOKENS)
         decoded[sample.name] = known
         yield check_decoder(engine, kind, known, tolerance)
+        if pixels is not None:
+            yield check_chain(engine, kind, known, pixels, tolerance)
     progress("picture swapped, cache off, chunks, batch")
     yield check_swap(engine, kind, decoded["one_image"], decoded["swapped_image"])
     yield check_cache(engine, kind, decoded["one_image"], tolerance)

@@ -76,8 +76,9 @@ def read_config(folder: Path) -> ModelConfig:
 
 def read_image_start_id(folder: Path) -> int | None:
     """`visual.image_start_id`, which must be the tokenizer's id of `<img>`; None where the config omits it."""
-    value = _read_json(folder / "config.json").get("visual", {}).get("image_start_id")
-    return None if value is None else int(value)
+    path = folder / "config.json"
+    section = _Reader(_read_json(path), path).section("visual")
+    return None if section.get("image_start_id") is None else _Reader(section, path, "visual.").count("image_start_id")
 
 
 def _vision(visual: "_Reader") -> VisionConfig:
@@ -172,9 +173,10 @@ def _check_keys(raw: Mapping[str, Any], path: Path) -> None:
     for key, wanted in _REQUIRED.items():
         if key in raw and raw[key] != wanted:
             raise UnsupportedError(f"{path}: {key} is {raw[key]!r}; only {wanted!r} is supported")
+    visual = _Reader(raw, path).section("visual")
     known = _USED | _HARMLESS | set(_REQUIRED)
     unknown = sorted(key for key in raw if key not in known and not key.startswith("_"))
-    unknown += sorted(f"visual.{key}" for key in raw["visual"] if key not in _VISUAL_KEYS)
+    unknown += sorted(f"visual.{key}" for key in visual if key not in _VISUAL_KEYS)
     if unknown:
         raise UnsupportedError(
             f"{path}: unknown key {unknown[0]!r}{f' and {len(unknown) - 1} more' if unknown[1:] else ''}; it may "
@@ -187,8 +189,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; copy it from the published checkpoint") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}; copy it again") from None
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds {type(raw).__name__}, not a JSON object")
     return raw

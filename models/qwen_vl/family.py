@@ -18,7 +18,7 @@ TOKENIZER_FILE = "qwen.tiktoken"
 
 
 def load_tokenizer(path: Path, model: ModelConfig) -> Tokenizer:
-    return Tokenizer(path, image_tokens=model.resampler.queries)
+    return Tokenizer(path, model.resampler.queries, model.generation.chat_format)
 
 
 def check_checkpoint(folder: Path, model: ModelConfig) -> None:

@@ -41,9 +41,6 @@ def build_prompt(messages: Sequence[Message], tokenizer: Tokenizer, model: Model
     Raises:
         PromptError: the messages are no conversation, or the last turn does not fit.
     """
-    characters = sum(len(part.text) for message in messages for part in message.parts if isinstance(part, Text))
-    if characters > 4 * tokenizer.longest_token * max_tokens and len(messages) == 1:
-        raise PromptError(f"{characters:,} characters cannot fit {max_tokens} positions; shorten the text")
     if model.generation.chat_format == "raw":
         return _raw(messages, tokenizer, max_tokens)
     return _chat(messages, tokenizer, model.generation.max_window_tokens, max_tokens)
@@ -52,6 +49,7 @@ def build_prompt(messages: Sequence[Message], tokenizer: Tokenizer, model: Model
 def _raw(messages: Sequence[Message], tokenizer: Tokenizer, max_tokens: int) -> Prompt:
     if len(messages) != 1 or messages[0].role != "user":
         raise PromptError("the base model continues one text; give one user message, or use the chat checkpoint")
+    _require_possible(messages, tokenizer, max_tokens)
     piece = _content(messages[0], tokenizer, _RAW_LABEL, first_picture=1)
     _require_fit(piece, max_tokens)
     return _prompt(piece, tokenizer, dropped_turns=0)
@@ -59,30 +57,35 @@ def _raw(messages: Sequence[Message], tokenizer: Tokenizer, max_tokens: int) -> 
 
 def _chat(messages: Sequence[Message], tokenizer: Tokenizer, window: int, max_tokens: int) -> Prompt:
     system, turns, query = _split(messages)
+    _require_possible((system, query), tokenizer, max_tokens)
     newline = _Piece(tuple(tokenizer.encode("\n")))
-    start, end = _Piece((tokenizer.im_start,)), _Piece((tokenizer.im_end,))
-    pictures = 1
-
-    def block(message: Message) -> _Piece:
-        nonlocal pictures
-        head = start + _Piece(tuple(tokenizer.encode(message.role))) + newline
-        body = head + _content(message, tokenizer, _CHAT_LABEL, pictures) + end
-        pictures += sum(isinstance(part, Image) for part in message.parts)
-        return body
-
-    opening = block(system)
-    history = [sum((newline + block(message) for message in turn), _Piece()) for turn in turns]
-    closing = newline + block(query) + newline + start + _Piece(tuple(tokenizer.encode("assistant"))) + newline
+    opening = _block(system, tokenizer, 1)
+    pictures = _pictures(system) + sum(_pictures(message) for turn in turns for message in turn)
+    closing = newline + _block(query, tokenizer, pictures + 1) + newline
+    closing += _Piece((tokenizer.im_start, *tokenizer.encode("assistant"))) + newline
     _require_fit(opening + closing, max_tokens)
     # The query does not count against the window, as in the original; the cache's length bounds everything.
-    kept = _Piece()
-    keep = 0
-    for turn in reversed(history):
-        context = len(opening.ids) + len(turn.ids) + len(kept.ids)
+    # From the newest turn on, so that what is dropped is not encoded.
+    kept, keep = _Piece(), 0
+    for turn in reversed(turns):
+        if sum(_least_tokens(message, tokenizer) for message in turn) > max_tokens:
+            break
+        pictures -= sum(map(_pictures, turn))
+        piece, picture = _Piece(), pictures + 1
+        for message in turn:
+            piece += newline + _block(message, tokenizer, picture)
+            picture += _pictures(message)
+        context = len(opening.ids) + len(piece.ids) + len(kept.ids)
         if context >= window or context + len(closing.ids) > max_tokens:
             break
-        kept, keep = turn + kept, keep + 1
-    return _prompt(opening + kept + closing, tokenizer, dropped_turns=len(history) - keep)
+        kept, keep = piece + kept, keep + 1
+    return _prompt(opening + kept + closing, tokenizer, dropped_turns=len(turns) - keep)
+
+
+def _block(message: Message, tokenizer: Tokenizer, first_picture: int) -> _Piece:
+    """`<|im_start|>role`, a new line, the content, `<|im_end|>`."""
+    head = _Piece((tokenizer.im_start, *tokenizer.encode(message.role), *tokenizer.encode("\n")))
+    return head + _content(message, tokenizer, _CHAT_LABEL, first_picture) + _Piece((tokenizer.im_end,))
 
 
 def _split(messages: Sequence[Message]) -> tuple[Message, list[list[Message]], Message]:
@@ -107,6 +110,8 @@ def _split(messages: Sequence[Message]) -> tuple[Message, list[list[Message]], M
 def _content(message: Message, tokenizer: Tokenizer, label: str, first_picture: int) -> _Piece:
     """A message's parts; neighbouring texts are joined before they are encoded, as the original encodes them."""
     if message.ids is not None:
+        if message.role != "assistant":
+            raise PromptError(f"exact ids stand on a message of role {message.role!r}; give them to assistants' only")
         return _Piece(message.ids)
     special: Special = "grounding" if message.role == "assistant" else "none"
     piece, text, picture = _Piece(), "", first_picture
@@ -153,13 +158,45 @@ def _region(region: Region, tokenizer: Tokenizer) -> _Piece:
     return piece
 
 
+def _pictures(message: Message) -> int:
+    return sum(isinstance(part, Image) for part in message.parts)
+
+
+def _least_tokens(message: Message, tokenizer: Tokenizer) -> int:
+    """Tokens that a message has at least, without encoding it.
+
+    A token is at most `longest_token` bytes, and normalisation makes one character of at most four.
+    """
+    if message.ids is not None:
+        return len(message.ids)
+    characters, least = 0, _pictures(message) * (tokenizer.image_tokens + 2)
+    for part in message.parts:
+        if isinstance(part, Text):
+            characters += len(part.text)
+        elif isinstance(part, Region):
+            characters += len(part.name)
+            least += len(part.boxes) + len(part.quads)
+    return least + characters // (4 * tokenizer.longest_token)
+
+
+def _require_possible(messages: Sequence[Message], tokenizer: Tokenizer, max_tokens: int) -> None:
+    """Refuses at once what is too large by far, so that no time goes into encoding it."""
+    least = sum(_least_tokens(message, tokenizer) for message in messages)
+    if least > max_tokens:
+        raise _too_long(f"at least {least}", sum(map(_pictures, messages)), max_tokens)
+
+
 def _require_fit(piece: _Piece, max_tokens: int) -> None:
     if len(piece.ids) > max_tokens:
-        pictures = f", {len(piece.images)} pictures among them" if piece.images else ""
-        raise PromptError(
-            f"the prompt has {len(piece.ids)} tokens{pictures}, and the bundle holds {max_tokens} positions; "
-            "shorten it, send fewer pictures, or export with a larger --max-seq-tokens"
-        )
+        raise _too_long(str(len(piece.ids)), len(piece.images), max_tokens)
+
+
+def _too_long(tokens: str, pictures: int, max_tokens: int) -> PromptError:
+    among = f", {pictures} picture{'s' * (pictures > 1)} among them" if pictures else ""
+    return PromptError(
+        f"the prompt has {tokens} tokens{among}, and the bundle holds {max_tokens} positions; "
+        "shorten it, send fewer pictures, or export with a larger --max-seq-tokens"
+    )
 
 
 def _prompt(piece: _Piece, tokenizer: Tokenizer, dropped_turns: int) -> Prompt:

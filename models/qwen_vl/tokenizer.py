@@ -6,9 +6,8 @@ address in it is ever opened.
 
 import base64
 import binascii
-import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +25,9 @@ _IMAGE = ("<img>", "</img>", "<imgpad>")
 
 # Beyond it the pattern's backtracking overflows the stack of tiktoken's regex engine (seen from 500,000 on).
 _MAX_BLANKS = 100_000
-_BLANKS = re.compile(rf"\s{{{_MAX_BLANKS + 1}}}")
+# Normalisation sorts the marks on one letter by insertion: 64,000 of them take seconds, 1 MiB of them minutes. Real
+# text stays far below: the stream-safe format allows 30. Source: Unicode Standard Annex 15.
+_MAX_MARKS = 1_000
 
 Special = Literal["none", "grounding", "image_tags", "all"]
 
@@ -38,11 +39,12 @@ class Tokenizer:
     in an assistant's earlier answer; "image_tags" and "all" reproduce the original, for comparison with it.
     """
 
-    def __init__(self, path: Path, image_tokens: int = 256) -> None:
+    def __init__(self, path: Path, image_tokens: int = 256, chat_format: str = "chatml") -> None:
         """
         Args:
             path: a `qwen.tiktoken` file.
             image_tokens: positions of one picture.
+            chat_format: "chatml" or "raw"; which ids end an answer depends on it.
         Raises:
             BundleError: the file is missing or no list of ranks.
         """
@@ -67,22 +69,25 @@ class Tokenizer:
         self.first_special = len(ranks)
         self.longest_token = max(map(len, ranks))  # bytes
         self._invisible = {self.special[name] for name in (*_CONTROL, *_IMAGE)}
+        turn_ends = (self.im_end, self.im_start) if chat_format == "chatml" else ()
+        self._stop_ids = frozenset((*turn_ends, self.end_of_text))
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Ids that end an answer, of the chat and of the base model."""
-        return frozenset((self.im_end, self.im_start, self.end_of_text))
+        """Ids that end an answer; the base model ends only with `<|endoftext|>`."""
+        return self._stop_ids
 
     def encode(self, text: str, special: Special = "none") -> list[int]:
         """Ids of a text, NFC-normalised; a lone surrogate becomes U+FFFD.
 
         Raises:
-            PromptError: more blanks in a row than can be tokenized; in the modes "image_tags" and "all" also an
-                unclosed image tag or a path too long.
+            PromptError: more blanks or combining marks in a row than can be tokenized; in the modes "image_tags"
+                and "all" also an unclosed image tag or a path too long.
         """
+        for what, limit, belongs in (("blanks", _MAX_BLANKS, str.isspace), ("combining marks", _MAX_MARKS, _is_mark)):
+            if _has_longer_run(text, limit, belongs):
+                raise PromptError(f"the text has more than {limit:,} {what} in a row; remove them")
         normal = unicodedata.normalize("NFC", text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if len(normal) > _MAX_BLANKS and _BLANKS.search(normal):
-            raise PromptError(f"the text has more than {_MAX_BLANKS:,} blanks in a row; remove them")
         allowed = self._allowed[special]
         if not allowed:
             return self._encoding.encode_ordinary(normal)
@@ -149,6 +154,34 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
         raise BundleError(f"{path} cannot be read ({error.strerror}); copy it from the published checkpoint") from None
     except (ValueError, binascii.Error):
         raise BundleError(f"{path} is no tiktoken vocabulary; copy it from the published checkpoint") from None
-    if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
+    if sorted(ranks.values()) != list(range(len(ranks))):
         raise BundleError(f"{path}: its ranks are not 0…n−1; copy it again from the published checkpoint")
+    absent = sum(bytes([byte]) not in ranks for byte in range(256))
+    if absent:
+        raise BundleError(
+            f"{path}: {absent} of the 256 single bytes have no rank; copy it again from the published checkpoint"
+        )
     return ranks
+
+
+def _has_longer_run(text: str, limit: int, belongs: Callable[[str], bool]) -> bool:
+    """Whether more than `limit` neighbouring characters belong, in linear time.
+
+    Such a run covers a position of the grid 0, limit + 1, 2 · limit + 2, …; only around these is the text looked at.
+    """
+    for at in range(0, len(text), limit + 1):
+        if not belongs(text[at]):
+            continue
+        first = last = at
+        while first > 0 and at - first < limit and belongs(text[first - 1]):
+            first -= 1
+        while last + 1 < len(text) and last - first < limit and belongs(text[last + 1]):
+            last += 1
+        if last - first >= limit:
+            return True
+    return False
+
+
+def _is_mark(character: str) -> bool:
+    """Whether normalisation moves the character among its neighbours; a few do only once decomposed (U+0F73)."""
+    return unicodedata.combining(unicodedata.normalize("NFD", character)[0]) != 0

@@ -5,9 +5,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bundle.errors import CheckpointError, VlmTrtError
+from bundle.signature import Precision
+from exporter.export import Choices, export
 from tests.conftest import GOLDEN
 
 Tensors = dict[str, torch.Tensor]
@@ -43,6 +47,19 @@ def pickled(target: Path) -> Path:
     return target
 
 
+def resharded(target: Path) -> Path:
+    """The checkpoint of `single` as two safetensors shards with their index."""
+    single(target)
+    tensors = load_file(target / "model.safetensors")
+    (target / "model.safetensors").unlink()
+    weight_map = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in sorted(set(weight_map.values())):
+        part = {name: tensor for name, tensor in tensors.items() if weight_map[name] == file}
+        save_file(part, target / file, metadata={"format": "pt"})
+    (target / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return target
+
+
 def edit_json(path: Path, **changes: object) -> None:
     """Sets keys of a JSON file; a value of None removes the key."""
     raw = json.loads(path.read_text())
@@ -53,3 +70,11 @@ def edit_json(path: Path, **changes: object) -> None:
         else:
             where[last] = value
     path.write_text(json.dumps(raw))
+
+
+def refused(checkpoint: Path, sentence: str, kind: type[VlmTrtError] = CheckpointError) -> None:
+    """The export is refused with that sentence, and nothing is left where the bundle would be."""
+    target = checkpoint.parent / "bundle"
+    with pytest.raises(kind, match=sentence):
+        export(checkpoint, target, Choices(Precision.FP16, max_seq_tokens=512))
+    assert [path.name for path in checkpoint.parent.iterdir() if path != checkpoint] == []

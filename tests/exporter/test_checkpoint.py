@@ -10,22 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundle.errors import CheckpointError, UnsupportedError, VlmTrtError
+from bundle.errors import CheckpointError, UnsupportedError
 from bundle.signature import Precision
 from exporter.checkpoint import Checkpoint
 from exporter.export import Choices, export
 from models.qwen_vl.config import read_config
 from models.qwen_vl.weights import weight_map
-from tests.conftest import GOLDEN
-from tests.exporter.checkpoints import edit_json, pickled, sharded, single
-
-
-def refused(checkpoint: Path, sentence: str, kind: type[VlmTrtError] = CheckpointError) -> None:
-    """The export is refused with that sentence, and nothing is left where the bundle would be."""
-    target = checkpoint.parent / "bundle"
-    with pytest.raises(kind, match=sentence):
-        export(checkpoint, target, Choices(Precision.FP16, max_seq_tokens=512))
-    assert [path.name for path in checkpoint.parent.iterdir() if path != checkpoint] == []
+from tests.exporter.checkpoints import pickled, refused, sharded, single
 
 
 def test_the_three_layouts_hold_the_same_values(tmp_path: Path) -> None:
@@ -301,46 +292,3 @@ def test_code_in_the_checkpoint_is_never_run(tmp_path: Path, monkeypatch: pytest
         (checkpoint / name).write_text("raise SystemExit('checkpoint code ran')\n")
     assert "auto_map" in (checkpoint / "config.json").read_text()
     export(checkpoint, tmp_path / "bundle", Choices(Precision.FP16, max_seq_tokens=512))
-
-
-@pytest.mark.parametrize(
-    ("changes", "kind", "sentence"),
-    [
-        ({"model_type": "llama"}, UnsupportedError, "model_type is 'llama'; this version exports Qwen-VL"),
-        ({"visual": None}, UnsupportedError, "there is no visual section"),
-        ({"quantization_config": {"bits": 4}}, UnsupportedError, "unknown key 'quantization_config'"),
-        ({"visual_window": 3}, UnsupportedError, "unknown key 'visual.window'"),
-        ({"rotary_pct": 0.5}, UnsupportedError, "rotary_pct is 0.5; only 1.0 is supported"),
-        ({"tie_word_embeddings": True}, UnsupportedError, "tie_word_embeddings is True; only False"),
-        ({"hidden_size": None}, CheckpointError, "hidden_size is missing"),
-        ({"hidden_size": "128"}, CheckpointError, "hidden_size is '128', not a positive whole number"),
-        ({"num_attention_heads": 3}, CheckpointError, "hidden_size is 128, not num_attention_heads 3"),
-        ({"visual_output_dim": 256}, CheckpointError, "visual.output_dim is 256 but hidden_size is 128"),
-        ({"visual_heads": 5}, CheckpointError, "visual.width is 64, not divisible by visual.heads 5"),
-        ({"visual_n_queries": 60}, CheckpointError, "visual.n_queries is 60, not a square number"),
-        ({"visual_image_size": 225}, CheckpointError, "visual.image_size is 225, not divisible"),
-        ({"visual_image_start_id": 9}, CheckpointError, "<img> has id 726, config.json says 9"),
-        ({"vocab_size": 600}, CheckpointError, "has 729 tokens, the model's vocabulary only 600"),
-        ({"num_hidden_layers": 3}, CheckpointError, "lacks transformer.h.2"),
-        ({"num_hidden_layers": 1}, CheckpointError, "does not explain: transformer.h.1"),
-    ],
-)  # fmt: skip
-def test_a_config_that_does_not_fit(
-    tmp_path: Path, changes: dict[str, object], kind: type[VlmTrtError], sentence: str
-) -> None:
-    checkpoint = single(tmp_path / "checkpoint")
-    edit_json(checkpoint / "config.json", **changes)
-    refused(checkpoint, sentence, kind)
-
-
-def test_a_chat_format_that_is_unknown(tmp_path: Path) -> None:
-    checkpoint = single(tmp_path / "checkpoint")
-    edit_json(checkpoint / "generation_config.json", chat_format="alpaca")
-    refused(checkpoint, "chat_format is 'alpaca'")
-
-
-def test_the_base_model_is_told_from_the_chat_model(tmp_path: Path) -> None:
-    checkpoint = single(tmp_path / "checkpoint")
-    edit_json(checkpoint / "generation_config.json", chat_format="raw")
-    assert read_config(checkpoint).generation.chat_format == "raw"
-    assert read_config(GOLDEN / "image-224" / "checkpoint").generation.chat_format == "chatml"

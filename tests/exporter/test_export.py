@@ -3,22 +3,27 @@
 import itertools
 import multiprocessing
 import random
+import re
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import pytest
 
-from bundle.errors import IncompatibleError, ResourceError, StorageError, UsageError
+from bundle.errors import BundleError, IncompatibleError, ResourceError, StorageError, UsageError
 from bundle.signature import Component, Precision, signature
 from bundle.store import Bundle
+from exporter import graph_files
 from exporter.export import Choices, export
+from exporter.weight_stream import WeightPlace
 from tests.conftest import GOLDEN, ROOT
+from tests.exporter.checkpoints import pickled, resharded, single
 
 CHECKPOINT = GOLDEN / "image-224" / "checkpoint"
 SMALL = {"max_seq_tokens": 320, "max_batch": 2}
@@ -92,6 +97,37 @@ def test_a_process_for_tracing_that_is_killed_publishes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("reference", ["beyond", "overlapping"])
+def test_a_graph_with_wrong_references_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
+    """What was written is read back first; here a mistake of ours puts the last weight in a wrong place."""
+    right = graph_files._refer
+
+    def wrong(graph: ir.Model, places: tuple[WeightPlace, ...], file: str) -> None:
+        *others, last = places
+        offset = last.offset + 4096 if reference == "beyond" else others[-1].offset + 4
+        right(graph, (*others, replace(last, offset=offset)), file)
+
+    monkeypatch.setattr(graph_files, "_refer", wrong)
+    sentence = {"beyond": r"is at bytes .* of .*resampler\.weights, which has", "overlapping": "overlap in resampler.w"}
+    with pytest.raises(BundleError, match=sentence[reference]):
+        export(CHECKPOINT, tmp_path / "bundle", Choices(Precision.FP16, (Component.RESAMPLER,), **SMALL))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layout", [pickled, resharded])
+def test_the_layout_of_a_checkpoint_changes_no_byte(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
+    """One safetensors file, safetensors shards and pickled shards make the same graphs and weights."""
+    parts = (Component.VISION_ENCODER, Component.RESAMPLER)
+    found = []
+    for name, make in (("one", single), ("other", layout)):
+        bundle = tmp_path / f"{name}-bundle"
+        export(make(tmp_path / name), bundle, Choices(Precision.BF16, parts, **SMALL))
+        found.append(Bundle.open(bundle).manifest.graphs)
+    assert found[0] == found[1] and len(found[0]) == 2
+
+
 def test_norms_stay_fp32_in_a_half_precision_graph(exported: Callable[..., Path]) -> None:
     bundle = Bundle.open(exported("ntk-256", "fp16"))
     for entry in bundle.manifest.graphs:
@@ -146,8 +182,6 @@ def test_limits_that_make_no_sense(tmp_path: Path, limits: dict[str, int], sente
 def test_a_folder_with_something_else_in_it_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "thesis.txt").write_text("precious")
-    from bundle.errors import BundleError
-
     with pytest.raises(BundleError, match="holds no bundle.json"):
         export(CHECKPOINT, tmp_path / "bundle", Choices(Precision.FP32))
     assert (tmp_path / "bundle" / "thesis.txt").read_text() == "precious"
@@ -157,6 +191,26 @@ def test_a_target_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="choose a folder you may write"):
         export(CHECKPOINT, tmp_path / "file" / "bundle", Choices(Precision.FP32))
+
+
+def test_a_file_system_that_is_read_only(tmp_path: Path) -> None:
+    """A real one, mounted in a namespace of its own: its refusal holds for root too."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    inside = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    mount = 'mount -t tmpfs -o ro none "$0"'
+    try:
+        subprocess.run([*inside, mount, str(disk)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs a mount namespace, which this machine does not give: {error}")
+    done = subprocess.run(
+        [*inside, f'{mount} && exec "$@"', str(disk), *command(disk / "bundle")],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == StorageError.exit_code, done.stderr
+    assert re.fullmatch(
+        r"vlm-trt: writing .*: Read-only file system \(.*\); choose a folder you may write\n", done.stderr
+    )
 
 
 def command(target: Path, *extra: str) -> list[str]:

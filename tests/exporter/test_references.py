@@ -9,7 +9,7 @@ import pytest
 
 from bundle.errors import BundleError
 from bundle.store import Bundle
-from exporter.references import check_references
+from exporter.references import check_references, require_references
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 24]>
@@ -33,6 +33,14 @@ def saved(folder: Path, *places: tuple[str, str, int, int]) -> Path:
 def test_what_is_right_is_counted(tmp_path: Path) -> None:
     graph = saved(tmp_path / "g", ("a", "weights", 48, 16), ("b", "weights", 0, 16))
     assert check_references(graph) == {"weights": 32}
+
+
+def test_weights_in_another_file_than_the_graphs_own_are_refused(tmp_path: Path) -> None:
+    graph = saved(tmp_path / "g", ("a", "weights", 48, 16))
+    require_references(graph, graph.parent / "weights")
+    for other in (graph.parent / "other", tmp_path / "weights"):
+        with pytest.raises(BundleError, match="takes weights from weights, which the manifest does not vouch for"):
+            require_references(graph, other)
 
 
 def test_tied_weights_may_share_their_bytes(tmp_path: Path) -> None:

@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import PromptError, UsageError, VlmTrtError
+from bundle.errors import ImageError, PromptError, UsageError, VlmTrtError
+from models.family import family
 from models.messages import Prompt
+from models.qwen_vl.tokenizer import Tokenizer
+from runtime.generate import Generator
 from runtime.sampler import Sampling
+from tests.conftest import GOLDEN
 from tests.runtime.sequences import (
     OTHER_PICTURE,
     PICTURE,
     TOKENIZER,
     alone,
+    engine_of,
     finish,
     generator_of,
     request,
@@ -139,18 +144,29 @@ def test_a_full_idle_slot_between_two_running_ones_is_left_alone(bundle: Path) -
     assert generator.engine.cache.lengths[1] == limit
 
 
+class EarlyEnd(Tokenizer):
+    """A tokenizer one of whose ordinary tokens ends an answer."""
+
+    end = -1
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        return frozenset({self.end})
+
+
 def test_stop_ids_end_an_answer(bundle: Path) -> None:
-    generator = generator_of(bundle)
-    free = request(generator, *PROMPTS[0], tokens=60)
-    ids = finish(generator, [generator.start(free)])[0]
+    tokenizer = EarlyEnd(GOLDEN / "vocab.tiktoken")
+    generator = Generator(engine_of(bundle), family("qwen_vl"), tokenizer)
+    free = request(generator, *PROMPTS[1], tokens=30)
+    whole = generator.start(free)
+    ids = finish(generator, [whole])[0]
+    assert TOKENIZER.end_of_text not in ids and whole.finish_reason == "length" and len(ids) == 30
+    tokenizer.end = next(token for at, token in enumerate(ids) if at > 3 and token not in ids[:at])
     sequence = generator.start(replace(free, ignore_eos=False))
     finish(generator, [sequence])
-    stops = [at for at, token in enumerate(ids) if token in TOKENIZER.stop_ids]
-    if stops and stops[0] + 1 < len(ids):
-        assert sequence.finish_reason == "stop" and sequence.ids == ids[: stops[0] + 1]
-    else:
-        assert sequence.finish_reason in ("length", "stop")
-    assert TOKENIZER.end_of_text not in ids
+    assert sequence.finish_reason == "stop" and sequence.ids == ids[: ids.index(tokenizer.end) + 1]
+    shown = b"".join(tokenizer.visible_bytes(token) for token in sequence.ids[:-1])
+    assert sequence.text == shown.decode("utf-8", "replace")  # without the token that ended it
 
 
 def test_a_stop_string_ends_an_answer_and_is_not_shown(bundle: Path) -> None:
@@ -202,3 +218,74 @@ def test_logits_that_are_not_finite_are_an_error_and_do_not_poison_the_slot(bund
         generator.step([sequence])
     assert sequence.finish_reason == "error"
     assert alone(bundle, "x", tokens=8) == finish(generator, [generator.start(request(generator, "x", tokens=8))])[0]
+
+
+def test_a_failed_step_takes_nothing_from_a_sequence_that_took_no_part(bundle: Path) -> None:
+    """Slot 1 lies between the two of the step and rides along; what breaks is slot 0's alone."""
+    generator = generator_of(bundle)
+    first, second, third = (generator.start(request(generator, text, tokens=12)) for text in ("a", "bb", "ccc"))
+    generator.engine.cache._layers[0][1].read()[0, 0, 1] = float("nan")
+    with pytest.raises(VlmTrtError, match="logits are not finite"):
+        generator.step([first, third])
+    assert (first.finish_reason, second.finish_reason, third.finish_reason) == ("error", None, "error")
+    assert finish(generator, [second])[0] == alone(bundle, "bb")
+
+
+def test_a_sequence_whose_cache_was_lost_ends_with_an_error_and_not_with_nonsense(bundle: Path) -> None:
+    generator = generator_of(bundle)
+    first, second, third = (generator.start(request(generator, text, tokens=12)) for text in ("a", "bb", "ccc"))
+    generator.engine.cache._layers[0][1].read()[1, 0, 1] = float("nan")
+    generator.step([first, third])  # the middle one rides along, and is cleared
+    with pytest.raises(VlmTrtError, match=r"the cache of 1 sequence\(s\) was lost in a step that failed; start them"):
+        generator.step([first, second, third])
+    assert second.finish_reason == "error"
+    assert finish(generator, [first, third]) == [alone(bundle, "a"), alone(bundle, "ccc")]
+    assert finish(generator, [generator.start(request(generator, "bb"))])[0] == alone(bundle, "bb")
+
+
+def test_an_interrupted_step_is_noticed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph has run and counted its token, and the loop was interrupted before it took note."""
+    generator = generator_of(bundle)
+    sequence = generator.start(request(generator, "a", tokens=12))
+    real = generator.engine.cache.advance
+
+    def interrupted(slot: int, tokens: int) -> None:
+        real(slot, tokens)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(generator.engine.cache, "advance", interrupted)
+        generator.step([sequence])
+    with pytest.raises(VlmTrtError, match="was lost in a step that failed"):
+        generator.step([sequence])
+    assert finish(generator, [generator.start(request(generator, "a"))])[0] == alone(bundle, "a")
+
+
+def test_what_is_refused_takes_no_slot(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = generator_of(bundle)
+
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    for _ in range(4):  # more than there are slots
+        with pytest.raises(UsageError, match="a stop string is empty; leave it out"):
+            generator.start(request(generator, "x", stop_strings=("",)))
+        with pytest.raises(ImageError):
+            generator.start(request(generator, "x", [b"no picture"]))
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(generator.engine, "prefill", fails)
+            generator.start(request(generator, "x"))
+    assert {generator.start(request(generator, "x")).slot.index for _ in range(3)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("token", [-1, 768, 1 << 40])
+def test_ids_that_the_model_does_not_have_are_refused(bundle: Path, token: int) -> None:
+    generator = generator_of(bundle)
+    with pytest.raises(PromptError, match=r"holds ids outside 0…767; give ids of this model's tokenizer"):
+        generator.start(replace(request(generator, "x"), prompt=Prompt((1, token), (), ())))
+
+
+@pytest.mark.parametrize("tokens", [0, -5])
+def test_an_answer_of_no_token_is_refused(bundle: Path, tokens: int) -> None:
+    with pytest.raises(UsageError, match=f"max_new_tokens is {tokens}; it must be 1 or more"):
+        request(generator_of(bundle), "x", tokens=tokens)

@@ -3,14 +3,15 @@
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pytest
 
-from bundle.errors import ImageError, PromptError, UsageError
-from commands.generate import write_drawing
-from models.messages import Grounding, Image, Message, Text
+from bundle.errors import ImageError, PromptError, UsageError, VlmTrtError
+from models.messages import Image, Message, Text
 from runtime.model import Answer, Chat, Options, VisionLanguageModel, load
+from runtime.text_stream import TextStream
 from tests.runtime.sequences import OTHER_PICTURE, PICTURE, TOKENIZER
 
 GREEDY = Options(greedy=True, max_new_tokens=8, ignore_eos=True)
@@ -75,19 +76,41 @@ def test_a_stream_is_the_text_in_pieces_and_then_the_answer(model: VisionLanguag
     answer = pieces.pop()
     assert isinstance(answer, Answer) and all(isinstance(piece, str) for piece in pieces)
     assert "".join(str(piece) for piece in pieces) == answer.text
-    assert answer == model.generate("Describe the picture.", images=[PICTURE], options=GREEDY) or answer.ids
+    whole = model.generate("Describe the picture.", images=[PICTURE], options=GREEDY)
+    assert (answer.ids, answer.text, answer.prompt_ids) == (whole.ids, whole.text, whole.prompt_ids)
 
 
 def test_a_stream_left_early_gives_its_slot_back(model: VisionLanguageModel) -> None:
     for _ in range(5):  # more than there are slots
         stream = model.stream("hi", options=Options(greedy=True, max_new_tokens=50, ignore_eos=True))
         next(stream)
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, VlmTrtError])
+def test_whatever_breaks_a_stream_gives_the_slot_back(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    whole = model.generate("hi", options=GREEDY)
+    real = model.engine.decode
+    for failing in range(1, 6):  # more than there are slots
+        calls = 0
+
+        def breaking(*arguments: Any, failing: int = failing) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == failing:
+                raise error
+            return real(*arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(error):
+            patch.setattr(model.engine, "decode", breaking)
+            list(model.stream("hi", options=GREEDY))
+    assert model.generate("hi", options=GREEDY).ids == whole.ids
 
 
 def test_the_second_turn_prefills_only_what_is_new(model: VisionLanguageModel) -> None:
     """All of the first turn is reused but its last token, which was sampled and never written to the cache."""
-    model = model
     chat = Chat(model)
     first = last(chat, [Image(PICTURE, "a.png"), Text("What is this?")])
     second = last(chat, [Text("And that?")])
@@ -143,13 +166,10 @@ def test_pictures_beside_a_conversation_are_refused(model: VisionLanguageModel) 
         model.generate(user("hi"), images=[PICTURE])
 
 
-def test_an_answers_boxes_are_drawn_on_the_last_picture(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: VisionLanguageModel
-) -> None:
-    place = Grounding("circle", "box", ((10.0, 10.0), (60.0, 50.0)), 1)
-    answer = Answer("", "", (place,), (), (), "stop", 0, 0, {}, ())
-    write_drawing(answer, [Image(PICTURE, "a"), Image(OTHER_PICTURE, "b"), Text("x")], tmp_path / "out.png")
-    drawn = (tmp_path / "out.png").read_bytes()
-    write_drawing(Answer("", "", (), (), (), "stop", 0, 0, {}, ()), [Image(OTHER_PICTURE, "b")], tmp_path / "bare.png")
-    assert drawn != (tmp_path / "bare.png").read_bytes()
-    assert "names no place" in capsys.readouterr().err
+def test_places_that_cannot_be_read_are_counted(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer whose text is set here, since an untrained model writes no boxes."""
+    text = "<ref>dog</ref><box>(1,2),(3,4)</box><box>(1,2)</box><quad>(1,1)"
+    monkeypatch.setattr(TextStream, "finish", lambda _: text)
+    monkeypatch.setattr(TextStream, "push", lambda *_: "")
+    answer = model.generate("x", images=[PICTURE], options=GREEDY)
+    assert (len(answer.groundings), answer.malformed_places, answer.plain_text) == (1, 2, "dog")

@@ -82,15 +82,27 @@ def test_suppressed_ids_are_never_chosen() -> None:
     assert Sampler(Sampling(greedy=True), suppressed={0}).next_id(logits) == 1
 
 
+@pytest.mark.parametrize("penalty", [0.001, 1000.0])
+def test_the_extremes_that_are_allowed_overflow_nothing(penalty: float) -> None:
+    logits = np.array([6e4, -6e4, 1.0, 0.0], dtype=np.float32)
+    sampler = Sampler(Sampling(temperature=0.001, repetition_penalty=penalty))
+    sampler.observe((0, 1))
+    spread = sampler.distribution(logits)
+    assert np.isfinite(spread).all() and spread.sum() == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("temperature", 0.0, r"temperature is 0\.0; it must be above 0 \(greedy choice: --greedy\)"),
+        ("temperature", 0.0, r"temperature is 0\.0; it must be at least 0\.001 \(or --greedy\)"),
+        ("temperature", 1e-40, "temperature is 1e-40"),
+        ("temperature", float("inf"), "temperature is inf"),
         ("temperature", float("nan"), "temperature is nan"),
         ("top_k", -1, r"top_k is -1; it must be 0 \(all tokens\) or more"),
         ("top_p", 0.0, r"top_p is 0\.0; it must be above 0 and at most 1"),
         ("top_p", 1.1, "top_p is 1.1"),
-        ("repetition_penalty", 0.0, "repetition_penalty is 0.0; it must be above 0"),
+        ("repetition_penalty", 0.0, r"repetition_penalty is 0\.0; it must be 0\.001…1000"),
+        ("repetition_penalty", 1e40, "repetition_penalty is 1e.40"),
         ("seed", -1, "seed is -1; it must be 0 or more"),
     ],
 )

@@ -15,12 +15,19 @@ from bundle.errors import BundleError, IncompatibleError, ResourceError, Verific
 from bundle.manifest import FileEntry, GraphEntry
 from bundle.signature import Component, Precision
 from bundle.store import MANIFEST, Bundle
+from exporter.checkpoint import Checkpoint
+from exporter.export import Choices, export
 from models.family import family
+from runtime.load import open_engine
 from runtime.model import load
+from runtime.ort import CpuBackend
 from tests.conftest import GOLDEN
 from tests.exporter.checkpoints import single
+from verification.checks import check_chain, decode_reference, pixels_of
 from verification.figures import TOLERANCES, compare, failure
 from verification.memory import needed_bytes, require_memory
+from verification.reference import Reference
+from verification.samples import samples
 from verification.verify import verify
 
 
@@ -31,7 +38,9 @@ def test_good_graphs_pass(variant: str, precision: str, exported: Callable[..., 
     report = verify(path, precision=precision, backend_name="cpu")
     assert report.passed, report.failures
     stages = {one.stage for one in report.figures}
-    assert {"vision_encoder", "resampler", "prefill", "decode_step", "chunked_prefill", "cache_off", "batch"} <= stages
+    within = {"chunked_prefill", "cache_off", "batch"}
+    assert {"vision_encoder", "resampler", "prefill", "decode_step", "whole_chain"} | within == stages
+    assert sum("pictures to ids, 6 of 6 greedy tokens are the model's" in note for note in report.notes) == 3
     assert any("swapping the picture changes the logits" in note for note in report.notes)
     if variant != "image-224":  # its training length is beyond the cache
         assert any(one.sample == "beyond_training_length" for one in report.figures)
@@ -130,6 +139,61 @@ def test_a_graph_that_computes_something_else_is_refused(
     with pytest.raises(VerificationError, match="fp32 graphs are failed verification, so their answers cannot"):
         load(path, backend="cpu")
     load(path, backend="cpu", allow_unverified=True)
+
+
+def refer_elsewhere(model: onnx.ModelProto, key: str, value: str) -> None:
+    """Moves the reference of the first external weight."""
+    tensor = next(t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
+    (entry,) = [entry for entry in tensor.external_data if entry.key == key]
+    entry.value = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("location", "../../../outside", "lies at '../../../outside', outside the graph's folder; do not use"),
+        ("location", "vision_encoder.weights", "takes weights from vision_encoder.weights, which the manifest does"),
+        ("offset", str(1 << 40), r"is at bytes 1099511627776….* of .*resampler\.weights, which has"),
+        ("length", "4", "has 4 bytes, its type and shape need"),
+    ],
+)
+def test_a_graph_that_takes_its_weights_from_elsewhere_is_not_even_loaded(
+    key: str,
+    value: str,
+    sentence: str,
+    exported: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        refer_elsewhere(model, key, value)
+
+    path = damaged(exported("image-224"), tmp_path / "bundle", Component.RESAMPLER, change)
+    monkeypatch.setattr("verification.verify.open_engine", lambda *_: pytest.fail("the graph was loaded"))
+    with pytest.raises(BundleError, match=sentence):
+        verify(path, precision="fp32", backend_name="cpu")
+    assert Bundle.open(path).manifest.verification(Precision.FP32) is None
+
+
+def test_a_chain_that_sees_another_picture_fails(exported: Callable[..., Path]) -> None:
+    bundle, kind = Bundle.open(exported("ntk-256")), family("qwen_vl")
+    manifest, tolerance = bundle.manifest, TOLERANCES[Precision.FP32]
+    engine = open_engine(bundle, Precision.FP32, CpuBackend(threads=1))
+    reference = Reference(Checkpoint(GOLDEN / "ntk-256" / "checkpoint"), manifest.model, kind)
+    tokenizer = kind.load_tokenizer(bundle.path / manifest.tokenizer.path, manifest.model)
+    one, other = samples(kind, tokenizer, manifest.model, manifest.limits, 3)[:2]
+    pixels, others = (pixels_of(kind, engine, sample.prompt) for sample in (one, other))
+    known = decode_reference(reference, kind, one, pixels, 3)
+    assert check_chain(engine, kind, known, pixels, tolerance).failures == ()
+    failures = check_chain(engine, kind, known, others, tolerance).failures
+    assert failures and failures[0].startswith("whole_chain of one_image, step 0: relative difference")
+
+
+def test_a_bundle_that_takes_one_picture_at_a_time_is_verified(tmp_path: Path) -> None:
+    choices = Choices(Precision.FP32, max_seq_tokens=700, max_batch=1, max_images=1)
+    export(GOLDEN / "image-224" / "checkpoint", tmp_path / "bundle", choices)
+    report = verify(tmp_path / "bundle", backend_name="cpu")
+    assert report.passed and any(one.sample.startswith("two_images") for one in report.figures)
 
 
 def test_unverified_graphs_are_not_used(exported: Callable[..., Path], tmp_path: Path) -> None:

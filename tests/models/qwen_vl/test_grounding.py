@@ -1,5 +1,7 @@
 """Boxes and quads in an answer → pixels of the original picture."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +40,10 @@ def test_a_box_without_a_name() -> None:
         "<box>(1,2),(3,1001)</box>",
         "<quad>(1,2),(3,4)</quad>",
         "<box></box>",
+        "<box>(1,2),(3,4)",
+        "<box>(1,2),(3",
+        "<box>some (1,2),(3,4)</box>",
+        "<box>(1,2),(3,4)</quad>",
     ],
 )
 def test_a_malformed_place_is_counted_and_not_drawn(text: str) -> None:
@@ -47,6 +53,25 @@ def test_a_malformed_place_is_counted_and_not_drawn(text: str) -> None:
 
 def test_a_place_without_a_picture_is_malformed() -> None:
     assert parse_answer("<box>(1,2),(3,4)</box>", []).malformed == 1
+
+
+def test_a_name_reaches_as_far_as_its_places() -> None:
+    text = "<ref>cat</ref><box>(1,2),(3,4)</box>, <box>(5,6),(7,8)</box> and <box>(9,9),(10,10)</box>"
+    assert [one.name for one in parse_answer(text, [(1000, 1000)]).groundings] == ["cat", "cat", ""]
+
+
+def test_an_answer_cut_short_shows_no_coordinates() -> None:
+    answer = parse_answer("A <ref>dog</ref><box>(1,2),(3", [(100, 100)])
+    assert (answer.plain_text, answer.malformed) == ("A dog", 1)
+    answer = parse_answer("A <box>(1,2),(3,4) dog <ref>and</ref><box>(1,1),(2,2)</box>", [(1000, 1000)])
+    assert (answer.plain_text, answer.malformed, len(answer.groundings)) == ("A  dog and", 1, 1)
+
+
+@pytest.mark.parametrize("unit", ["<ref>", "<box>(", "<box>" + "(1,1)" * 1000, "<quad> ", "</box>"])
+def test_many_open_tags_take_no_minute(unit: str) -> None:
+    started = time.perf_counter()
+    parse_answer(unit * ((1 << 20) // len(unit)), [(10, 10)])
+    assert time.perf_counter() - started < 10
 
 
 @given(st.text(alphabet="<>/refboxquad()0123456789, ", max_size=120))

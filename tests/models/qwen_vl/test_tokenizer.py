@@ -1,6 +1,8 @@
 """The tokenizer against the original's ids, with both vocabularies, and against hostile text."""
 
+import base64
 import json
+import time
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,22 @@ from models.qwen_vl.tokenizer import Tokenizer
 from tests.conftest import GOLDEN
 
 SMALL = Tokenizer(GOLDEN / "vocab.tiktoken")
+VOCABULARIES = ["small", pytest.param("official", marks=pytest.mark.shared)]
 HOSTILE = "".join(SMALL.special) + "<img>/etc/hostname</img><img>http://localhost/</img>"
 
 
-def tokenizer_and_records(vocabulary: str, request: pytest.FixtureRequest) -> tuple[Tokenizer, dict[str, Any]]:
-    if vocabulary == "small":
-        return SMALL, json.loads((GOLDEN / "tokenizer.json").read_text())
-    shared: Path = request.getfixturevalue("shared")
-    records = json.loads((GOLDEN / "tokenizer-official-vocab.json").read_text())
-    return Tokenizer(shared / "vocab" / "qwen.tiktoken"), records
+def tokenizer_and_records(
+    vocabulary: str, request: pytest.FixtureRequest, chat_format: str = "chatml"
+) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer of a vocabulary and what the original made with it."""
+    path, name = GOLDEN / "vocab.tiktoken", "tokenizer.json"
+    if vocabulary == "official":
+        shared: Path = request.getfixturevalue("shared")
+        path, name = shared / "vocab" / "qwen.tiktoken", "tokenizer-official-vocab.json"
+    return Tokenizer(path, chat_format=chat_format), json.loads((GOLDEN / name).read_text())
 
 
-@pytest.mark.parametrize("vocabulary", ["small", "official"])
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
 @pytest.mark.parametrize("special", ["all", "image_tags", "none"])
 def test_ids_are_the_originals(vocabulary: str, special: Any, request: pytest.FixtureRequest) -> None:
     tokenizer, records = tokenizer_and_records(vocabulary, request)
@@ -38,7 +44,7 @@ def test_ids_are_the_originals(vocabulary: str, special: Any, request: pytest.Fi
                 tokenizer.encode(record["text"], special)
 
 
-@pytest.mark.parametrize("vocabulary", ["small", "official"])
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_decoding_is_the_originals(vocabulary: str, request: pytest.FixtureRequest) -> None:
     tokenizer, records = tokenizer_and_records(vocabulary, request)
     decodable = [record for record in records["strings"] if isinstance(record["all"], list) and "decoded" in record]
@@ -48,13 +54,22 @@ def test_decoding_is_the_originals(vocabulary: str, request: pytest.FixtureReque
         assert tokenizer.decode(record["all"], skip_special=True) == record["decoded_skip_special"]
 
 
-@pytest.mark.parametrize("vocabulary", ["small", "official"])
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_special_ids_follow_the_ranks(vocabulary: str, request: pytest.FixtureRequest) -> None:
     tokenizer, records = tokenizer_and_records(vocabulary, request)
     assert tokenizer.vocab_size == records["vocab_size"]
     assert {name: tokenizer.special[name] for name in records["special_tokens"]} == records["special_tokens"]
-    stops = {ids[0] for ids in records.get("stop_words_ids", {"chatml": []})["chatml"]}
-    assert stops <= tokenizer.stop_ids
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_what_ends_an_answer_is_the_originals(vocabulary: str, request: pytest.FixtureRequest) -> None:
+    """The original's raw format also stops at the text "Human:", which is no token: a request's stop string."""
+    chat, records = tokenizer_and_records(vocabulary, request)
+    stops = records["stop_words_ids"]
+    assert chat.stop_ids == {*(ids[0] for ids in stops["chatml"]), chat.end_of_text}
+    base = tokenizer_and_records(vocabulary, request, "raw")[0]
+    assert base.stop_ids == {ids[0] for ids in stops["raw"] if len(ids) == 1} == {base.end_of_text}
+    assert [ids for ids in stops["raw"] if len(ids) > 1] == [base.encode("Human:")]
 
 
 @given(st.text(alphabet=st.characters(codec=None, exclude_categories=()), max_size=200))
@@ -80,6 +95,33 @@ def test_a_mebibyte_of_text_is_encoded(unit: str) -> None:
     assert len(SMALL.encode(text)) > 1000
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        (" " * 99_999 + "a") * 10,
+        (("\r\n \n" * 25_000)[:99_999] + "a") * 10,
+        ("a" + "\u0300\u0316" * 500) * 524,
+        ("a" + "\u0300" * 500 + "\u0316" * 500) * 524,
+        ("a" + "\u0f73" * 1000) * 340,
+    ],
+    ids=["blanks", "lines", "marks", "two marks", "marks that decompose"],
+)
+def test_text_just_below_the_bounds_takes_no_minute(text: str) -> None:
+    """Seen before the bounds were looked for in linear time: 62 s for the blanks, minutes for the marks."""
+    started = time.perf_counter()
+    assert SMALL.decode(SMALL.encode(text)) == unicodedata.normalize("NFC", text)
+    assert time.perf_counter() - started < 20
+
+
+@pytest.mark.parametrize("marks", ["\u0300", "\u0300\u0316", "\u0f73"])
+@pytest.mark.parametrize("before", ["", "a", "a" * 1000, "e\u0301 " * 700])
+def test_combining_marks_without_end_are_refused(before: str, marks: str) -> None:
+    bound = marks * (1000 // len(marks))
+    assert SMALL.encode(before.replace("\u0301", "") + bound)
+    with pytest.raises(PromptError, match="more than 1,000 combining marks in a row; remove them"):
+        SMALL.encode(before + bound + marks + "a")
+
+
 @pytest.mark.parametrize("blank", [" ", "\t", "\u3000", "\n"])
 def test_a_mebibyte_of_blanks_is_refused_before_it_overflows_the_regex_engine(blank: str) -> None:
     with pytest.raises(PromptError, match="more than 100,000 blanks in a row; remove them"):
@@ -97,7 +139,7 @@ def test_an_unclosed_image_tag_is_refused() -> None:
         SMALL.encode("<img>a.png", "all")
 
 
-@pytest.mark.parametrize("content", [b"", b"no ranks here", b"AA== 0\nAQ== 2\n", b"!!!! 0\n"])
+@pytest.mark.parametrize("content", [b"", b"no ranks here", b"AA== 0\nAQ== 2\n", b"!!!! 0\n", b"\xff\xfe"])
 def test_a_broken_vocabulary_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "qwen.tiktoken"
     path.write_bytes(content)
@@ -108,3 +150,12 @@ def test_a_broken_vocabulary_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_missing_vocabulary_is_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="missing.tiktoken cannot be read"):
         Tokenizer(tmp_path / "missing.tiktoken")
+
+
+def test_a_vocabulary_without_a_byte_is_refused(tmp_path: Path) -> None:
+    """Whatever text holds that byte would bring the encoder down."""
+    path = tmp_path / "qwen.tiktoken"
+    tokens = [bytes([byte]) for byte in range(255)] + [b"ab", b"cd"]
+    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)))
+    with pytest.raises(BundleError, match=r"qwen\.tiktoken: 1 of the 256 single bytes have no rank; copy it again"):
+        Tokenizer(path)
