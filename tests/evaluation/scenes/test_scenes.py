@@ -72,15 +72,22 @@ def test_a_shape_fills_its_box_and_no_more(shape: str) -> None:
     assert np.abs(found - np.array((50, 100, 100, 150))).max() <= 1
 
 
-def test_printed_text_fills_its_box() -> None:
+def test_every_letter_stands_in_its_place_as_high_as_the_box() -> None:
     for scene in scenes("train", 60):
         if scene.writing is None:
             continue
         plain = Scene(scene.side, scene.background, None, (), scene.writing)
-        picture = np.asarray(draw_scene(plain, scale=2)).astype(int)
-        rows, columns = np.nonzero(np.abs(picture - scene.background).max(-1) > 30)
-        found = np.array((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
-        assert np.abs(found - np.array(scene.writing.box) * 2 * scene.side).max() <= 4, scene.writing
+        ink = np.abs(np.asarray(draw_scene(plain, scale=2)).astype(int) - scene.background).max(-1) > 30
+        side = ink.shape[0]
+        for left, top, right, bottom in scene.writing.places():
+            rows, columns = np.nonzero(ink[:, round(left * side) : round(right * side)])
+            assert abs(rows.min() - top * side) <= 2 and abs(rows.max() + 1 - bottom * side) <= 2, scene.writing
+            middle = (columns.min() + columns.max() + 1) / 2
+            assert abs(middle - (right - left) * side / 2) <= 2, scene.writing
+        outside = ink.copy()
+        left, top, right, bottom = (round(edge * side) for edge in scene.writing.box)
+        outside[top:bottom, left:right] = False
+        assert not outside.any()
 
 
 def test_the_reference_answer_scores_full_marks_and_another_does_not() -> None:
