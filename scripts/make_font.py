@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fontTools import subset  # type: ignore[import-not-found,unused-ignore]
-from fontTools.pens.ttGlyphPen import TTGlyphPen  # type: ignore[import-not-found,unused-ignore]
-from fontTools.ttLib import TTFont  # type: ignore[import-not-found,unused-ignore]
+from fontTools import subset  # type: ignore[import-not-found,import-untyped,unused-ignore]
+from fontTools.pens.ttGlyphPen import TTGlyphPen  # type: ignore[import-not-found,import-untyped,unused-ignore]
+from fontTools.ttLib import TTFont  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 TARGET = Path(__file__).parent.parent / "runtime" / "fonts" / "labels.ttf"
 RANGES = (
