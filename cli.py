@@ -1,5 +1,7 @@
 """The command line: one short function per command, which imports its stage when it runs."""
 
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,14 @@ class Main(click.Group):
     """Turns every error of ours into one line on stderr and its exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # for a terminal that lacks a character of the answer
         try:
             return super().invoke(ctx)
         except VlmTrtError as error:
-            click.echo(f"vlm-trt: {error}", err=True)
+            from commands.terminal import printable
+
+            click.echo(printable(f"vlm-trt: {error}"), err=True)
             ctx.exit(error.exit_code)
         except MemoryError:
             click.echo("vlm-trt: not enough memory; use a smaller precision, batch or cache length", err=True)
@@ -131,7 +137,9 @@ answer_options = with_options(
 @load_options
 @answer_options
 def generate(bundle: Path, prompt: str, **options: Any) -> None:
-    """Answer PROMPT, about the pictures given; PROMPT "-" reads it from standard input.
+    """Answer PROMPT about the pictures given.
+
+    PROMPT "-" reads it from standard input.
 
     \b
     Example:
@@ -193,7 +201,7 @@ def evaluate(bundle: Path, **options: Any) -> None:
 @click.option("--check", is_flag=True, help="Read every file again and compare its sha256.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def inspect(bundle: Path, check: bool, as_json: bool) -> None:
-    """Show what BUNDLE holds, for what limits, and whether it is verified.
+    """Show what BUNDLE holds and whether it is verified.
 
     \b
     Example:
@@ -207,7 +215,7 @@ def inspect(bundle: Path, check: bool, as_json: bool) -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:
-    """Say what this machine can export, build and run, and what is missing.
+    """Say what this machine can do and what is missing.
 
     \b
     Example:

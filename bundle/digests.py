@@ -31,9 +31,12 @@ class DigestCache:
     """Remembered digests; a damaged or unwritable cache file only costs time."""
 
     def __init__(self) -> None:
-        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        self._path = Path(root).expanduser() / "vlm-trt" / "digests.json"
         self._enabled = os.environ.get("VLM_TRT_DIGEST_CACHE", "on") != "off"
+        try:
+            root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        except RuntimeError:  # a user without a home, as in many containers
+            root, self._enabled = Path(), False
+        self._path = root / "vlm-trt" / "digests.json"
         self._known = self._load() if self._enabled else {}
         self._changed = False
 

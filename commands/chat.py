@@ -1,16 +1,18 @@
 """`vlm-trt chat`: turn by turn, streaming, with pictures."""
 
+import sys
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bundle.errors import UsageError
-from commands.generate import load_with, read_images, show_groundings
+from bundle.errors import PromptError, UsageError
+from commands.generate import load_with, read_images, show_end
 from commands.terminal import printable, say
 from models.messages import Image, Part, Text
-from runtime.model import Answer, Chat
+from runtime.model import Answer, Chat, VisionLanguageModel
 
 HELP = """/image PATH   add a picture to the next turn
 /reset        forget the conversation
@@ -23,13 +25,13 @@ def run(bundle: Path, images: Sequence[Path], system: str | None, **rest: Any) -
     model, options = load_with(bundle, **rest)
     if model.manifest.model.generation.chat_format == "raw":
         raise UsageError(f"{bundle} is of the base model, which continues one text and does not chat; use generate")
+    with suppress(ImportError):
+        import readline  # noqa: F401  # arrow keys and a history at the prompt
     chat = Chat(model, system)
     say(f"{model.manifest.model.family} in {model.engine.precision} on {model.engine.backend.name}; /help for help")
     while True:
-        try:
-            line = click.prompt("You", prompt_suffix="> ", type=str, default="", show_default=False).strip()
-        except click.Abort:
-            click.echo()
+        line = _typed()
+        if line is None:
             return
         command, _, argument = line.partition(" ")
         match command:
@@ -47,12 +49,29 @@ def run(bundle: Path, images: Sequence[Path], system: str | None, **rest: Any) -
             case _ if command.startswith("/"):
                 click.echo(f"{command} is no command; /help lists them, and a turn may not start with a slash")
             case _:
-                _turn(chat, [*pending, Text(line)], options)
-                pending = []
+                if _turn(model, chat, [*pending, Text(line)], options):
+                    pending = []
+
+
+def _typed() -> str | None:
+    """The user's next line, None at the end; a pipe sees no prompt between the answers."""
+    try:
+        if sys.stdin.isatty():
+            return str(click.prompt("You", prompt_suffix="> ", default="", show_default=False)).strip()
+        line = sys.stdin.readline()
+        return line.strip() if line else None
+    except click.Abort:
+        click.echo()
+        return None
+    except UnicodeDecodeError as error:
+        raise PromptError(f"what was typed is no UTF-8 text ({error.reason}); convert it") from None
 
 
 def _picture(path: str) -> list[Image]:
     """The picture at that path, or nothing and a line that says why."""
+    if not path:
+        click.echo("/image needs the path of a picture")
+        return []
     try:
         found = read_images([Path(path).expanduser()])
     except UsageError as error:
@@ -62,16 +81,20 @@ def _picture(path: str) -> list[Image]:
     return found
 
 
-def _turn(chat: Chat, parts: Sequence[Part], options: Any) -> None:
-    """One answer; a turn that cannot be answered leaves the conversation as it was."""
+def _turn(model: VisionLanguageModel, chat: Chat, parts: Sequence[Part], options: Any) -> bool:
+    """Whether the turn was answered; one that was not leaves conversation and pictures as they were."""
     try:
-        for piece in chat.stream(parts, options):
-            if isinstance(piece, Answer):
-                click.echo()
-                show_groundings(piece)
-            else:
-                click.echo(printable(piece), nl=False)
+        with closing(chat.stream(parts, options)) as pieces:
+            for piece in pieces:
+                if isinstance(piece, Answer):
+                    click.echo()
+                    show_end(piece, model)
+                else:
+                    click.echo(printable(piece), nl=False)
     except UsageError as error:
         click.echo(str(error))
+        return False
     except KeyboardInterrupt:
         click.echo("\n(stopped; this turn is forgotten)")
+        return False
+    return True

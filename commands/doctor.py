@@ -24,6 +24,7 @@ _PACKAGES = {
     "tensorrt-rtx": ("build TensorRT-RTX engines", "tensorrt-rtx"),
     "torch": ("export and verify", "export"),
     "onnx": ("export and verify", "export"),
+    "onnx-ir": ("export and verify", "export"),
     "onnxscript": ("export and verify", "export"),
 }
 
@@ -46,14 +47,18 @@ def run(as_json: bool) -> None:
     for name, value in machine.items():
         click.echo(f"{name:<16} {value}")
     rows = [
-        (name, packages[name] or f"not installed: pip install 'vlm-trt[{extra}]'", purpose)
+        (name, packages[name] or f"not installed: {_install(extra)}", purpose)
         for name, (purpose, extra) in _PACKAGES.items()
     ]
     click.echo("\n" + table(rows, ("package", "version", "for")))
     click.echo("\nThis machine can")
     for ability in abilities:
         mark = click.style("yes", fg="green") if ability.possible else click.style("no ", fg="yellow")
-        click.echo(f"  {mark} {ability.name:<32} {ability.detail}")
+        click.echo(f"  {mark} {ability.name:<32} {ability.detail}".rstrip())
+
+
+def _install(extra: str) -> str:
+    return f"pip install 'vlm-trt[{extra}]'" if extra else "pip install vlm-trt"
 
 
 def _machine() -> dict[str, str]:

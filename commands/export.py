@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.signature import Component, Precision
+from bundle.store import Bundle
 from commands.terminal import byte_bar, say, size
 from exporter.export import Choices, export
 
@@ -27,4 +28,15 @@ def run(
         force=force,
     )
     done = export(checkpoint, bundle, choices, say=say, byte_bar=byte_bar)
-    say(f"wrote {bundle}: {size(done.written_bytes)} in {done.seconds:.1f} s. Next: vlm-trt verify {bundle}")
+    say(f"wrote {bundle}: {size(done.written_bytes)} in {done.seconds:.1f} s")
+    say(f"Next: {_next(checkpoint, bundle, precision)}")
+
+
+def _next(checkpoint: Path, bundle: Path, precision: str) -> str:
+    """The command that comes next: the graphs of this precision that are still missing, or verification."""
+    manifest = Bundle.open(bundle).manifest
+    missing = [component for component in Component if manifest.graph(component, Precision(precision)) is None]
+    if not missing:
+        return f"vlm-trt verify {bundle} --precision {precision}"
+    graphs = " ".join(f"--component {component}" for component in missing)
+    return f"vlm-trt export {checkpoint} {bundle} --precision {precision} {graphs}"

@@ -3,13 +3,15 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bundle.errors import PromptError
+from bundle.errors import PromptError, UsageError
+from commands.draw import require_drawable, write_drawing
 from commands.terminal import printable, say
 from models.images import decode_image, read_picture
 from models.messages import Image, Message, Part, Text
@@ -19,10 +21,11 @@ from runtime.model import Answer, Options, VisionLanguageModel, load
 def run(
     bundle: Path, prompt: str, images: Sequence[Path], draw: Path | None, as_json: bool, system: str | None, **rest: Any
 ) -> None:
-    text = sys.stdin.read() if prompt == "-" else prompt
-    parts: list[Part] = [*read_images(images), Text(text)]
-    if draw is not None and not images:
-        raise PromptError("--draw needs a picture to draw on; give one with --image")
+    parts: list[Part] = [*read_images(images), Text(_standard_input() if prompt == "-" else prompt)]
+    if draw is not None:
+        if not images:
+            raise UsageError("--draw needs a picture to draw on; give one with --image")
+        require_drawable(draw)
     model, options = load_with(bundle, **rest)
     messages = [Message("user", tuple(parts))]
     if system is not None:
@@ -32,7 +35,7 @@ def run(
         click.echo(json.dumps(as_document(answer, model), ensure_ascii=False))
     else:
         answer = show(model, messages, options)
-        show_groundings(answer)
+        show_end(answer, model)
     if draw is not None:
         write_drawing(answer, parts, draw)
 
@@ -47,42 +50,52 @@ def load_with(
     return model, Options(**sampling)
 
 
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"standard input is no UTF-8 text (byte {error.start}); convert it") from None
+
+
 def read_images(paths: Sequence[Path]) -> list[Image]:
-    """
+    """The pictures of those files, decoded once to see that they can be: loading a bundle may take much longer.
+
     Raises:
-        ImageError: a file cannot be read.
+        ImageError: a file cannot be read, or holds no picture.
     """
-    return [Image(read_picture(path), path.name) for path in paths]
+    images = []
+    for path in paths:
+        data = read_picture(path)
+        decode_image(data, str(path))
+        images.append(Image(data, path.name))
+    return images
 
 
 def show(model: VisionLanguageModel, messages: Sequence[Message], options: Options) -> Answer:
     """Prints the answer as it comes."""
-    for piece in model.stream(messages, options=options):
-        if isinstance(piece, Answer):
-            click.echo()
-            return piece
-        click.echo(printable(piece), nl=False)
+    with closing(model.stream(messages, options=options)) as pieces:
+        for piece in pieces:
+            if isinstance(piece, Answer):
+                click.echo()
+                return piece
+            click.echo(printable(piece), nl=False)
     raise AssertionError("a stream ends with its answer")
 
 
-def show_groundings(answer: Answer) -> None:
-    if answer.dropped_turns:
-        say(f"{answer.dropped_turns} oldest turns were left out: the window is full")
+def show_end(answer: Answer, model: VisionLanguageModel) -> None:
+    """The places an answer names, and whatever is missing from it or from its prompt."""
     for one in answer.groundings:
         points = " ".join(f"({x:.0f},{y:.0f})" for x, y in one.points)
         click.echo(f"  {printable(one.name) or one.kind}: {one.kind} {points} px in picture {one.picture + 1}")
-
-
-def write_drawing(answer: Answer, parts: Sequence[Part], target: Path) -> None:
-    pictures = [part for part in parts if isinstance(part, Image)]
-    places = [one for one in answer.groundings if one.picture == len(pictures) - 1]
-    if not places:
-        say(f"the answer names no place, so {target} is the picture as it was")
-    picture = decode_image(pictures[-1].data, pictures[-1].name)
-    from runtime.drawing import draw_regions
-
-    draw_regions(picture, places).save(target)
-    say(f"wrote {target}")
+    if answer.malformed_places:
+        say(f"(places left out, unreadable or without a picture: {answer.malformed_places})")
+    if answer.dropped_turns:
+        say(f"(turns left out, the oldest first, because the window is full: {answer.dropped_turns})")
+    positions = model.engine.limits.max_seq_tokens
+    if answer.finish_reason == "length" and len(answer.prompt_ids) + len(answer.ids) > positions:
+        say(f"(cut off: all {positions} positions of the bundle are used)")
+    elif answer.finish_reason == "length":
+        say(f"(cut off after {len(answer.ids)} tokens: --max-new-tokens)")
 
 
 def as_document(answer: Answer, model: VisionLanguageModel) -> dict[str, Any]:
@@ -92,6 +105,7 @@ def as_document(answer: Answer, model: VisionLanguageModel) -> dict[str, Any]:
         "text": answer.text,
         "plain_text": answer.plain_text,
         "boxes": [asdict(one) for one in answer.groundings],
+        "malformed_places": answer.malformed_places,
         "finish_reason": answer.finish_reason,
         "prompt_ids": list(answer.prompt_ids),
         "generated_ids": list(answer.ids),

@@ -8,7 +8,7 @@ import click
 from bundle.manifest import Manifest
 from bundle.signature import DTYPE_BYTES, Component, Precision
 from bundle.store import Bundle
-from commands.terminal import say, size, table
+from commands.terminal import printable, say, size, table
 
 
 def run(path: Path, check: bool, as_json: bool) -> None:
@@ -19,7 +19,7 @@ def run(path: Path, check: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(bundle.manifest.to_json(), indent=2, ensure_ascii=False))
         return
-    click.echo("\n".join(_description(bundle)))
+    click.echo(printable("\n".join(_description(bundle))))
 
 
 def _description(bundle: Bundle) -> list[str]:
@@ -35,8 +35,8 @@ def _description(bundle: Bundle) -> list[str]:
         f"vocabulary {decoder.vocab_size}",
         f"positions        trained on {decoder.trained_tokens}; dynamic NTK {_on(decoder.dynamic_ntk)}, "
         f"log-n attention {_on(decoder.logn_attention)}",
-        f"limits           {limits.max_seq_tokens} positions, {limits.max_batch} sequences, "
-        f"{limits.max_images} pictures per run",
+        f"limits           {limits.max_seq_tokens} positions, {_several(limits.max_batch, 'sequence')} at once, "
+        f"{_several(limits.max_images, 'picture')} per run",
         "",
         table(_graph_rows(manifest), ("graph", "precision", " weights", "sha256")),
         "",
@@ -73,3 +73,7 @@ def _precision_line(manifest: Manifest, precision: Precision) -> str:
 
 def _on(flag: bool) -> str:
     return "on" if flag else "off"
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

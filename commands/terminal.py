@@ -35,7 +35,7 @@ def say(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Text without control characters but line breaks and tabs: an answer may not steer the terminal."""
+    """Text without control characters but line breaks and tabs: no answer and no file name may steer the terminal."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 

@@ -69,6 +69,19 @@ def test_a_damaged_digest_cache_only_costs_time(tmp_path: Path, monkeypatch: pyt
     assert DigestCache().digest(path) == sha256_of(path)
 
 
+def test_a_user_without_a_home_only_loses_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    cache = DigestCache()
+    assert cache.digest(path) == sha256_of(path)
+    cache.save()
+
+
 def test_a_missing_file_is_named(copy: Path) -> None:
     (copy / "graphs/fp32/resampler.weights").unlink()
     with pytest.raises(BundleError, match=r"resampler\.weights is missing; export the checkpoint again"):

@@ -1,6 +1,7 @@
 """The commands as a person runs them: what they print, in which stream, with which exit code."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,103 +10,44 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
-from PIL import Image
 
 import cli
 from bundle.signature import Precision
 from bundle.store import MANIFEST, Bundle
 from commands.terminal import printable, size, table
-from tests.conftest import GOLDEN, ROOT, arrays
-
-CASE = GOLDEN / "ntk-256" / "one-image"
-PICTURE = CASE / "a.png"
+from tests.commands.runs import vlm_trt
+from tests.conftest import GOLDEN, ROOT
 
 
-def vlm_trt(*arguments: object, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments], input=stdin)
-
-
-def test_generate_repeats_the_originals_ids(verified: Callable[..., Path]) -> None:
-    done = vlm_trt(
-        "generate", verified("ntk-256"), "Describe the picture in one sentence.", "--image", PICTURE,
-        "--greedy", "--ignore-eos", "--max-new-tokens", 40, "--json", "--backend", "cpu",
+def test_a_terminal_that_lacks_a_character_shows_its_escape(verified: Callable[..., Path]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "inspect", str(verified("ntk-256"))],
+        cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "latin-1"},
     )  # fmt: skip
-    assert done.exit_code == 0, done.stderr
-    answer = json.loads(done.stdout)
-    golden = arrays(CASE / "case.npz")
-    assert answer["prompt_ids"] == golden["input_ids"].tolist()
-    assert answer["generated_ids"] == golden["generated"].tolist()
-    assert answer["finish_reason"] == "length"
-    stages = {"load", "tokenization", "preprocess", "vision_encoder", "resampler", "prefill", "decode_step", "sampling"}
-    assert stages <= set(answer["stages_ms"]) and all(value >= 0 for value in answer["stages_ms"].values())
-    assert answer["boxes"] == [] and answer["backend"] == "onnxruntime-cpu"
+    assert done.returncode == 0, done.stderr
+    assert "448 px \\u2192 1024 patches" in done.stdout.decode("latin-1")
 
 
-def test_the_base_model_continues_a_text_and_does_not_chat(verified: Callable[..., Path], tmp_path: Path) -> None:
+def test_export_shows_its_progress_and_the_next_step(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    shutil.copytree(verified("ntk-256"), bundle)
-    raw = json.loads((bundle / MANIFEST).read_text())
-    raw["model"]["generation"]["chat_format"] = "raw"
-    (bundle / MANIFEST).write_text(json.dumps(raw))
-    golden = arrays(GOLDEN / "ntk-256" / "raw-base" / "case.npz")
     done = vlm_trt(
-        "generate", bundle, "Generate the caption in English with grounding:", "--image",
-        GOLDEN / "ntk-256" / "raw-base" / "a.png", "--greedy", "--ignore-eos", "--max-new-tokens", 32, "--json",
+        "export", GOLDEN / "ntk-256" / "checkpoint", bundle, "--precision", "fp32", "--max-seq-tokens", 320,
+        "--max-batch", 2, "--max-images", 1, "--component", "resampler", "--component", "vision_encoder",
     )  # fmt: skip
-    answer = json.loads(done.stdout)
-    assert answer["prompt_ids"] == golden["input_ids"].tolist()
-    assert answer["generated_ids"] == golden["generated"].tolist()
-    chat = vlm_trt("chat", bundle, stdin="hi\n")
-    assert chat.exit_code == 2 and "is of the base model, which continues one text" in chat.stderr
-
-
-def test_generate_prints_its_text_as_it_comes(verified: Callable[..., Path]) -> None:
-    bundle = verified("ntk-256")
-    printed = vlm_trt("generate", bundle, "hi", "--greedy", "--max-new-tokens", 8, "--ignore-eos")
-    as_json = vlm_trt("generate", bundle, "hi", "--greedy", "--max-new-tokens", 8, "--ignore-eos", "--json")
-    assert printed.exit_code == 0, printed.stderr
-    assert printed.stdout.rstrip("\n") == printable(json.loads(as_json.stdout)["text"]).rstrip("\n")
-
-
-def test_a_prompt_can_come_from_standard_input(verified: Callable[..., Path]) -> None:
-    done = vlm_trt("generate", verified("ntk-256"), "-", "--greedy", "--max-new-tokens", 3, "--json", stdin="hi")
-    same = vlm_trt("generate", verified("ntk-256"), "hi", "--greedy", "--max-new-tokens", 3, "--json")
-    assert json.loads(done.stdout)["prompt_ids"] == json.loads(same.stdout)["prompt_ids"]
-
-
-def test_draw_writes_the_picture(verified: Callable[..., Path], tmp_path: Path) -> None:
-    target = tmp_path / "out.png"
-    done = vlm_trt(
-        "generate", verified("ntk-256"), "x", "--image", PICTURE, "--draw", target, "--max-new-tokens", 2, "--greedy"
-    )
     assert done.exit_code == 0, done.stderr
-    with Image.open(target) as drawn, Image.open(PICTURE) as given:
-        assert drawn.size == given.size
-    assert "names no place, so" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "sentence"),
-    [
-        (["--image", "nothing.png"], 2, "nothing.png cannot be read: No such file or directory; give a PNG or JPEG"),
-        (["--image", "/dev/zero"], 2, "/dev/zero is no file; give a PNG or JPEG file"),
-        (["--image", __file__], 2, "test_cli.py is no picture this version reads"),
-        (["--temperature", "0"], 2, r"temperature is 0.0; it must be above 0 \(greedy choice: --greedy\)"),
-        (["--top-p", "2"], 2, "top_p is 2.0; it must be above 0 and at most 1"),
-        (["--draw", "x.png"], 2, "--draw needs a picture to draw on; give one with --image"),
-        (["--precision", "bf16"], 2, r"has no bf16 graphs \(it has .*\); export them: vlm-trt export"),
-        (["--stop", ""], 2, "a stop string is empty; leave it out"),
-    ],
-)
-def test_a_wrong_request_is_one_line_and_exit_code_2(
-    verified: Callable[..., Path], options: list[str], code: int, sentence: str
-) -> None:
-    done = vlm_trt("generate", verified("ntk-256"), "hi", *options)
-    assert done.exit_code == code
-    assert re.search(sentence, done.stderr), done.stderr
-    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
-    assert done.stdout == ""
+    checkpoint = GOLDEN / "ntk-256" / "checkpoint"
+    following = f"Next: vlm-trt export {checkpoint} {bundle} --precision fp32 --component decoder\n"
+    for line in ("trace vision_encoder (fp32)", "write resampler", following):
+        assert line in done.stderr
+    assert "trace decoder" not in done.stderr and done.stdout == ""
+    again = vlm_trt("export", checkpoint, bundle, "--precision", "fp32", "--component", "resampler")
+    assert again.exit_code == 2 and "already has fp32 graphs (resampler); --force replaces them" in again.stderr
+    shown = vlm_trt("inspect", bundle).stdout
+    assert (
+        re.search(r"decoder +fp32 +missing", shown) and "320 positions, 2 sequences at once, 1 picture per run" in shown
+    )
+    rest = vlm_trt("export", checkpoint, bundle, "--precision", "fp32", "--component", "decoder")
+    assert f"Next: vlm-trt verify {bundle} --precision fp32\n" in rest.stderr
 
 
 def test_exit_codes_are_distinct(verified: Callable[..., Path], tmp_path: Path) -> None:
@@ -125,12 +67,14 @@ def test_exit_codes_are_distinct(verified: Callable[..., Path], tmp_path: Path) 
         "checkpoint": vlm_trt("export", tmp_path / "nothing", tmp_path / "bundle"),
         "unsupported": vlm_trt("export", other, tmp_path / "bundle"),
         "verification": vlm_trt("generate", unverified, "hi"),
+        "verification in chat": vlm_trt("chat", unverified, stdin="hi\n"),
         "incompatible": vlm_trt("generate", newer, "hi"),
         "bundle": vlm_trt("inspect", tmp_path),
         "storage": vlm_trt("export", GOLDEN / "ntk-256" / "checkpoint", "/proc/bundle"),
     }
     assert {name: done.exit_code for name, done in codes.items()} == {
-        "usage": 2, "checkpoint": 3, "unsupported": 4, "verification": 5, "incompatible": 6, "bundle": 7, "storage": 9,
+        "usage": 2, "checkpoint": 3, "unsupported": 4, "verification": 5, "verification in chat": 5,
+        "incompatible": 6, "bundle": 7, "storage": 9,
     }  # fmt: skip
 
 
@@ -146,28 +90,6 @@ def test_too_little_memory_has_its_exit_code() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 8, done.stderr
     assert "not enough memory for (1099511627776,) of float32; lower --max-batch" in done.stderr
-
-
-def test_unverified_is_said_aloud(verified: Callable[..., Path]) -> None:
-    done = vlm_trt("generate", verified("ntk-256"), "hi", "--unverified", "--max-new-tokens", 1)
-    assert done.exit_code == 0
-    assert "warning: fp32 graphs are used without being verified" in done.stderr
-
-
-def test_chat_talks_turn_by_turn(verified: Callable[..., Path]) -> None:
-    stdin = f"/help\n/image nothing.png\n/image {PICTURE}\nWhat is this?\n\n/nonsense\nAnd that?\n/reset\nhi\n/quit\n"
-    done = vlm_trt("chat", verified("ntk-256"), "--greedy", "--max-new-tokens", 6, "--ignore-eos", stdin=stdin)
-    assert done.exit_code == 0, done.stderr
-    for line in ("add a picture to the next turn", "nothing.png cannot be read", "a.png goes with your next turn",
-                 "/nonsense is no command", "The conversation is forgotten."):  # fmt: skip
-        assert line in done.stdout
-    assert "qwen_vl in fp32 on onnxruntime-cpu" in done.stderr
-
-
-def test_a_turn_that_does_not_fit_leaves_the_conversation(verified: Callable[..., Path]) -> None:
-    done = vlm_trt("chat", verified("ntk-256"), "--greedy", "--max-new-tokens", 2, stdin="x" * 5000 + "\nhi\n")
-    assert done.exit_code == 0, done.stderr
-    assert "positions; shorten it" in done.stdout
 
 
 def test_inspect_shows_the_bundle(verified: Callable[..., Path]) -> None:
@@ -214,6 +136,17 @@ def test_every_help_ends_with_an_example(name: str) -> None:
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
     assert printable("a\x1b[2Jb\r\n\tc\x07\x9bd") == "a[2Jb\n\tcd"
+
+
+def test_what_a_bundle_calls_itself_does_not_steer_the_terminal(verified: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(verified("ntk-256"), bundle)
+    raw = json.loads((bundle / MANIFEST).read_text())
+    raw["source"]["checkpoint"] = "/a\x1b[2Jb"
+    (bundle / MANIFEST).write_text(json.dumps(raw))
+    shown, refused = vlm_trt("inspect", bundle), vlm_trt("verify", bundle)
+    assert "from /a[2Jb)" in shown.stdout and "the checkpoint /a[2Jb is not there" in refused.stderr
+    assert "\x1b" not in shown.stdout + refused.stderr
 
 
 def test_sizes_and_tables_read_well() -> None:

@@ -1,0 +1,66 @@
+"""`--draw`: the picture with the answer's places in it, written where the user said."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+from bundle.errors import StorageError, UsageError
+from commands.terminal import say
+from models.images import decode_image
+from models.messages import Image, Part
+from runtime.model import Answer
+
+_FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+
+
+def require_drawable(target: Path) -> None:
+    """Asked before an answer is generated, which may take minutes.
+
+    Raises:
+        UsageError: the name's ending is that of no picture format.
+        StorageError: the file cannot be written.
+    """
+    if target.suffix.lower() not in _FORMATS:
+        raise UsageError(f"--draw {target}: the name's ending chooses the format; use one of {', '.join(_FORMATS)}")
+    with _write_errors(target):
+        new = not target.exists()
+        target.open("ab").close()
+        if new:
+            target.unlink()
+
+
+def write_drawing(answer: Answer, parts: Sequence[Part], target: Path) -> None:
+    """Draws the answer's places into the last picture of the prompt, which they belong to.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    from runtime.drawing import draw_regions
+
+    pictures = [part for part in parts if isinstance(part, Image)]
+    places = [one for one in answer.groundings if one.picture == len(pictures) - 1]
+    drawn = draw_regions(decode_image(pictures[-1].data, pictures[-1].name), places)
+    encoded = BytesIO()
+    drawn.save(encoded, format=_FORMATS[target.suffix.lower()], quality=95)
+    with _write_errors(target):
+        target.write_bytes(encoded.getvalue())
+    say(f"wrote {target}" + ("" if places else ": the answer names no place, so it is the picture as it was"))
+
+
+@contextmanager
+def _write_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"--draw {target} cannot be written: {error.strerror or error}; choose another file"
+        ) from error

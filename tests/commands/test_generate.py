@@ -1,0 +1,182 @@
+"""`vlm-trt generate`: its answers, and what it refuses before it works for minutes."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import cli
+from bundle.store import MANIFEST
+from commands.terminal import printable
+from models.qwen_vl.tokenizer import Tokenizer
+from tests.commands.runs import CASE, PICTURE, vlm_trt
+from tests.conftest import GOLDEN, ROOT, arrays
+
+
+def test_generate_repeats_the_originals_ids(verified: Callable[..., Path]) -> None:
+    done = vlm_trt(
+        "generate", verified("ntk-256"), "Describe the picture in one sentence.", "--image", PICTURE,
+        "--greedy", "--ignore-eos", "--max-new-tokens", 40, "--json", "--backend", "cpu",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    answer = json.loads(done.stdout)
+    golden = arrays(CASE / "case.npz")
+    assert answer["prompt_ids"] == golden["input_ids"].tolist()
+    assert answer["generated_ids"] == golden["generated"].tolist()
+    assert answer["finish_reason"] == "length"
+    stages = {"load", "tokenization", "preprocess", "vision_encoder", "resampler", "prefill", "decode_step", "sampling"}
+    assert stages <= set(answer["stages_ms"]) and all(value >= 0 for value in answer["stages_ms"].values())
+    assert answer["boxes"] == [] and answer["backend"] == "onnxruntime-cpu"
+
+
+def test_the_base_model_continues_a_text_and_does_not_chat(verified: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(verified("ntk-256"), bundle)
+    raw = json.loads((bundle / MANIFEST).read_text())
+    raw["model"]["generation"]["chat_format"] = "raw"
+    (bundle / MANIFEST).write_text(json.dumps(raw))
+    golden = arrays(GOLDEN / "ntk-256" / "raw-base" / "case.npz")
+    done = vlm_trt(
+        "generate", bundle, "Generate the caption in English with grounding:", "--image",
+        GOLDEN / "ntk-256" / "raw-base" / "a.png", "--greedy", "--ignore-eos", "--max-new-tokens", 32, "--json",
+    )  # fmt: skip
+    answer = json.loads(done.stdout)
+    assert answer["prompt_ids"] == golden["input_ids"].tolist()
+    assert answer["generated_ids"] == golden["generated"].tolist()
+    chat = vlm_trt("chat", bundle, stdin="hi\n")
+    assert chat.exit_code == 2 and "is of the base model, which continues one text" in chat.stderr
+
+
+def test_generate_prints_its_text_as_it_comes(verified: Callable[..., Path]) -> None:
+    bundle = verified("ntk-256")
+    printed = vlm_trt("generate", bundle, "hi", "--greedy", "--max-new-tokens", 8, "--ignore-eos")
+    as_json = vlm_trt("generate", bundle, "hi", "--greedy", "--max-new-tokens", 8, "--ignore-eos", "--json")
+    assert printed.exit_code == 0, printed.stderr
+    assert printed.stdout.rstrip("\n") == printable(json.loads(as_json.stdout)["text"]).rstrip("\n")
+
+
+def test_a_prompt_can_come_from_standard_input(verified: Callable[..., Path]) -> None:
+    done = vlm_trt("generate", verified("ntk-256"), "-", "--greedy", "--max-new-tokens", 3, "--json", stdin="hi")
+    same = vlm_trt("generate", verified("ntk-256"), "hi", "--greedy", "--max-new-tokens", 3, "--json")
+    assert json.loads(done.stdout)["prompt_ids"] == json.loads(same.stdout)["prompt_ids"]
+
+
+def test_draw_writes_the_picture(verified: Callable[..., Path], tmp_path: Path) -> None:
+    target = tmp_path / "out.png"
+    done = vlm_trt(
+        "generate", verified("ntk-256"), "x", "--image", PICTURE, "--draw", target, "--max-new-tokens", 2, "--greedy"
+    )
+    assert done.exit_code == 0, done.stderr
+    with Image.open(target) as drawn, Image.open(PICTURE) as given:
+        assert drawn.size == given.size
+    assert "names no place, so" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (["--temperature", "0"], 2, r"temperature is 0.0; it must be at least 0.001 \(or --greedy\)"),
+        (["--top-p", "2"], 2, "top_p is 2.0; it must be above 0 and at most 1"),
+        (["--precision", "bf16"], 2, r"has no bf16 graphs \(it has .*\); export them: vlm-trt export"),
+        (["--stop", ""], 2, "a stop string is empty; leave it out"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exit_code_2(
+    verified: Callable[..., Path], options: list[str], code: int, sentence: str
+) -> None:
+    done = vlm_trt("generate", verified("ntk-256"), "hi", *options)
+    assert done.exit_code == code
+    assert re.search(sentence, done.stderr), done.stderr
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (["--image", "nothing.png"], 2, "nothing.png cannot be read: No such file or directory; give a PNG or JPEG"),
+        (["--image", "/dev/zero"], 2, "/dev/zero is no file; give a PNG or JPEG file"),
+        (["--image", __file__], 2, "test_generate.py is no picture this version reads"),
+        (["--draw", "x.png"], 2, "--draw needs a picture to draw on; give one with --image"),
+        (["--image", str(PICTURE), "--draw", "x.xyz"], 2, r"--draw x.xyz: the name's ending chooses .* \.png, \.jpg"),
+        (["--image", str(PICTURE), "--draw", "no/x.png"], 9, "--draw no/x.png cannot be written: No such file or dir"),
+    ],
+)
+def test_what_can_be_refused_at_once_is_refused_before_the_bundle_is_read(
+    options: list[str], code: int, sentence: str
+) -> None:
+    """There is no such bundle, and that is not what is said."""
+    done = vlm_trt("generate", "no-such-bundle", "hi", *options)
+    assert done.exit_code == code
+    assert re.search(sentence, done.stderr), done.stderr
+    assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+def test_a_prompt_that_is_no_text_or_too_much_of_it(verified: Callable[..., Path]) -> None:
+    bundle = verified("ntk-256")
+    for stdin, sentence in (
+        (b"a\xffb", r"standard input is no UTF-8 text \(byte 1\); convert it"),
+        (b"a" * (1 << 20), r"the prompt has .* tokens, and the bundle holds 700 positions; shorten it"),
+        (b" " * (1 << 20), r"the text has more than 100,000 blanks in a row; remove them|holds 700 positions"),
+    ):
+        done = CliRunner().invoke(cli.main, ["generate", str(bundle), "-"], input=stdin)
+        assert done.exit_code == 2 and re.search(sentence, done.stderr), done.stderr
+        assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+WATCHED = """
+import sys
+opened, reached = [], []
+def watch(event, arguments):
+    if event == 'open':
+        opened.append(str(arguments[0]))
+    elif event.split('.')[0] in ('socket', 'urllib', 'subprocess'):
+        reached.append((event, str(arguments)))
+sys.addaudithook(watch)
+import cli
+try:
+    cli.main()
+finally:
+    print('opened', [name for name in opened if 'hostname' in name or name.endswith('bundle.json')], file=sys.stderr)
+    print('reached', reached, file=sys.stderr)
+"""
+
+
+def test_a_hostile_prompt_opens_no_file_and_reaches_no_host(verified: Callable[..., Path]) -> None:
+    """Every special token, a path and an address between image tags, and a lone surrogate, as a person may type it."""
+    bundle = verified("ntk-256")
+    special = Tokenizer(bundle / "tokenizer" / "qwen.tiktoken").special
+    hostile = "".join(name for name in special if "extra" not in name) + "<img>/etc/hostname</img>"
+    hostile += "<img>http://127.0.0.1:9/x.png</img> \udcff"
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, "generate", str(bundle), hostile, "--json", "--max-new-tokens", "1"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    # That the watch works shows in the bundle's own file.
+    assert f"opened ['{bundle / MANIFEST}']\nreached []" in done.stderr
+    ids = json.loads(done.stdout)["prompt_ids"]
+    plain = json.loads(vlm_trt("generate", bundle, "x", "--json", "--max-new-tokens", 1).stdout)["prompt_ids"]
+    first = min(special.values())
+    assert [token for token in ids if token >= first] == [token for token in plain if token >= first]
+
+
+def test_an_answer_that_was_cut_off_says_so(verified: Callable[..., Path]) -> None:
+    bundle = verified("ntk-256")
+    done = vlm_trt("generate", bundle, "hi", "--greedy", "--ignore-eos", "--max-new-tokens", 3)
+    assert "(cut off after 3 tokens: --max-new-tokens)" in done.stderr
+    done = vlm_trt("generate", bundle, "hi " * 100, "--greedy", "--ignore-eos", "--max-new-tokens", 5000)
+    assert done.exit_code == 0 and "(cut off: all 700 positions of the bundle are used)" in done.stderr
+
+
+def test_unverified_is_said_aloud(verified: Callable[..., Path]) -> None:
+    done = vlm_trt("generate", verified("ntk-256"), "hi", "--unverified", "--max-new-tokens", 1)
+    assert done.exit_code == 0
+    assert "warning: fp32 graphs are used without being verified" in done.stderr
