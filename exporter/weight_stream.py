@@ -125,20 +125,23 @@ class _Memory:
     def __init__(self) -> None:
         self._free: list[torch.Tensor] = []  # bytes
         self._lent: dict[int, torch.Tensor] = {}  # by address
+        self._lock = threading.Lock()  # the writer's thread gives back what the other one takes
 
     def take(self, shape: tuple[int, ...], /, *, dtype: torch.dtype) -> torch.Tensor:
         """Memory of that shape and type, its values whatever they are."""
         needed = prod(shape) * dtype.itemsize
-        fitting = [one for one in self._free if one.numel() >= needed]
-        held = min(fitting, key=torch.Tensor.numel) if fitting else torch.empty(needed, dtype=torch.uint8)
-        self._free = [one for one in self._free if one is not held][-_WAITING_BLOCKS:]
-        self._lent[held.data_ptr()] = held
+        with self._lock:
+            fitting = [one for one in self._free if one.numel() >= needed]
+            held = min(fitting, key=torch.Tensor.numel) if fitting else torch.empty(needed, dtype=torch.uint8)
+            self._free = [one for one in self._free if one is not held][-_WAITING_BLOCKS:]
+            self._lent[held.data_ptr()] = held
         return held[:needed].view(dtype).view(shape)
 
     def give_back(self, address: int) -> None:
         """The memory at that address is read no more; unknown addresses are others' memory."""
-        if address in self._lent:
-            self._free.append(self._lent.pop(address))
+        with self._lock:
+            if address in self._lent:
+                self._free.append(self._lent.pop(address))
 
 
 class _Writer:

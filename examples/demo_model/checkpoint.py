@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from examples.demo_model.model import QwenVL, Sizes
+from examples.demo_model.model import QwenVL
+from examples.demo_model.sizes import Sizes
 from models.qwen_vl.tokenizer import Tokenizer
 
 VOCABULARY = Path(__file__).parent / "qwen.tiktoken"

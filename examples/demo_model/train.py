@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader
 from evaluation.scenes.scene import COLOURS, SHAPES, SIZES
 from examples.demo_model.batches import CHARACTERS, IGNORED, LETTERS_PER_CELL, MAX_CHARACTERS, Batch, Batches, Cells
 from examples.demo_model.checkpoint import plot, write_config, write_weights
-from examples.demo_model.model import QwenVL, Sizes
+from examples.demo_model.model import QwenVL
+from examples.demo_model.sizes import Sizes
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 from evaluation.scenes.scene import sample_scene
 from examples.demo_model.batches import CHARACTERS, IGNORED, Batches, cells_of
 from examples.demo_model.checkpoint import write_config, write_weights
-from examples.demo_model.model import QwenVL, Sizes
+from examples.demo_model.model import QwenVL
+from examples.demo_model.sizes import Sizes
 from exporter.checkpoint import Checkpoint
 from models.family import family
 from models.messages import ImageSpan, Prompt
