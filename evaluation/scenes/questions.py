@@ -22,6 +22,7 @@ class Question:
     prompt: str
     answer: str
     history: tuple[Turn, ...] = ()
+    about: tuple[tuple[int, Box], ...] = ()  # what has to be looked at: picture and place
 
 
 class Asker:
@@ -39,6 +40,10 @@ class Asker:
             made = makers[int(self.random.choice(len(makers), p=weights / weights.sum()))][1](self)
             if made is not None:
                 return made
+
+    def places(self, *boxes: Box) -> tuple[tuple[int, Box], ...]:
+        """Places in the picture that a question of one scene is about."""
+        return tuple((len(self.scenes) - 1, box) for box in boxes)
 
     def pick(self, items: list[Thing]) -> Thing:
         return items[int(self.random.integers(len(items)))]
@@ -72,7 +77,8 @@ def caption(asker: Asker) -> Question:
     parts = [language.article(full_name(thing, language)) for thing in scene.things]
     if scene.writing is not None:
         parts.append(language.writing(scene.writing.text, scene.writing.is_number))
-    return Question("caption", asker.wording("caption"), language.joined(parts))
+    first = asker.places(scene.things[0].box)
+    return Question("caption", asker.wording("caption"), language.joined(parts), about=first)
 
 
 def colour(asker: Asker) -> Question | None:
@@ -80,7 +86,8 @@ def colour(asker: Asker) -> Question | None:
     name = asker.named(thing, with_colour=False)
     if name is None:
         return None
-    return Question("colour", asker.wording("colour", name), asker.language.colours[thing.colour])
+    about = asker.places(thing.box)
+    return Question("colour", asker.wording("colour", name), asker.language.colours[thing.colour], about=about)
 
 
 def count(asker: Asker) -> Question:
@@ -90,15 +97,16 @@ def count(asker: Asker) -> Question:
     some = asker.pick(list(things))
     absent = asker.random.random() < 0.15
     if kind == 0:
-        return Question("count", asker.wording("count", language.plurals[""]), str(len(things)))
-    if kind < 3:
+        counted, name = list(things), language.plurals[""]
+    elif kind < 3:
         shape = SHAPES[int(asker.random.integers(len(SHAPES)))] if absent else some.shape
-        number = sum(thing.shape == shape for thing in things)
-        return Question("count", asker.wording("count", language.plurals[shape]), str(number))
-    tone = list(COLOURS)[int(asker.random.integers(len(COLOURS)))] if absent else some.colour
-    number = sum(thing.colour == tone for thing in things)
-    name = language.name("", language.colours[tone], language.plurals[""])
-    return Question("count", asker.wording("count", name), str(number))
+        counted, name = [thing for thing in things if thing.shape == shape], language.plurals[shape]
+    else:
+        tone = list(COLOURS)[int(asker.random.integers(len(COLOURS)))] if absent else some.colour
+        counted = [thing for thing in things if thing.colour == tone]
+        name = language.name("", language.colours[tone], language.plurals[""])
+    about = asker.places(*(thing.box for thing in counted))
+    return Question("count", asker.wording("count", name), str(len(counted)), about=about)
 
 
 def relation(asker: Asker) -> Question | None:
@@ -107,20 +115,22 @@ def relation(asker: Asker) -> Question | None:
     if found is None:
         return None
     one, other, name, other_name = found
+    about = asker.places(one.box, other.box)
     kind = int(asker.random.integers(5))
     if kind == 4:
         if one.size == other.size:
             return None
         larger = name if one.size == "large" else other_name
-        return Question("relation", asker.wording("larger", name, other_name), larger)
+        return Question("relation", asker.wording("larger", name, other_name), larger, about=about)
     axis, (before, after) = ((0, ("left", "right")), (1, ("above", "below")))[kind % 2]
     distance = one.centre[axis] - other.centre[axis]
     if abs(distance) < _MARGIN:
         return None
     if kind < 2:
         wording = asker.wording(("horizontal", "vertical")[axis], name, other_name)
-        return Question("relation", wording, asker.answer(before if distance < 0 else after))
-    return Question("relation", asker.wording(before, name, other_name), asker.answer("yes" if distance < 0 else "no"))
+        return Question("relation", wording, asker.answer(before if distance < 0 else after), about=about)
+    holds = asker.answer("yes" if distance < 0 else "no")
+    return Question("relation", asker.wording(before, name, other_name), holds, about=about)
 
 
 def read(asker: Asker) -> Question | None:
@@ -128,7 +138,7 @@ def read(asker: Asker) -> Question | None:
     if writing is None:
         return None
     kind = "read_number" if writing.is_number and asker.random.random() < 0.5 else "read"
-    return Question("read", asker.wording(kind), writing.text)
+    return Question("read", asker.wording(kind), writing.text, about=asker.places(writing.box))
 
 
 def ground(asker: Asker) -> Question | None:
@@ -136,10 +146,14 @@ def ground(asker: Asker) -> Question | None:
     writing = asker.scene.writing
     if writing is not None and asker.random.random() < 0.15:
         name = asker.answer("text")
-        return Question("ground", asker.wording("ground", name), tagged(name, writing.box))
+        return _where(asker, "ground", name, writing.box)
     thing = asker.pick(list(asker.scene.things))
     known = asker.named(thing)
-    return None if known is None else Question("ground", asker.wording("ground", known), tagged(known, thing.box))
+    return None if known is None else _where(asker, "ground", known, thing.box)
+
+
+def _where(asker: Asker, kind: str, name: str, *boxes: Box) -> Question:
+    return Question("ground", asker.wording(kind, name), tagged(name, *boxes), about=asker.places(*boxes))
 
 
 def ground_all(asker: Asker) -> Question | None:
@@ -149,13 +163,13 @@ def ground_all(asker: Asker) -> Question | None:
     if len(same) < 2:
         return None
     name = asker.language.plurals[shape]
-    return Question("ground", asker.wording("ground_all", name), tagged(name, *same))
+    return _where(asker, "ground_all", name, *same)
 
 
 def more(asker: Asker) -> Question:
     first, second = (len(scene.things) for scene in asker.scenes)
     key = "neither" if first == second else "first" if first > second else "second"
-    return Question("compare", asker.wording("more"), asker.answer(key))
+    return Question("compare", asker.wording("more"), asker.answer(key), about=_alike(asker, lambda _: True))
 
 
 def which_has(asker: Asker) -> Question:
@@ -166,7 +180,8 @@ def which_has(asker: Asker) -> Question:
     name = language.name("", language.colours[thing.colour], language.shapes[thing.shape])
     has = [any((t.colour, t.shape) == (thing.colour, thing.shape) for t in scene.things) for scene in asker.scenes]
     key = "both" if all(has) else "first" if has[0] else "second"
-    return Question("compare", asker.wording("which_has", language.article(name)), asker.answer(key))
+    about = _alike(asker, lambda t: (t.colour, t.shape) == (thing.colour, thing.shape))
+    return Question("compare", asker.wording("which_has", language.article(name)), asker.answer(key), about=about)
 
 
 def in_both(asker: Asker) -> Question:
@@ -174,18 +189,28 @@ def in_both(asker: Asker) -> Question:
     shape = asker.pick([thing for scene in asker.scenes for thing in scene.things]).shape
     both = all(any(thing.shape == shape for thing in scene.things) for scene in asker.scenes)
     name = asker.language.article(asker.language.shapes[shape])
-    return Question("compare", asker.wording("in_both", name), asker.answer("yes" if both else "no"))
+    about = _alike(asker, lambda t: t.shape == shape)
+    return Question("compare", asker.wording("in_both", name), asker.answer("yes" if both else "no"), about=about)
+
+
+def _alike(asker: Asker, fits: Callable[[Thing], bool]) -> tuple[tuple[int, Box], ...]:
+    """Every thing of all pictures that fits."""
+    return tuple((i, thing.box) for i, scene in enumerate(asker.scenes) for thing in scene.things if fits(thing))
 
 
 def count_in(asker: Asker) -> Question:
     at = int(asker.random.integers(2))
-    return Question("compare", asker.wording("count_in", str(at + 1)), str(len(asker.scenes[at].things)))
+    things = asker.scenes[at].things
+    about = tuple((at, thing.box) for thing in things)
+    return Question("compare", asker.wording("count_in", str(at + 1)), str(len(things)), about=about)
 
 
 def read_in(asker: Asker) -> Question | None:
     at = int(asker.random.integers(2))
     writing = asker.scenes[at].writing
-    return None if writing is None else Question("compare", asker.wording("read_in", str(at + 1)), writing.text)
+    if writing is None:
+        return None
+    return Question("compare", asker.wording("read_in", str(at + 1)), writing.text, about=((at, writing.box),))
 
 
 def second_turn(asker: Asker) -> Question | None:
@@ -195,6 +220,7 @@ def second_turn(asker: Asker) -> Question | None:
     if name is None or colourless is None:
         return None
     language = asker.language
+    about = asker.places(thing.box)
     its_colour, its_place = language.colours[thing.colour], tagged(name, thing.box)
     asked_colour: Turn = (asker.wording("colour", colourless), its_colour)
     asked_place: Turn = (asker.wording("ground", name), its_place)
@@ -205,15 +231,16 @@ def second_turn(asker: Asker) -> Question | None:
         if other_name is None or other is thing:
             return None
         return Question(
-            "chat", asker.wording("then_colour", other_name), language.colours[other.colour], (asked_colour,)
-        )
+            "chat", asker.wording("then_colour", other_name), language.colours[other.colour], (asked_colour,),
+            about=asker.places(other.box),
+        )  # fmt: skip
     if kind == 1:
         place = tagged(colourless, thing.box)
-        return Question("chat", asker.wording("then_where"), place, (asked_colour,))
+        return Question("chat", asker.wording("then_where"), place, (asked_colour,), about)
     if kind == 2:
         place_asked: Turn = (asker.wording("ground", colourless), tagged(colourless, thing.box))
-        return Question("chat", asker.wording("then_what_colour"), its_colour, (place_asked,))
-    return Question("chat", asker.wording("then_size"), language.sizes[thing.size], (asked_place,))
+        return Question("chat", asker.wording("then_what_colour"), its_colour, (place_asked,), about)
+    return Question("chat", asker.wording("then_size"), language.sizes[thing.size], (asked_place,), about)
 
 
 def tagged(name: str, *boxes: Box) -> str:

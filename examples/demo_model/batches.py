@@ -16,6 +16,7 @@ from bundle.config import ModelConfig
 from evaluation.scenes.questions import Asker, Question, draw_language
 from evaluation.scenes.render import draw_scene
 from evaluation.scenes.scene import COLOURS, SHAPES, SIZES, Box, Scene, Split, sample_scene
+from evaluation.scenes.words import CHINESE, ENGLISH
 from models.messages import Image, Message, Text
 from models.qwen_vl.config import read_config
 from models.qwen_vl.preprocess import preprocess
@@ -26,6 +27,7 @@ CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_CHARACTERS = 5
 LETTERS_PER_CELL = 2
 IGNORED = -100
+Attributes = frozenset[str]  # of "red", "circle", "large" …
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,23 @@ class Batch:
     branches: Tensor  # [batch, seq]: 0 the shared beginning, 1… a question, −1 padding
     targets: Tensor  # [batch, seq]: the next id where an answer is learnt, else IGNORED
     tasks: tuple[tuple[str, ...], ...]  # of each question of each sequence
+    asked: Tensor  # [questions, 2]: row and position from which each last answer is begun
+    about: Tensor  # [questions, 2·cells] fp32: 1 for the cells of either picture that the question is about
+    words: Tensor  # [words, 2]: row and position of each token that names a thing, or begins to
+    named: Tensor  # [words, 2·cells] fp32: 1 for the cells of the things that are named so far
 
     def mask(self) -> Tensor:
         """Which positions each may see, bool [batch, 1, seq, seq]."""
         seq = self.ids.shape[1]
         query, key = self.branches[:, :, None], self.branches[:, None, :]
         return (torch.ones(seq, seq, dtype=torch.bool).tril() & ((key == 0) | (key == query)))[:, None]
+
+    def answer_lengths(self) -> Tensor:
+        """Of each learnt position, in the order of `targets[targets != IGNORED]`, how many its question has."""
+        learnt = self.targets != IGNORED
+        numbers = self.branches + (int(self.branches.max()) + 1) * torch.arange(len(self.branches))[:, None]
+        own = numbers[learnt]
+        return torch.bincount(own)[own].float()
 
 
 class Batches(torch.utils.data.Dataset[Batch]):
@@ -81,6 +94,7 @@ class Batches(torch.utils.data.Dataset[Batch]):
         self._tokenizer = Tokenizer(folder / "qwen.tiktoken", self._model.resampler.queries)
         self._seed, self._steps, self._sequences, self._tokens = seed, steps, sequences, tokens
         self._split: Split = split
+        self.attributes = attributes_of(self._tokenizer, self._model.decoder.vocab_size)
 
     def __len__(self) -> int:
         return self._steps
@@ -94,12 +108,12 @@ class Batches(torch.utils.data.Dataset[Batch]):
         pixels = torch.from_numpy(preprocess([draw_scene(scene) for scene in flat], side))
         packed = [self._pack(random, group) for group in scenes]
         image_tokens = self._model.resampler.queries * pictures
-        return _padded(pixels, cells_of(flat, grid), packed, self._tokens, image_tokens)
+        return _padded(pixels, cells_of(flat, grid), packed, self._tokens, image_tokens, grid)
 
     def _pack(self, random: np.random.Generator, scenes: tuple[Scene, ...]) -> "_Packed":
         start = self.prompt([("", "")], len(scenes))
         shared = len(start) - start[::-1].index(self._tokenizer.image_end)
-        packed = _Packed(self._tokenizer, start[:shared])
+        packed = _Packed(self._tokenizer, start[:shared], scenes)
         while self._tokens and packed.add(Asker(random, scenes, draw_language(random)).ask(), self, self._tokens):
             pass
         return packed
@@ -118,8 +132,8 @@ class Batches(torch.utils.data.Dataset[Batch]):
 class _Packed:
     """One sequence in the making."""
 
-    def __init__(self, tokenizer: Tokenizer, shared: list[int]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, shared: list[int], scenes: tuple[Scene, ...]) -> None:
+        self._tokenizer, self.scenes = tokenizer, scenes
         self.shared = len(shared)
         self.ids, self.positions = list(shared), list(range(len(shared)))
         self.branches, self.targets = [0] * len(shared), [IGNORED] * len(shared)
@@ -133,6 +147,9 @@ class _Packed:
             inside = inside or token == tokenizer.image_start
         self.pictures = shared.count(tokenizer.image_start)
         self.tasks: list[str] = []
+        self.asked: list[int] = []
+        self.about: list[tuple[tuple[int, Box], ...]] = []
+        self.words: list[tuple[int, Attributes]] = []
 
     def add(self, question: Question, batches: Batches, max_tokens: int) -> bool:
         """A branch, if it fits; every answer in it is learnt, up to the token that ends it."""
@@ -149,6 +166,13 @@ class _Packed:
         if len(self.ids) + len(ids) - self.shared > max_tokens:
             return False
         self.tasks.append(question.task)
+        self.asked.append(len(self.ids) + len(asked) - self.shared - 1)
+        self.about.append(question.about)
+        named: Attributes = frozenset()  # "small red circle": each word adds to those before it
+        for at, token in enumerate(ids[self.shared :], len(self.ids)):
+            named = named | batches.attributes[token] if token in batches.attributes else frozenset()
+            if named:
+                self.words.append((at, named))
         self.ids += ids[self.shared :]
         self.targets += targets[self.shared :]
         self.positions += range(self.shared, len(ids))
@@ -157,16 +181,49 @@ class _Packed:
         return True
 
 
-def _padded(pixels: Tensor, cells: Cells, packed: Sequence[_Packed], tokens: int, image_tokens: int) -> Batch:
+def attributes_of(tokenizer: Tokenizer, vocab_size: int) -> dict[int, Attributes]:
+    """The colours, shapes and sizes that a token's text names, in either language, for every token that names one."""
+    words: list[tuple[str, str]] = []  # as it is said, what it means
+    for language in (ENGLISH, CHINESE):
+        for names in (language.colours, language.shapes, language.sizes):
+            words += [(name, meaning) for meaning, name in names.items()]
+    found: dict[int, Attributes] = {}
+    for token in range(vocab_size):
+        text = tokenizer.decode([token]).strip()
+        named = [(word, meaning) for word, meaning in words if word in text]
+        rest = text
+        for word, _ in sorted(named, key=lambda pair: -len(pair[0])):
+            rest = rest.replace(word, "")
+        if named and rest in ("", "s", "es"):
+            found[token] = frozenset(meaning for _, meaning in named)
+    return found
+
+
+def _padded(
+    pixels: Tensor, cells: Cells, packed: Sequence[_Packed], tokens: int, image_tokens: int, grid: int
+) -> Batch:
     def stacked(name: str, fill: int) -> Tensor:
         lists = [getattr(one, name) for one in packed]
         return torch.tensor([[*values, *[fill] * (tokens - len(values))] for values in lists])
 
     rows = stacked("rows", -1)
     rows = torch.where(rows >= 0, rows + image_tokens * torch.arange(len(packed))[:, None], -1)
+    asked = [(row, at) for row, one in enumerate(packed) for at in one.asked]
+    about = torch.zeros(len(asked), 2 * grid * grid)
+    for i, places in enumerate(places for one in packed for places in one.about):
+        for picture, box in places:
+            about[i, picture * grid * grid + _cell(box, grid)] = 1
+    words = [(row, at, attributes) for row, one in enumerate(packed) for at, attributes in one.words]
+    named = torch.zeros(len(words), 2 * grid * grid)
+    for i, (row, _, attributes) in enumerate(words):
+        for picture, scene in enumerate(packed[row].scenes):
+            for thing in scene.things:
+                if attributes <= {thing.colour, thing.shape, thing.size}:
+                    named[i, picture * grid * grid + _cell(thing.box, grid)] = 1
     return Batch(
         pixels, cells, stacked("ids", 0), rows, stacked("positions", 0), stacked("branches", -1),
         stacked("targets", IGNORED), tuple(tuple(one.tasks) for one in packed),
+        torch.tensor(asked).reshape(-1, 2), about, torch.tensor([word[:2] for word in words]).reshape(-1, 2), named,
     )  # fmt: skip
 
 

@@ -40,27 +40,27 @@ def write_weights(model: QwenVL, folder: Path) -> None:
 
 
 def plot(log: Path, target: Path) -> None:
-    """The losses of both stages, and the share of held-out questions answered right, over the steps."""
+    """The losses of all stages, and the share of held-out questions answered right, over the steps."""
     from matplotlib import pyplot
 
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
     offset = 0
     for stage in dict.fromkeys(row["stage"] for row in rows):
         own = [row for row in rows if row["stage"] == stage]
-        for name in ("cells", "answers"):
-            known = [row for row in own if name in row]
+        for row in own:
+            row["at"] = offset + row["step"]
+        offset = max(row["at"] for row in own)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
+    for name in ("cells", "answers"):
+        for stage in dict.fromkeys(row["stage"] for row in rows):
+            known = [row for row in rows if row["stage"] == stage and name in row]
             if known:
-                steps = [row["step"] + offset for row in known]
-                left.plot(steps, [row[name] for row in known], label=f"{name} ({stage})")
-        if stage != "answers":
-            offset += max(row["step"] for row in own)
+                left.plot([row["at"] for row in known], [row[name] for row in known], label=f"{name} ({stage})")
     left.set(xlabel="step", ylabel="loss", yscale="log", title="training loss")
-    left.legend()
-    judged = [row for row in rows if any(name.startswith("right_") for name in row)]
-    for name in sorted({name for row in judged for name in row if name.startswith("right_")}):
-        own = [row for row in judged if name in row]
-        right.plot([row["step"] + offset for row in own], [row[name] for row in own], label=name[6:])
+    left.legend(fontsize="small")
+    for name in sorted({name for row in rows for name in row if name.startswith("right_")}):
+        known = [row for row in rows if name in row]
+        right.plot([row["at"] for row in known], [row[name] for row in known], label=name.removeprefix("right_"))
     right.set(xlabel="step", ylabel="share", ylim=(0, 1.02), title="held-out answers right to the token")
     right.legend(fontsize="small")
     for axes in (left, right):

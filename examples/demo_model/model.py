@@ -90,8 +90,20 @@ class QwenVL(nn.Module):
             if name.endswith("c_proj.weight"):
                 nn.init.normal_(weight, std=(2 * sizes.layers * weight.shape[1]) ** -0.5)
 
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [batch, 1, seq, head_dim/2] of positions [batch, seq]."""
+        dim = self.sizes.hidden // self.sizes.heads
+        angles = positions[:, None, :, None] * 10000.0 ** (-torch.arange(0, dim, 2) / dim)
+        return angles.cos(), angles.sin()
+
     def hidden(self, ids: Tensor, features: Tensor, rows: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Final-norm output [batch, seq, hidden].
+        """Final-norm output [batch, seq, hidden]; arguments as of `states`."""
+        return self.states(ids, features, rows, positions, mask)[0]
+
+    def states(
+        self, ids: Tensor, features: Tensor, rows: Tensor, positions: Tensor, mask: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Final-norm output, and the residual stream behind each layer; all [batch, seq, hidden].
 
         Args:
             ids: [batch, seq].
@@ -100,13 +112,12 @@ class QwenVL(nn.Module):
             positions: of the rotary embedding [batch, seq].
             mask: which positions each may see, bool [batch, 1, seq, seq].
         """
-        body, dim = self.transformer, self.sizes.hidden // self.sizes.heads
+        body = self.transformer
         image = functional.embedding(rows.clamp(min=0), features)
         x = torch.where((rows >= 0)[..., None], image, body.wte(ids))
-        frequencies = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
-        angles = positions[:, None, :, None] * frequencies
-        rotary = angles.cos(), angles.sin()
+        rotary = self.rotary(positions)
+        behind = []
         for layer in body.h:
             x = layer(x, rotary, mask)
-        out: Tensor = body.ln_f(x)
-        return out
+            behind.append(x)
+        return body.ln_f(x), *behind

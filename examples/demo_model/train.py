@@ -5,7 +5,11 @@
 1. `pictures`: vision encoder and resampler learn what each cell of the picture shows (colour, shape, size, box), from
    small heads that are thrown away. A dense target teaches them far faster than answers do.
 2. `letters`: the same, and the letters of printed text.
-3. `answers`: the whole model learns to answer, several questions about each picture at once, the heads still beside it.
+3. `answers`: the decoder learns to answer, several questions about each picture at once. What sees goes on learning,
+   ten times slower: a decoder that knows nothing yet sends back gradients that would spoil it.
+4. `questions`: the same, but a short answer counts nearly as much as a long one (by tokens, captions and boxes are nine
+   tenths of the answers, and a "left" or a "red" is hardly heard beside them), and the decoder is shown where to look
+   (`pointing.py`): at what a "red circle" names, and at what the question is about.
 
 Every `--save-every` steps the run is stored; the same command goes on where it was stopped. At the end RUN_FOLDER/
 checkpoint is a Qwen-VL-Chat checkpoint in the official layout (bf16), loss.png the curve, log.jsonl the figures.
@@ -16,7 +20,6 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +32,10 @@ from evaluation.scenes.scene import COLOURS, SHAPES, SIZES
 from examples.demo_model.batches import CHARACTERS, IGNORED, LETTERS_PER_CELL, MAX_CHARACTERS, Batch, Batches, Cells
 from examples.demo_model.checkpoint import plot, write_config, write_weights
 from examples.demo_model.model import QwenVL
+from examples.demo_model.pointing import pointing_loss
 from examples.demo_model.sizes import Sizes
+
+_STEPS = {"picture": 1000, "letter": 800, "answer": 3600, "question": 2000}
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,16 @@ class Stage:
 
     name: str
     steps: int
+    horizon: int  # steps over which the rate would fall to its end
     sequences: int  # per batch
     tokens: int  # per sequence; 0: pictures only
     peak_rate: float
     warmup: int
     heads_weight: float
+    seeing_rate: float  # of vision, resampler and heads, as a share of the decoder's
     letters: bool
+    pointing: float  # weight of telling what a question is about
+    evenness: float  # 0: every token of an answer counts the same; 1: every answer, long or short
     seed: int
 
 
@@ -88,8 +98,12 @@ class Run:
         torch.manual_seed(seed)
         self.folder, self.stages = folder, stages
         self.model, self.heads = QwenVL(sizes), Heads(sizes.hidden)
-        self.visual, self.hidden = torch.compile(self.model.transformer.visual), torch.compile(self.model.hidden)
-        self.parameters = [p for p in (*self.model.parameters(), *self.heads.parameters()) if p.requires_grad]
+        self.visual, self.states = torch.compile(self.model.transformer.visual), torch.compile(self.model.states)
+        seeing = [*self.model.transformer.visual.parameters(), *self.heads.parameters()]
+        known = {id(p) for p in seeing}
+        speaking = [p for p in self.model.parameters() if id(p) not in known]
+        self._groups = [[p for p in group if p.requires_grad] for group in (seeing, speaking)]
+        self.parameters = [p for group in self._groups for p in group]
         self.stage, self.step = 0, 0
         self.begin_stage()
         self._state = folder / "state.pt"
@@ -98,9 +112,11 @@ class Run:
 
     def begin_stage(self) -> None:
         """A fresh optimizer: what an earlier stage knew of its gradients says nothing of this one's."""
-        decayed = [p for p in self.parameters if p.dim() > 1]
-        plain = [p for p in self.parameters if p.dim() <= 1]
-        groups = [{"params": decayed, "weight_decay": 0.03}, {"params": plain, "weight_decay": 0.0}]
+        groups = [
+            {"params": [p for p in own if (p.dim() > 1) == decayed], "weight_decay": 0.03 * decayed, "seeing": seeing}
+            for own, seeing in zip(self._groups, (True, False), strict=True)
+            for decayed in (True, False)
+        ]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
     def save(self) -> None:
@@ -128,15 +144,19 @@ def loss_of(run: Run, batch: Batch, stage: Stage) -> tuple[Tensor, dict[str, flo
     seen = run.heads.loss(features, batch.cells, letters=stage.letters)
     if not stage.tokens:
         return seen, {"cells": seen.item()}
-    answered = functional.cross_entropy(*logits_of(run.model, run.hidden, batch, features))
-    return answered + stage.heads_weight * seen, {"answers": answered.item(), "cells": seen.item()}
+    hidden, *behind = run.states(batch.ids, features.flatten(0, 1), batch.rows, batch.positions, batch.mask())
+    losses = functional.cross_entropy(*logits_of(run.model, batch, hidden), reduction="none")
+    weights = batch.answer_lengths() ** -stage.evenness
+    answered = (weights * losses).sum() / weights.sum()
+    total, parts = answered + stage.heads_weight * seen, {"answers": answered.item(), "cells": seen.item()}
+    if stage.pointing:
+        pointed = pointing_loss(run.model, behind, batch)
+        total, parts["pointing"] = total + stage.pointing * pointed, pointed.item()
+    return total, parts
 
 
-def logits_of(
-    model: QwenVL, run_decoder: Callable[..., Tensor], batch: Batch, features: Tensor
-) -> tuple[Tensor, Tensor]:
+def logits_of(model: QwenVL, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and targets of the positions where an answer is learnt."""
-    hidden = run_decoder(batch.ids, features.flatten(0, 1), batch.rows, batch.positions, batch.mask())
     learnt = batch.targets != IGNORED
     return model.lm_head(hidden[learnt]), batch.targets[learnt]
 
@@ -145,7 +165,7 @@ def rate_at(stage: Stage, step: int) -> float:
     """Linear warm-up, then a cosine down to a fiftieth."""
     if step < stage.warmup:
         return stage.peak_rate * (step + 1) / stage.warmup
-    done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+    done = (step - stage.warmup) / max(1, stage.horizon - stage.warmup)
     return stage.peak_rate * (0.02 + 0.98 * (1 + math.cos(math.pi * min(done, 1))) / 2)
 
 
@@ -160,7 +180,7 @@ def train_stage(run: Run, stage: Stage, checkpoint: Path, arguments: argparse.Na
     recent: dict[str, list[float]] = defaultdict(list)
     for batch in loader:
         for group in run.optimizer.param_groups:
-            group["lr"] = rate_at(stage, run.step)
+            group["lr"] = rate_at(stage, run.step) * (stage.seeing_rate if group["seeing"] else 1)
         loss, parts = loss_of(run, batch, stage)
         run.optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -184,7 +204,9 @@ def right_answers(model: QwenVL, batches: list[Batch]) -> dict[str, float]:
     """Share of held-out questions whose every answer token is the likeliest, per task."""
     hits: dict[str, list[float]] = defaultdict(list)
     for batch in batches:
-        logits, targets = logits_of(model, model.hidden, batch, model.transformer.visual(batch.pixels))
+        features = model.transformer.visual(batch.pixels).flatten(0, 1)
+        hidden = model.hidden(batch.ids, features, batch.rows, batch.positions, batch.mask())
+        logits, targets = logits_of(model, batch, hidden)
         learnt = batch.targets != IGNORED
         wrong = torch.zeros(batch.targets.shape, dtype=torch.bool)
         wrong[learnt] = logits.argmax(-1) != targets
@@ -206,9 +228,8 @@ def report(run: Run, stage: Stage, figures: dict[str, float], seconds: float) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--picture-steps", type=int, default=1000)
-    parser.add_argument("--letter-steps", type=int, default=600)
-    parser.add_argument("--answer-steps", type=int, default=2000)
+    for name, steps in _STEPS.items():
+        parser.add_argument(f"--{name}-steps", type=int, default=steps)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log-every", type=int, default=20)
     parser.add_argument("--save-every", type=int, default=200)
@@ -216,10 +237,13 @@ def main() -> None:
     sizes, checkpoint = Sizes(), arguments.folder / "checkpoint"
     checkpoint.mkdir(parents=True, exist_ok=True)
     write_config(checkpoint, sizes)
+    first, letters, answers, last = (getattr(arguments, f"{name}_steps") for name in _STEPS)
+    seed = arguments.seed
     stages = (
-        Stage("pictures", arguments.picture_steps, 48, 0, 2e-3, 100, 1.0, False, 1000 + arguments.seed),
-        Stage("letters", arguments.letter_steps, 48, 0, 1.5e-3, 50, 1.0, True, 3000 + arguments.seed),
-        Stage("answers", arguments.answer_steps, 12, 384, 1.5e-3, 150, 0.2, True, 2000 + arguments.seed),
+        Stage("pictures", first, first, 48, 0, 2e-3, 100, 1.0, 1.0, False, 0, 0, 1000 + seed),
+        Stage("letters", letters, letters, 48, 0, 1.5e-3, 50, 1.0, 1.0, True, 0, 0, 3000 + seed),
+        Stage("answers", answers, answers * 25 // 18, 12, 384, 1.5e-3, 150, 0.3, 0.1, True, 0, 0, 2000 + seed),
+        Stage("questions", last, last, 12, 384, 1e-3, 100, 0.3, 0.1, True, 0.5, 0.75, 4000 + seed),
     )
     run = Run(arguments.folder, sizes, stages, arguments.seed)
     count = sum(p.numel() for p in run.model.parameters())
