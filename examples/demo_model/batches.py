@@ -58,9 +58,10 @@ class Batch:
     branches: Tensor  # [batch, seq]: 0 the shared beginning, 1… a question, −1 padding
     targets: Tensor  # [batch, seq]: the next id where an answer is learnt, else IGNORED
     tasks: tuple[tuple[str, ...], ...]  # of each question of each sequence
-    asked: Tensor  # [questions, 2]: row and position from which each last answer is begun
-    about: Tensor  # [questions, 2·cells] fp32: 1 for the cells of either picture that the question is about
+    asked: Tensor  # [n, 2]: row and position from which each last answer is begun, and those within its boxes
+    about: Tensor  # [n, 2·cells] fp32: 1 for the cells of either picture that the question, or the box, is about
     words: Tensor  # [words, 2]: row and position of each token that names a thing, or begins to
+    pairs: Tensor  # [relations, 4]: row and position as in `asked`, and the last word of the first and second name
     named: Tensor  # [words, 2·cells] fp32: 1 for the cells of the things that are named so far
 
     def mask(self) -> Tensor:
@@ -150,6 +151,7 @@ class _Packed:
         self.asked: list[int] = []
         self.about: list[tuple[tuple[int, Box], ...]] = []
         self.words: list[tuple[int, Attributes]] = []
+        self.pairs: list[tuple[int, int, int]] = []
 
     def add(self, question: Question, batches: Batches, max_tokens: int) -> bool:
         """A branch, if it fits; every answer in it is learnt, up to the token that ends it."""
@@ -166,19 +168,39 @@ class _Packed:
         if len(self.ids) + len(ids) - self.shared > max_tokens:
             return False
         self.tasks.append(question.task)
-        self.asked.append(len(self.ids) + len(asked) - self.shared - 1)
+        begins = len(self.ids) + len(asked) - self.shared - 1
+        self.asked.append(begins)
         self.about.append(question.about)
+        self._point_boxes(ids[self.shared :], question.about)
         named: Attributes = frozenset()  # "small red circle": each word adds to those before it
+        ends: list[int] = []  # of the names in the question
         for at, token in enumerate(ids[self.shared :], len(self.ids)):
-            named = named | batches.attributes[token] if token in batches.attributes else frozenset()
+            following = named | batches.attributes[token] if token in batches.attributes else frozenset()
+            if named and not following and at <= begins:
+                ends.append(at - 1)
+            named = following
             if named:
                 self.words.append((at, named))
+        if question.task == "relation" and len(ends) == 2:
+            self.pairs.append((begins, ends[0], ends[1]))
         self.ids += ids[self.shared :]
         self.targets += targets[self.shared :]
         self.positions += range(self.shared, len(ids))
         self.branches += [len(self.tasks)] * (len(ids) - self.shared)
         self.rows += [-1] * (len(ids) - self.shared)
         return True
+
+    def _point_boxes(self, branch: list[int], about: tuple[tuple[int, Box], ...]) -> None:
+        """Every position within the k-th box of a branch is about the k-th place."""
+        inside, count = False, 0
+        for at, token in enumerate(branch, len(self.ids)):
+            if token == self._tokenizer.special["<box>"]:
+                inside, count = True, count + 1
+            elif token == self._tokenizer.special["</box>"]:
+                inside = False
+            if inside and about:
+                self.asked.append(at)
+                self.about.append((about[min(count, len(about)) - 1],))
 
 
 def attributes_of(tokenizer: Tokenizer, vocab_size: int) -> dict[int, Attributes]:
@@ -223,7 +245,8 @@ def _padded(
     return Batch(
         pixels, cells, stacked("ids", 0), rows, stacked("positions", 0), stacked("branches", -1),
         stacked("targets", IGNORED), tuple(tuple(one.tasks) for one in packed),
-        torch.tensor(asked).reshape(-1, 2), about, torch.tensor([word[:2] for word in words]).reshape(-1, 2), named,
+        torch.tensor(asked).reshape(-1, 2), about, torch.tensor([word[:2] for word in words]).reshape(-1, 2),
+        torch.tensor([(row, *pair) for row, one in enumerate(packed) for pair in one.pairs]).reshape(-1, 4), named,
     )  # fmt: skip
 
 

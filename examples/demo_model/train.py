@@ -35,25 +35,25 @@ from examples.demo_model.model import QwenVL
 from examples.demo_model.pointing import pointing_loss
 from examples.demo_model.sizes import Sizes
 
-_STEPS = {"picture": 1000, "letter": 800, "answer": 3600, "question": 2000}
+_STEPS = {"picture": 1000, "letter": 800, "answer": 3600, "question": 1700}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One part of the training."""
 
     name: str
     steps: int
-    horizon: int  # steps over which the rate would fall to its end
+    horizon: float = 1.0  # the rate would fall to its end in this many times the steps
     sequences: int  # per batch
-    tokens: int  # per sequence; 0: pictures only
+    tokens: int = 0  # per sequence; 0: pictures only
     peak_rate: float
     warmup: int
-    heads_weight: float
-    seeing_rate: float  # of vision, resampler and heads, as a share of the decoder's
-    letters: bool
-    pointing: float  # weight of telling what a question is about
-    evenness: float  # 0: every token of an answer counts the same; 1: every answer, long or short
+    seeing_rate: float = 1.0  # of vision, resampler and heads, as a share of the decoder's
+    heads_weight: float = 1.0
+    letters: bool = True
+    pointing: float = 0.0  # weight of being shown where to look
+    evenness: float = 0.0  # 0: every token of an answer counts the same; 1: every answer, long or short
     seed: int
 
 
@@ -165,7 +165,7 @@ def rate_at(stage: Stage, step: int) -> float:
     """Linear warm-up, then a cosine down to a fiftieth."""
     if step < stage.warmup:
         return stage.peak_rate * (step + 1) / stage.warmup
-    done = (step - stage.warmup) / max(1, stage.horizon - stage.warmup)
+    done = (step - stage.warmup) / max(1, stage.horizon * stage.steps - stage.warmup)
     return stage.peak_rate * (0.02 + 0.98 * (1 + math.cos(math.pi * min(done, 1))) / 2)
 
 
@@ -225,6 +225,25 @@ def report(run: Run, stage: Stage, figures: dict[str, float], seconds: float) ->
         log.write(json.dumps({"stage": stage.name, "step": run.step, **figures}) + "\n")
 
 
+def stages_of(arguments: argparse.Namespace) -> tuple[Stage, ...]:
+    first, letters, answers, last = (getattr(arguments, f"{name}_steps") for name in _STEPS)
+    seed = arguments.seed
+    return (
+        Stage(
+            name="pictures", steps=first, sequences=48, peak_rate=2e-3, warmup=100, letters=False, seed=1000 + seed
+        ),
+        Stage(name="letters", steps=letters, sequences=48, peak_rate=1.5e-3, warmup=50, seed=3000 + seed),
+        Stage(
+            name="answers", steps=answers, horizon=25 / 18, sequences=12, tokens=384, peak_rate=1.5e-3, warmup=150,
+            heads_weight=0.3, seeing_rate=0.1, seed=2000 + seed,
+        ),
+        Stage(
+            name="questions", steps=last, sequences=12, tokens=384, peak_rate=1.2e-3, warmup=80, heads_weight=0.3,
+            seeing_rate=0.1, pointing=0.5, evenness=0.75, seed=4000 + seed,
+        ),
+    )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -237,14 +256,7 @@ def main() -> None:
     sizes, checkpoint = Sizes(), arguments.folder / "checkpoint"
     checkpoint.mkdir(parents=True, exist_ok=True)
     write_config(checkpoint, sizes)
-    first, letters, answers, last = (getattr(arguments, f"{name}_steps") for name in _STEPS)
-    seed = arguments.seed
-    stages = (
-        Stage("pictures", first, first, 48, 0, 2e-3, 100, 1.0, 1.0, False, 0, 0, 1000 + seed),
-        Stage("letters", letters, letters, 48, 0, 1.5e-3, 50, 1.0, 1.0, True, 0, 0, 3000 + seed),
-        Stage("answers", answers, answers * 25 // 18, 12, 384, 1.5e-3, 150, 0.3, 0.1, True, 0, 0, 2000 + seed),
-        Stage("questions", last, last, 12, 384, 1e-3, 100, 0.3, 0.1, True, 0.5, 0.75, 4000 + seed),
-    )
+    stages = stages_of(arguments)
     run = Run(arguments.folder, sizes, stages, arguments.seed)
     count = sum(p.numel() for p in run.model.parameters())
     print(f"{count:,} parameters on {torch.get_num_threads()} threads", flush=True)

@@ -1,15 +1,17 @@
 """The trainable model is the exporter's: same parameters, same arithmetic; its batches say what the prompts say."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from evaluation.scenes.scene import sample_scene
+from evaluation.scenes.scene import COLOURS, SHAPES, SIZES, sample_scene
 from examples.demo_model.batches import CHARACTERS, IGNORED, Batches, cells_of
 from examples.demo_model.checkpoint import write_config, write_weights
 from examples.demo_model.model import QwenVL
+from examples.demo_model.pointing import pointing_loss
 from examples.demo_model.sizes import Sizes
 from exporter.checkpoint import Checkpoint
 from models.family import family
@@ -109,3 +111,55 @@ def test_cells_say_where_things_and_letters_are() -> None:
         spelled = "" if scene.writing is None else scene.writing.text
         assert sorted(CHARACTERS[code] for code in letters) == sorted(spelled)
         assert (cells.has_text[i].sum() > 0) == (scene.writing is not None)
+
+
+def test_names_point_at_what_they_name(untrained: tuple[Path, QwenVL]) -> None:
+    """The cells of "small red circle" hold nothing but small red circles; those of a box are where it says."""
+    folder, _ = untrained
+    tokenizer = tokenizer_of(folder)
+    batch = Batches(folder, 1, 4, 4, 384, "train")[0]
+    colours, shapes, sizes = list(COLOURS), SHAPES, SIZES
+    complete = 0
+    for (row, at), named in zip(batch.words.tolist(), batch.named, strict=True):
+        word = tokenizer.decode([int(batch.ids[row, at])]).strip()
+        for cell in torch.nonzero(named)[:, 0].tolist():
+            kinds = batch.cells.kinds[row, cell].tolist()
+            seen = {colours[kinds[0]], shapes[kinds[1]], sizes[kinds[2]]}
+            complete += word in seen
+            assert word not in {*colours, *shapes, *sizes} or word in seen
+    assert complete > 20
+    begins = set(map(tuple, batch.asked.tolist()))
+    boxes = 0
+    for (row, at), about in zip(batch.asked.tolist(), batch.about, strict=True):
+        if batch.ids[row, at] == tokenizer.special["<box>"]:
+            text = tokenizer.decode(batch.ids[row, at : at + 30].tolist())
+            found = re.match(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>", text)
+            assert found is not None
+            left, top, right, bottom = (int(number) / 1000 for number in found.groups())
+            cell = int((top + bottom) / 2 * 8) * 8 + int((left + right) / 2 * 8)
+            assert torch.nonzero(about)[:, 0].tolist() == [cell]
+            boxes += 1
+    assert boxes > 5
+    assert len(batch.pairs) > 2 and all((row, at) in begins for row, at, _, _ in batch.pairs.tolist())
+    for row, at, first, second in batch.pairs.tolist():
+        assert first < second < at and batch.branches[row, first] == batch.branches[row, at]
+
+
+def test_pointing_sees_where_the_attention_is(untrained: tuple[Path, QwenVL]) -> None:
+    """The loss is the attention's: it falls when a head is taught, and nothing else is."""
+    folder, _ = untrained
+    torch.manual_seed(0)
+    model = QwenVL(Sizes())
+    batch = Batches(folder, 1, 4, 2, 384, "train")[0]
+    features = model.transformer.visual(batch.pixels).flatten(0, 1)
+    taught = [model.transformer.h[layer].attn.c_attn.weight for layer in (1, 2, 3)]
+    optimizer = torch.optim.Adam(taught, 3e-3)
+    losses = []
+    for _ in range(6):
+        _, *behind = model.states(batch.ids, features, batch.rows, batch.positions, batch.mask())
+        loss = pointing_loss(model, behind, batch)
+        optimizer.zero_grad()
+        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.8 * losses[0]
