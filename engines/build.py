@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from bundle.entries import Profile
 from bundle.errors import IncompatibleError, ResourceError, UnsupportedError
-from engines.profiles import Profile
 
 BACKENDS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # Said of every int64 input of ours; they are bound as int64.

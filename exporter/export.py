@@ -10,8 +10,9 @@ from time import perf_counter
 from typing import Protocol
 
 from bundle.config import Limits, ModelConfig
+from bundle.entries import GraphEntry
 from bundle.errors import IncompatibleError, UsageError
-from bundle.manifest import SCHEMA, GraphEntry, Manifest, Source
+from bundle.manifest import SCHEMA, Manifest, Source
 from bundle.signature import Component, Precision
 from bundle.staging import require_room, staging_folder
 from bundle.store import Bundle, file_entry, graph_paths, publish_graphs, publish_new
