@@ -13,6 +13,7 @@ from bundle.errors import StorageError, VlmTrtError
 PRECISIONS = click.Choice(["fp32", "fp16", "bf16"])
 COMPONENTS = click.Choice(["vision_encoder", "resampler", "decoder"])
 BACKENDS = click.Choice(["auto", "cuda", "cpu"])
+BUILDERS = click.Choice(["tensorrt", "tensorrt-rtx"])
 FOLDER = click.Path(path_type=Path)
 
 
@@ -77,6 +78,36 @@ def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
     from commands.export import run
 
     run(checkpoint, bundle, **options)
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--backend", type=BUILDERS, help="The builder.  [default: the one installed, tensorrt of both]")
+@click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: fp16, bf16, fp32, the first there]")
+@click.option("--component", "components", type=COMPONENTS, multiple=True, help="Only this engine; may be repeated.")
+@click.option(
+    "--target", default="native", show_default=True, help="GPUs to build for: native, or sm89,sm120 and the like."
+)
+@click.option("--max-batch", type=click.IntRange(min=1), help="Sequences at once.  [default: the bundle's]")
+@click.option("--max-images", type=click.IntRange(min=1), help="Pictures per run.  [default: the bundle's]")
+@click.option("--timing-cache", type=FOLDER, help="Kernel timings kept across builds.  [default: in ~/.cache/vlm-trt]")
+@click.option("--optimization-level", type=click.IntRange(0, 5), help="Build effort.  [default: the builder's]")
+@click.option("--workspace-gib", type=click.FloatRange(min=0, min_open=True), help="Device memory kernels may use.")
+@click.option("--weight-streaming", is_flag=True, help="Keep weights on the host and stream them to the GPU.")
+def build(bundle: Path, **options: Any) -> None:
+    """Compile BUNDLE's graphs into TensorRT engines.
+
+    TensorRT-RTX builds without a GPU for the compute capabilities it knows; TensorRT for the GPU here. The engines
+    join the bundle; verify runs them on their GPU.
+
+    \b
+    Example:
+      vlm-trt build bundle --precision fp16
+      vlm-trt build bundle --backend tensorrt-rtx --target sm89,sm120
+    """
+    from commands.build import run
+
+    run(bundle, **options)
 
 
 @main.command()
