@@ -8,14 +8,20 @@ import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
 
 from bundle.entries import Profile
 from bundle.errors import ResourceError, UnsupportedError
 from bundle.staging import storage_errors
 from engines.backend import Logger, create_network, load_backend, progress_monitor, set_target
+from engines.memory import PeakMemory
 from engines.timing_cache import TimingCache
 
 
@@ -40,7 +46,7 @@ class Built:
     layers: dict[str, int]  # layer type → how many, of the network as parsed
     weights: dict[str, int]  # dtype → bytes
     seconds: float
-    peak_ram_bytes: int  # of the whole process
+    peak_ram_bytes: int  # of the process, without mapped files
 
 
 def build_engine(
@@ -68,28 +74,34 @@ def build_engine(
     logger = Logger(trt)
     builder = trt.Builder(logger.instance)
     network = create_network(trt, builder)
-    parser = trt.OnnxParser(network, logger.instance)
-    if not parser.parse_from_file(str(graph)):
-        errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise UnsupportedError(f"{graph} does not parse in {options.backend} {trt.__version__}: {errors}")
-    _allow_decomposition(trt, network)
-    layers, weights = described(trt, network)
-    config = builder.create_builder_config()
-    cache = _configure(trt, config, options, report)
-    for profile in profiles:
-        config.add_optimization_profile(_profile(builder, network, profile))
-    with storage_errors(plan), plan.open("wb") as file:
-        writer = _Writer(trt, file)
-        whole = writer.serialize(builder, network, config)
-    complaints = logger.complaints()
-    what = f"{graph} does not build in {options.backend} {trt.__version__} for {options.target}"
-    if not whole:
-        message = f"{what}: {'; '.join(complaints) or 'no reason given'}"
-        raise (ResourceError if "memory" in message.lower() else UnsupportedError)(message)
-    if complaints:
-        raise UnsupportedError(f"{graph} built with complaints, so the engine may be wrong: {'; '.join(complaints)}")
+    with PeakMemory() as memory:
+        parser = trt.OnnxParser(network, logger.instance)
+        mapped = _parse(trt, parser, graph, options)
+        _allow_decomposition(trt, network)
+        layers, weights = described(trt, network)
+        config = builder.create_builder_config()
+        cache = _configure(trt, config, options, report)
+        for profile in profiles:
+            config.add_optimization_profile(_profile(builder, network, profile))
+        with storage_errors(plan), plan.open("wb") as file:
+            writer = _Writer(trt, file)
+            whole = writer.serialize(builder, network, config)
+        del network, parser, mapped  # in this order: each refers to the next
+    _require_clean(f"{graph} in {options.backend} {trt.__version__} for {options.target}", whole, logger.complaints())
     cache.store()
-    return Built(writer.size, writer.sha256, layers, weights, perf_counter() - started, peak_ram_bytes())
+    return Built(writer.size, writer.sha256, layers, weights, perf_counter() - started, memory.bytes)
+
+
+def _require_clean(what: str, whole: bool, complaints: Sequence[str]) -> None:
+    """
+    Raises:
+        UnsupportedError, ResourceError: there is no engine, or one with complaints.
+    """
+    reasons = "; ".join(complaints) or "no reason given"
+    if not whole:
+        raise (ResourceError if "memory" in reasons.lower() else UnsupportedError)(f"{what} does not build: {reasons}")
+    if complaints:
+        raise UnsupportedError(f"{what} built with complaints, so the engine may be wrong: {reasons}")
 
 
 def described(trt: Any, network: Any) -> tuple[dict[str, int], dict[str, int]]:
@@ -98,29 +110,48 @@ def described(trt: Any, network: Any) -> tuple[dict[str, int], dict[str, int]]:
     weights: dict[str, int] = {}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        name = layer.type.name
-        layers[name] = layers.get(name, 0) + 1
+        layers[layer.type.name] = layers.get(layer.type.name, 0) + 1
         if layer.type == trt.LayerType.CONSTANT:
             tensor = layer.get_output(0)
-            count = 1
-            for extent in tensor.shape:
-                count *= extent
-            dtype = tensor.dtype.name.lower()
-            weights[dtype] = weights.get(dtype, 0) + -(-count * _bits(tensor.dtype) // 8)
+            _count(weights, tensor.dtype, prod(tensor.shape))
+        elif layer.type == trt.LayerType.CONVOLUTION:  # the only layer of ours that holds weights itself
+            layer.__class__ = trt.IConvolutionLayer
+            for held in (layer.kernel, layer.bias):
+                _count(weights, layer.get_output(0).dtype, held.size)
     return dict(sorted(layers.items())), dict(sorted(weights.items()))
 
 
-def _bits(dtype: Any) -> int:
-    size = getattr(dtype, "itemsize", None)
-    return {"FLOAT": 32, "INT32": 32, "HALF": 16, "BF16": 16, "INT64": 64, "INT4": 4, "FP4": 4}.get(
-        dtype.name, 8 * int(size or 1)
-    )
+def _count(weights: dict[str, int], dtype: Any, elements: int) -> None:
+    if elements:
+        name = dtype.name.lower()
+        bits = {"float": 32, "int32": 32, "half": 16, "bf16": 16, "int64": 64, "int4": 4, "fp4": 4}.get(name, 8)
+        weights[name] = weights.get(name, 0) + -(-elements * bits // 8)
 
 
-def peak_ram_bytes() -> int:
-    """The most memory that this process has held at once."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+def _parse(trt: Any, parser: Any, graph: Path, options: BuildOptions) -> Any:
+    """Fills the network; returns the mapped weights, which must live as long as it.
+
+    The parser would read external weights into memory; given their addresses in the mapped file it copies nothing.
+    """
+    what = f"{graph} does not parse in {options.backend} {trt.__version__}"
+    try:
+        model = onnx.load(graph, load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise UnsupportedError(f"{what}: it is no ONNX file ({error}); export it again") from None
+    mapped: dict[Path, Any] = {}
+    whole = parser.load_model_proto(graph.read_bytes(), str(graph))
+    for tensor in model.graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if whole and place:
+            file = graph.parent / place["location"]
+            weights = mapped.setdefault(file, np.memmap(file, np.uint8, "r"))
+            length = int(place["length"])
+            address = weights[int(place.get("offset", 0)) :][:length].ctypes.data
+            whole = parser.load_initializer(tensor.name, address, length)
+    if not (whole and parser.parse_model_proto()):
+        errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise UnsupportedError(f"{what}: {errors or 'no reason given'}")
+    return mapped
 
 
 def _configure(trt: Any, config: Any, options: BuildOptions, report: Callable[[float], None]) -> TimingCache:
