@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -107,7 +108,10 @@ def create_network(trt: Any, builder: Any) -> Any:
 
 
 class Logger:
-    """Collects what the parser and the builder say at warning level or above."""
+    """Collects what the parser and the builder say at warning level or above.
+
+    One per process: a second logger would be ignored as long as a builder of the first lives, and complaints lost.
+    """
 
     def __init__(self, trt: Any) -> None:
         lines: list[str] = []
@@ -123,8 +127,18 @@ class Logger:
         self.instance = Collector()
         self._lines = lines
 
+    def forget(self) -> None:
+        """What was said so far belongs to an earlier build."""
+        self._lines.clear()
+
     def complaints(self) -> list[str]:
         return [line for line in self._lines if not all(part in line for part in _HARMLESS)]
+
+
+@cache
+def logger_of(trt: Any) -> Logger:
+    """The process's logger for that module."""
+    return Logger(trt)
 
 
 def progress_monitor(trt: Any, report: Callable[[float], None]) -> Any:

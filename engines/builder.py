@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from bundle.entries import Profile
 from bundle.errors import ResourceError, UnsupportedError
 from bundle.staging import storage_errors
-from engines.backend import Logger, create_network, load_backend, progress_monitor, set_target
+from engines.backend import create_network, load_backend, logger_of, progress_monitor, set_target
 from engines.memory import PeakMemory
 from engines.timing_cache import TimingCache
 
@@ -71,7 +71,8 @@ def build_engine(
     """
     started = perf_counter()
     trt = load_backend(options.backend)
-    logger = Logger(trt)
+    logger = logger_of(trt)
+    logger.forget()
     builder = trt.Builder(logger.instance)
     network = create_network(trt, builder)
     with PeakMemory() as memory:
@@ -87,21 +88,23 @@ def build_engine(
             writer = _Writer(trt, file)
             whole = writer.serialize(builder, network, config)
         del network, parser, mapped  # in this order: each refers to the next
-    _require_clean(f"{graph} in {options.backend} {trt.__version__} for {options.target}", whole, logger.complaints())
+    _require_clean(graph, f"{options.backend} {trt.__version__} for {options.target}", whole, logger.complaints())
     cache.store()
     return Built(writer.size, writer.sha256, layers, weights, perf_counter() - started, memory.bytes)
 
 
-def _require_clean(what: str, whole: bool, complaints: Sequence[str]) -> None:
+def _require_clean(graph: Path, where: str, whole: bool, complaints: Sequence[str]) -> None:
     """
     Raises:
         UnsupportedError, ResourceError: there is no engine, or one with complaints.
     """
     reasons = "; ".join(complaints) or "no reason given"
     if not whole:
-        raise (ResourceError if "memory" in reasons.lower() else UnsupportedError)(f"{what} does not build: {reasons}")
+        raise (ResourceError if "memory" in reasons.lower() else UnsupportedError)(
+            f"{graph} does not build in {where}: {reasons}"
+        )
     if complaints:
-        raise UnsupportedError(f"{what} built with complaints, so the engine may be wrong: {reasons}")
+        raise UnsupportedError(f"{graph} built with complaints in {where}, so the engine may be wrong: {reasons}")
 
 
 def described(trt: Any, network: Any) -> tuple[dict[str, int], dict[str, int]]:

@@ -11,7 +11,7 @@ from bundle.digests import sha256_of
 from bundle.errors import IncompatibleError, StorageError, UnsupportedError
 from bundle.signature import Component, Precision
 from bundle.store import Bundle
-from engines.backend import Device, Logger, default_backend, load_backend, require_target
+from engines.backend import Device, default_backend, load_backend, logger_of, require_target
 from engines.builder import BuildOptions, build_engine
 from engines.profiles import profiles
 from engines.timing_cache import TimingCache, require_writable
@@ -104,7 +104,7 @@ def test_how_far_a_build_is_only_grows_and_ends_near_the_whole(exported: Callabl
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorRT-RTX keeps the calls, and does nothing in them
 def test_timings_are_stored_whole_and_damaged_ones_replaced(tmp_path: Path) -> None:
     trt = load_backend("tensorrt-rtx")
-    config = trt.Builder(Logger(trt).instance).create_builder_config()
+    config = trt.Builder(logger_of(trt).instance).create_builder_config()
     path = tmp_path / "cache" / "timings"
     require_writable(path)
     for content in (None, b"", b"garbage"):
