@@ -81,6 +81,29 @@ def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("path", metavar="BUNDLE|CHECKPOINT", type=FOLDER)
+@click.option("--precision", type=PRECISIONS, help="What must fit.  [default: fp16]")
+@click.option("--max-seq-tokens", type=click.IntRange(min=64), help="Cache length.  [default: the export's]")
+@click.option("--max-batch", type=click.IntRange(min=1), help="Sequences at once.  [default: the export's]")
+@click.option("--gpu", help="A GPU it must fit, such as L4 or A100-80GB.")
+@click.option("--ram-gib", type=click.FloatRange(min=0), help="Of the host that builds.  [default: this one's]")
+@click.option("--disk-gib", type=click.FloatRange(min=0), help="Free there.  [default: what is free here]")
+@click.option("--json", "as_json", is_flag=True, help="Print the estimates as JSON.")
+def plan(path: Path, **options: Any) -> None:
+    """Say what export, build and deployment will take, before any of it.
+
+    Reads sizes only. Refuses what cannot fit, and names the setting that would.
+
+    \b
+    Example:
+      vlm-trt plan Qwen-VL-Chat --gpu L4 --max-batch 8
+    """
+    from commands.plan import run
+
+    run(path, **options)
+
+
+@main.command()
 @click.argument("bundle", type=FOLDER)
 @click.option("--backend", type=BUILDERS, help="The builder.  [default: the one installed, tensorrt of both]")
 @click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: fp16, bf16, fp32, the first there]")

@@ -80,6 +80,7 @@ def build_engine(
         mapped = _parse(trt, parser, graph, options)
         _allow_decomposition(trt, network)
         layers, weights = described(trt, network)
+        _require_parsed(graph, network, profiles, layers)
         config = builder.create_builder_config()
         cache = _configure(trt, config, options, report)
         for profile in profiles:
@@ -91,6 +92,31 @@ def build_engine(
     _require_clean(graph, f"{options.backend} {trt.__version__} for {options.target}", whole, logger.complaints())
     cache.store()
     return Built(writer.size, writer.sha256, layers, weights, perf_counter() - started, memory.bytes)
+
+
+def _require_parsed(graph: Path, network: Any, profiles: Sequence[Profile], layers: dict[str, int]) -> None:
+    """What the parser made of the graph: every axis that varies is dynamic, every cache is updated in place.
+
+    Raises:
+        UnsupportedError: it is not what the contract says.
+    """
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        ranges = [profile.shapes[tensor.name] for profile in profiles if tensor.name in profile.shapes]
+        for axis, extent in enumerate(tensor.shape):
+            wanted = {extent for shape in ranges for extent in shape[axis]}
+            if extent != -1 and wanted - {extent}:
+                raise UnsupportedError(
+                    f"{graph}: axis {axis} of {tensor.name} is fixed to {extent} in the network, and has to take "
+                    f"{min(wanted)}…{max(wanted)}; export the checkpoint again"
+                )
+    inputs = (network.get_input(i).name for i in range(network.num_inputs))
+    caches = sum(name.startswith("past_key_values.") for name in inputs)
+    if caches != layers.get("KV_CACHE_UPDATE", 0):
+        raise UnsupportedError(
+            f"{graph} has {caches} caches and the network updates {layers.get('KV_CACHE_UPDATE', 0)} of them in place; "
+            "the others would be copied at every step. Export the checkpoint again"
+        )
 
 
 def _require_clean(graph: Path, where: str, whole: bool, complaints: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Real engines of single graphs, built with TensorRT-RTX, and what the builder refuses."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,40 @@ def test_an_input_that_the_parser_drops_is_an_error(exported: Callable[..., Path
     told = replace(known, shapes={**known.shapes, "lengths": ((1, 1, 4),)})
     with pytest.raises(UnsupportedError, match=r"broken\.onnx (does not (parse|build)|built with complaints).*"):
         build_engine(tmp_path / "broken.onnx", (told,), tmp_path / "plan", SM89)
+
+
+def test_what_the_parser_made_of_a_graph_is_looked_at(exported: Callable[..., Path], tmp_path: Path) -> None:
+    """Past the lint: an axis that got fixed, a cache that is written by something else than an update in place."""
+    path = exported("ntk-256", "fp16")
+    manifest = Bundle.open(path).manifest
+    shapes = profiles(Component.DECODER, manifest.model, manifest.limits, Precision.FP16)
+    folder = tmp_path / "graphs"
+    shutil.copytree(path / "graphs" / "fp16", folder)
+    for change, words in (
+        (fix_batch, r"axis 0 of \w+ is fixed to 1 in the network, and has to take 1…3"),
+        (concatenate_cache, "has 4 caches and the network updates 3 of them in place"),
+    ):
+        model = onnx.load(path / "graphs/fp16/decoder.onnx", load_external_data=False)
+        change(model)
+        (folder / "decoder.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(UnsupportedError, match=words):
+            build_engine(folder / "decoder.onnx", shapes, tmp_path / "plan", SM89)
+
+
+def fix_batch(model: onnx.ModelProto) -> None:
+    for value in model.graph.input:
+        if value.name == "logits_index":
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def concatenate_cache(model: onnx.ModelProto) -> None:
+    """The last cache is passed on as it is, where it should be written."""
+    scatter = [node for node in model.graph.node if node.op_type == "TensorScatter"][-1]
+    past, present = scatter.input[0], scatter.output[0]
+    del scatter.input[:], scatter.attribute[:]
+    scatter.op_type = "Identity"
+    scatter.input.append(past)
+    assert scatter.output[0] == present
 
 
 def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
