@@ -121,7 +121,7 @@ def build(bundle: Path, **options: Any) -> None:
     """Compile BUNDLE's graphs into TensorRT engines.
 
     TensorRT-RTX builds without a GPU for the compute capabilities it knows; TensorRT for the GPU here. The engines
-    join the bundle; verify runs them on their GPU.
+    join the bundle as "built, not run".
 
     \b
     Example:

@@ -27,10 +27,8 @@ def run(path: Path, precision: str | None, components: Sequence[str], target: st
     click.echo(
         table([_row(entry) for entry in entries], ("engine", "target", " size", " seconds", " peak RAM", "path"))
     )
-    first = entries[0]
     say(
-        "Built, not run. On a machine with the GPU, next: "
-        f"vlm-trt verify {path} --backend {first.backend} --precision {first.precision}"
+        f"built, not run: no engine is used before it is shown equal to the model; see them with vlm-trt inspect {path}"
     )
 
 

@@ -73,7 +73,7 @@ def _engine_state(manifest: Manifest, variant: tuple[EngineEntry, ...], engine: 
         return "stale: its graph was exported again; build it again"
     verdict = manifest.verification(engine.precision, variant)
     if verdict is None:
-        return "built, not run: run vlm-trt verify on its GPU"
+        return "built, not run"
     return f"verified {verdict.created[:10]}" if verdict.passed else f"FAILED verification, see {verdict.report}"
 
 
