@@ -119,7 +119,7 @@ def programs_of_inspector(text: str) -> tuple[Program, ...]:
     kernels: dict[int, list[Kernel]] = {}
     axes: dict[int, dict[str, tuple[Axis, ...]]] = {}
     for layer in json.loads(text).get("Layers", []):
-        known = {"Name": layer} if isinstance(layer, str) else layer
+        known: dict[str, Any] = {"Name": layer} if isinstance(layer, str) else layer
         tensors = known.get("Inputs", []) + known.get("Outputs", [])
         marked = re.search(r"\[profile (\d+)\]", " ".join([known["Name"], *(tensor["Name"] for tensor in tensors)]))
         profile = int(marked[1]) if marked else 0

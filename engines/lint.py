@@ -17,7 +17,7 @@ from bundle.config import Limits, ModelConfig
 from bundle.errors import UnsupportedError
 from bundle.signature import Component, Precision, Signature, Tensor, signature
 
-_DTYPES = {
+_DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16",
     onnx.TensorProto.INT64: "int64",
 }  # fmt: skip
@@ -285,13 +285,13 @@ def fp32_products(graph: Graph) -> Iterator[Finding]:
 def _weight_type(graph: Graph, name: str) -> int | None:
     """The type in which a weight enters its product, through casts, layouts and dequantization; None: no weight."""
     if name in graph.initializers:
-        return graph.initializers[name].data_type
+        return int(graph.initializers[name].data_type)
     node = graph.producers.get(name)
     if node is None or node.op_type not in ("Cast", "Transpose", "Reshape", "Identity", "DequantizeLinear"):
         return None
     inner = _weight_type(graph, node.input[1 if node.op_type == "DequantizeLinear" else 0])  # of the scale
     if inner is not None and node.op_type == "Cast":
-        return next(attribute.i for attribute in node.attribute if attribute.name == "to")
+        return next(int(attribute.i) for attribute in node.attribute if attribute.name == "to")
     return inner
 
 

@@ -56,7 +56,8 @@ def test_fp32_on_sm75_is_slow_in_tensorrt_and_refused_by_tensorrt_rtx(exported: 
 
 
 def node(model: onnx.ModelProto, kind: str) -> onnx.NodeProto:
-    return next(one for one in model.graph.node if one.op_type == kind)
+    found: onnx.NodeProto = next(one for one in model.graph.node if one.op_type == kind)
+    return found
 
 
 def without_scale(model: onnx.ModelProto) -> None:
