@@ -174,7 +174,7 @@ def _lint(job: Job, entry: GraphEntry, target: str, say: Callable[[str], None]) 
     """
     manifest = job.bundle.manifest
     graph = job.bundle.path / entry.graph.path
-    findings = lint_graph(graph, entry.component, entry.precision, manifest.model, manifest.limits, target)
+    findings = lint_graph(graph, entry.component, entry.precision, manifest.model, manifest.limits, target, job.backend)
     errors = [finding.sentence for finding in findings if finding.severity == "error"]
     for finding in findings:
         if finding.severity != "error":
