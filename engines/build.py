@@ -17,7 +17,8 @@ from bundle.staging import exclusive, require_room, staging_folder, storage_erro
 from bundle.store import Bundle, publish_engines
 from engines.backend import Device, default_backend, device, load_backend, require_target
 from engines.builder import BuildOptions, Built
-from engines.lint import lint_graph
+from engines.inspect_plan import Expected, inspect_plan
+from engines.lint import Finding, lint_graph
 from engines.profiles import profiles
 from engines.timing_cache import default_path, require_writable
 from engines.worker import built_apart
@@ -91,7 +92,9 @@ def build(
         engines.mkdir(exist_ok=True)
     with exclusive(engines), staging_folder(engines) as staging:
         entries = tuple(
-            _build_one(job, entry, options, staging, percent_bar) for options in job.options for entry in job.graphs
+            _build_one(job, entry, options, staging, say, percent_bar)
+            for options in job.options
+            for entry in job.graphs
         )
         publish_engines(job.bundle, staging, entries)
     return entries
@@ -175,12 +178,21 @@ def _lint(job: Job, entry: GraphEntry, target: str, say: Callable[[str], None]) 
     manifest = job.bundle.manifest
     graph = job.bundle.path / entry.graph.path
     findings = lint_graph(graph, entry.component, entry.precision, manifest.model, manifest.limits, target, job.backend)
+    _judge(f"{graph} for {target}", findings, say)
+
+
+def _judge(what: str, findings: Sequence[Finding], say: Callable[[str], None]) -> None:
+    """Says the warnings.
+
+    Raises:
+        UnsupportedError: there are errors.
+    """
     errors = [finding.sentence for finding in findings if finding.severity == "error"]
     for finding in findings:
-        if finding.severity != "error":
-            say(f"{entry.component}, {target}: {finding.sentence}")
+        if finding.severity == "warning":
+            say(f"{what}: {finding.sentence}")
     if errors:
-        raise UnsupportedError(f"{graph} for {target}: {'; '.join(errors)}")
+        raise UnsupportedError(f"{what}: {'; '.join(errors)}")
 
 
 def _build_one(
@@ -188,6 +200,7 @@ def _build_one(
     entry: GraphEntry,
     options: BuildOptions,
     staging: Path,
+    say: Callable[[str], None],
     percent_bar: Callable[[str], AbstractContextManager[Bar | None]],
 ) -> EngineEntry:
     shapes = profiles(entry.component, job.bundle.manifest.model, job.limits, entry.precision)
@@ -205,6 +218,9 @@ def _build_one(
 
         built = built_apart(job.bundle.path / entry.graph.path, shapes, plan, options, report)
         report(1.0)
+    model = job.bundle.manifest.model
+    found = inspect_plan(plan, Expected(entry.component, entry.precision, model, job.limits, shapes))
+    _judge(f"{entry.component} engine for {options.target}", found.findings, say)
     return _entry(job, entry, options, FileEntry(relative, built.size, built.sha256), built)
 
 
