@@ -13,6 +13,7 @@ from bundle.errors import StorageError, VlmTrtError
 PRECISIONS = click.Choice(["fp32", "fp16", "bf16"])
 COMPONENTS = click.Choice(["vision_encoder", "resampler", "decoder"])
 BACKENDS = click.Choice(["auto", "cuda", "cpu"])
+BUILDERS = click.Choice(["tensorrt", "tensorrt-rtx"])
 FOLDER = click.Path(path_type=Path)
 
 
@@ -77,6 +78,59 @@ def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
     from commands.export import run
 
     run(checkpoint, bundle, **options)
+
+
+@main.command()
+@click.argument("path", metavar="BUNDLE|CHECKPOINT", type=FOLDER)
+@click.option("--precision", type=PRECISIONS, help="What must fit.  [default: fp16]")
+@click.option("--max-seq-tokens", type=click.IntRange(min=64), help="Cache length.  [default: the export's]")
+@click.option("--max-batch", type=click.IntRange(min=1), help="Sequences at once.  [default: the export's]")
+@click.option("--gpu", help="A GPU it must fit, such as L4 or A100-80GB.")
+@click.option("--ram-gib", type=click.FloatRange(min=0), help="Of the host that builds.  [default: this one's]")
+@click.option("--disk-gib", type=click.FloatRange(min=0), help="Free there.  [default: what is free here]")
+@click.option("--json", "as_json", is_flag=True, help="Print the estimates as JSON.")
+def plan(path: Path, **options: Any) -> None:
+    """Say what export, build and deployment will take, before any of it.
+
+    Reads sizes only. Refuses what cannot fit, and names the setting that would.
+
+    \b
+    Example:
+      vlm-trt plan Qwen-VL-Chat --gpu L4 --max-batch 8
+    """
+    from commands.plan import run
+
+    run(path, **options)
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--backend", type=BUILDERS, help="The builder.  [default: the one installed, tensorrt of both]")
+@click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: fp16, bf16, fp32, the first there]")
+@click.option("--component", "components", type=COMPONENTS, multiple=True, help="Only this engine; may be repeated.")
+@click.option(
+    "--target", default="native", show_default=True, help="GPUs to build for: native, or sm89,sm120 and the like."
+)
+@click.option("--max-batch", type=click.IntRange(min=1), help="Sequences at once.  [default: the bundle's]")
+@click.option("--max-images", type=click.IntRange(min=1), help="Pictures per run.  [default: the bundle's]")
+@click.option("--timing-cache", type=FOLDER, help="Kernel timings kept across builds.  [default: in ~/.cache/vlm-trt]")
+@click.option("--optimization-level", type=click.IntRange(0, 5), help="Build effort.  [default: the builder's]")
+@click.option("--workspace-gib", type=click.FloatRange(min=0, min_open=True), help="Device memory kernels may use.")
+@click.option("--weight-streaming", is_flag=True, help="Keep weights on the host and stream them to the GPU.")
+def build(bundle: Path, **options: Any) -> None:
+    """Compile BUNDLE's graphs into TensorRT engines.
+
+    TensorRT-RTX builds without a GPU for the compute capabilities it knows; TensorRT for the GPU here. The engines
+    join the bundle as "built, not run".
+
+    \b
+    Example:
+      vlm-trt build bundle --precision fp16
+      vlm-trt build bundle --backend tensorrt-rtx --target sm89,sm120
+    """
+    from commands.build import run
+
+    run(bundle, **options)
 
 
 @main.command()

@@ -39,15 +39,7 @@ def measure(checkpoint: Path, folder: Path, precision: str) -> dict[str, object]
     copy_seconds, copied = plain_copy(checkpoint, folder / "copy")
     target = folder / f"bundle-{precision}"
     shutil.rmtree(target, ignore_errors=True)
-    command = [sys.executable, "-m", "cli", "export", str(checkpoint), str(target), "--precision", precision]
-    started = perf_counter()
-    process = subprocess.Popen(command, stdout=sys.stderr)
-    peak_bytes = 0
-    while process.poll() is None:
-        peak_bytes = max(peak_bytes, resident_bytes(process.pid))
-        sleep(0.1)
-    seconds = perf_counter() - started
-    assert process.returncode == 0, f"the export ended with {process.returncode}"
+    seconds, peak_bytes = watched("export", checkpoint, target, "--precision", precision)
     written = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     shutil.rmtree(target)
     return {
@@ -60,6 +52,19 @@ def measure(checkpoint: Path, folder: Path, precision: str) -> dict[str, object]
         "ratio_to_copy": round(seconds / copy_seconds, 2),
         "within_aim": bool(seconds <= 2 * copy_seconds + 30 and peak_bytes < 2 << 30),
     }
+
+
+def watched(*arguments: object) -> tuple[float, int]:
+    """Seconds that a command of vlm-trt takes, and the peak of what it and its processes hold resident."""
+    started = perf_counter()
+    command = [sys.executable, "-m", "cli", *(str(argument) for argument in arguments)]
+    process = subprocess.Popen(command, stdout=sys.stderr)
+    peak_bytes = 0
+    while process.poll() is None:
+        peak_bytes = max(peak_bytes, resident_bytes(process.pid))
+        sleep(0.1)
+    assert process.returncode == 0, f"{arguments[0]} ended with {process.returncode}"
+    return perf_counter() - started, peak_bytes
 
 
 def resident_bytes(pid: int) -> int:

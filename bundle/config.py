@@ -98,3 +98,13 @@ class Limits:
     max_seq_tokens: int
     max_batch: int
     max_images: int  # pictures per vision-encoder run
+
+
+DEFAULT_MAX_BATCH = 4
+DEFAULT_MAX_IMAGES = 4
+
+
+def usual_limits(model: ModelConfig) -> Limits:
+    """The limits of an export that asks for none: the training length, and room for two pictures and a question."""
+    positions = max(model.decoder.trained_tokens, 2 * model.resampler.queries + 256)
+    return Limits(min(positions, model.decoder.max_positions), DEFAULT_MAX_BATCH, DEFAULT_MAX_IMAGES)

@@ -11,39 +11,11 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bundle.config import Limits, ModelConfig
+from bundle.entries import EngineEntry, FileEntry, GraphEntry
 from bundle.errors import BundleError, IncompatibleError
 from bundle.signature import Component, Precision
 
-SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of the bundle."""
-
-    path: str  # relative, with forward slashes
-    size: int  # bytes
-    sha256: str
-
-
-@dataclass(frozen=True)
-class GraphEntry:
-    """One graph: the ONNX file and the weights it refers to."""
-
-    component: Component
-    precision: Precision
-    opset: int
-    graph: FileEntry
-    weights: FileEntry
-
-    @property
-    def files(self) -> tuple[FileEntry, FileEntry]:
-        return self.graph, self.weights
-
-    @property
-    def identity(self) -> str:
-        """What a verdict is about: changes with any byte of graph or weights."""
-        return f"{self.component}:{self.graph.sha256}:{self.weights.sha256}"
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -56,13 +28,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Verification:
-    """A verdict, valid for exactly the graphs it names."""
+    """A verdict, valid for exactly the graphs, and the engines, that it names."""
 
     precision: Precision
     backend: str
     passed: bool
     report: str  # path in the bundle
     graphs: tuple[str, ...]  # identities, sorted
+    engines: tuple[str, ...]  # identities, sorted; none where the graphs themselves ran
     created: str
     figures: dict[str, float]
 
@@ -76,6 +49,7 @@ class Manifest:
     source: Source
     tokenizer: FileEntry
     graphs: tuple[GraphEntry, ...] = ()
+    engines: tuple[EngineEntry, ...] = ()
     verifications: tuple[Verification, ...] = ()
 
     def graph(self, component: Component, precision: Precision) -> GraphEntry | None:
@@ -88,15 +62,26 @@ class Manifest:
         have = {entry.precision for entry in self.graphs}
         return tuple(precision for precision in Precision if precision in have)
 
-    def verification(self, precision: Precision) -> Verification | None:
-        """The verdict on the graphs as they are now; one about other graphs does not count."""
+    def variants(self) -> dict[str, tuple[EngineEntry, ...]]:
+        """Engines that belong together, by the name of their folder."""
+        names = dict.fromkeys(engine.variant for engine in self.engines)
+        return {name: tuple(engine for engine in self.engines if engine.variant == name) for name in names}
+
+    def is_stale(self, engine: EngineEntry) -> bool:
+        """Whether the graph that the engine was built from is no longer in the bundle."""
+        graph = self.graph(engine.component, engine.precision)
+        return graph is None or graph.identity != engine.graph
+
+    def verification(self, precision: Precision, engines: tuple[EngineEntry, ...] = ()) -> Verification | None:
+        """The verdict on the graphs as they are now, or on those engines of them; one about others does not count."""
         entries = [self.graph(component, precision) for component in Component]
         now = tuple(sorted(entry.identity for entry in entries if entry is not None))
-        found = (v for v in self.verifications if v.precision == precision and v.graphs == now)
+        run = tuple(sorted(engine.identity for engine in engines))
+        found = (v for v in self.verifications if (v.precision, v.graphs, v.engines) == (precision, now, run))
         return next(found, None) if len(now) == len(Component) else None
 
     def without(self, graphs: set[tuple[Component, Precision]]) -> "Manifest":
-        """The manifest without those graphs and without verdicts that named them."""
+        """The manifest without those graphs and without verdicts that named them; their engines stay, stale."""
         kept = tuple(one for one in self.graphs if (one.component, one.precision) not in graphs)
         identities = {one.identity for one in kept}
         verdicts = tuple(v for v in self.verifications if set(v.graphs) <= identities)
@@ -107,14 +92,28 @@ class Manifest:
         base = self.without({(one.component, one.precision) for one in graphs})
         return replace(base, graphs=(*base.graphs, *graphs))
 
+    def without_engines(self, paths: set[str]) -> "Manifest":
+        """The manifest without the engines whose plans lie there, and without verdicts that named them."""
+        kept = tuple(engine for engine in self.engines if engine.plan.path not in paths)
+        identities = {engine.identity for engine in kept}
+        verdicts = tuple(v for v in self.verifications if set(v.engines) <= identities)
+        return replace(self, engines=kept, verifications=verdicts)
+
+    def with_engines(self, engines: tuple[EngineEntry, ...]) -> "Manifest":
+        """The manifest with those engines added, or in place of those at the same paths."""
+        base = self.without_engines({engine.plan.path for engine in engines})
+        return replace(base, engines=(*base.engines, *engines))
+
     def with_verification(self, verdict: Verification) -> "Manifest":
-        """The manifest with that verdict in place of an older one on the same precision."""
-        others = tuple(v for v in self.verifications if v.precision != verdict.precision)
+        """The manifest with that verdict in place of an older one on the same graphs or engines."""
+        about = verdict.precision, verdict.engines
+        others = tuple(v for v in self.verifications if (v.precision, v.engines) != about)
         return replace(self, verifications=(*others, verdict))
 
     def files(self) -> tuple[FileEntry, ...]:
         """Every file the manifest vouches for."""
-        return (self.tokenizer, *(file for entry in self.graphs for file in entry.files))
+        graphs = (file for entry in self.graphs for file in entry.files)
+        return (self.tokenizer, *graphs, *(engine.plan for engine in self.engines))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -163,7 +162,7 @@ def _require_paths(manifest: Manifest, where: str) -> None:
 def _require_single(manifest: Manifest, where: str) -> None:
     """One entry per graph, one verdict per precision: of two, a passed verdict could hide a failed one."""
     graphs = Counter(f"the {entry.precision} {entry.component} graph" for entry in manifest.graphs)
-    verdicts = Counter(f"the verdict on {verdict.precision}" for verdict in manifest.verifications)
+    verdicts = Counter(f"the verdict on {v.precision} {' '.join(v.engines)}".rstrip() for v in manifest.verifications)
     paths = Counter(f"the path {file.path!r}" for file in manifest.files())
     for what, count in (*graphs.items(), *verdicts.items(), *paths.items()):
         if count > 1:

@@ -57,12 +57,12 @@ def publish_folder(staging: Path, target: Path) -> None:
     sync(target.absolute().parent)
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Writes a small file so that a reader sees the old or the new content, never a part."""
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes a small file, text as UTF-8, so that a reader sees the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.{token_hex(4)}")
     try:
         with storage_errors(path):
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
             sync(temporary)
             temporary.replace(path)
             sync(path.absolute().parent)

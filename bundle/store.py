@@ -3,6 +3,7 @@
 bundle.json                                 the manifest
 tokenizer/<file>                            as published
 graphs/<precision>/<component>.onnx         the graph, and beside it its <component>.weights
+engines/<variant>/<component>.plan          an engine; the variant names backend, version, GPU, precision and graphs
 reports/                                    what verification found
 """
 
@@ -10,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bundle.digests import DigestCache, sha256_of
+from bundle.entries import EngineEntry, FileEntry, GraphEntry
 from bundle.errors import BundleError, StorageError
-from bundle.manifest import FileEntry, GraphEntry, Manifest, Verification, loads
+from bundle.manifest import Manifest, Verification, loads
 from bundle.signature import Component, Precision
 from bundle.staging import exclusive, publish_folder, replace_file, storage_errors, sync
 
@@ -39,8 +41,8 @@ class Bundle:
             bundle._require(file)
         return bundle
 
-    def check(self, entries: Iterable[GraphEntry]) -> None:
-        """Compares the sha256 of those graphs and of the tokenizer with the manifest.
+    def check(self, entries: Iterable[GraphEntry | EngineEntry]) -> None:
+        """Compares the sha256 of those graphs or engines, and of the tokenizer, with the manifest.
 
         Raises:
             BundleError: a file differs.
@@ -74,7 +76,7 @@ class Bundle:
     def _require(self, file: FileEntry) -> Path:
         path = self.path / file.path
         if not path.is_file():
-            raise BundleError(f"{path} is missing; export the checkpoint again")
+            raise BundleError(f"{path} is missing; {_remedy(file)}")
         if path.is_symlink() or not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"{path} is a link that leaves the bundle; copy the file in its place or export again")
         stat = path.stat()
@@ -84,17 +86,19 @@ class Bundle:
                 "(cp -r makes copies of a whole bundle) or export again"
             )
         if stat.st_size != file.size:
-            raise BundleError(
-                f"{path} has {stat.st_size} bytes, the manifest says {file.size}; export the checkpoint again"
-            )
+            raise BundleError(f"{path} has {stat.st_size} bytes, the manifest says {file.size}; {_remedy(file)}")
         return path
 
     def _compare(self, file: FileEntry, digest: str) -> None:
         if digest != file.sha256:
             raise BundleError(
-                f"{self.path / file.path} was changed after the export (its sha256 is {digest[:12]}…, the manifest "
-                f"says {file.sha256[:12]}…); export the checkpoint again"
+                f"{self.path / file.path} was changed after it was made (its sha256 is {digest[:12]}…, the manifest "
+                f"says {file.sha256[:12]}…); {_remedy(file)}"
             )
+
+
+def _remedy(file: FileEntry) -> str:
+    return "build it again: vlm-trt build" if file.path.startswith("engines/") else "export the checkpoint again"
 
 
 def graph_paths(component: Component, precision: Precision) -> tuple[str, str]:
@@ -131,13 +135,40 @@ def publish_graphs(bundle: Bundle, staging: Path, graphs: tuple[GraphEntry, ...]
         bare = current.without({(entry.component, entry.precision) for entry in graphs})
         replace_file(bundle.path / MANIFEST, bare.dumps())
         for file in (file for entry in graphs for file in entry.files):
-            target = bundle.path / file.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            sync(staging / file.path)
-            (staging / file.path).replace(target)
-            sync(target.parent)
+            _move(staging / file.path, bundle.path / file.path)
         bundle.manifest = bare.with_graphs(graphs)
         replace_file(bundle.path / MANIFEST, bundle.manifest.dumps())
+
+
+def publish_engines(bundle: Bundle, staging: Path, engines: tuple[EngineEntry, ...]) -> None:
+    """Moves staged engines into an existing bundle, as `publish_graphs` moves graphs.
+
+    Engines of the same component, precision, backend and target that their graph has left behind are removed.
+    """
+    with exclusive(bundle.path):
+        current = _read_manifest(bundle.path)
+        kinds = {(one.component, one.precision, one.backend, one.target) for one in engines}
+        outdated = {
+            old.plan.path
+            for old in current.engines
+            if (old.component, old.precision, old.backend, old.target) in kinds and current.is_stale(old)
+        }
+        bare = current.without_engines({*outdated, *(engine.plan.path for engine in engines)})
+        replace_file(bundle.path / MANIFEST, bare.dumps())
+        for path in outdated:
+            (bundle.path / path).unlink(missing_ok=True)
+        for engine in engines:
+            _move(staging / engine.plan.path, bundle.path / engine.plan.path)
+        bundle.manifest = bare.with_engines(engines)
+        replace_file(bundle.path / MANIFEST, bundle.manifest.dumps())
+
+
+def _move(source: Path, target: Path) -> None:
+    """A staged file to its place, durably."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sync(source)
+    source.replace(target)
+    sync(target.parent)
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from bundle.entries import EngineEntry
 from bundle.manifest import Manifest
 from bundle.signature import DTYPE_BYTES, Component, Precision
 from bundle.store import Bundle
@@ -41,6 +42,7 @@ def _description(bundle: Bundle) -> list[str]:
         table(_graph_rows(manifest), ("graph", "precision", " weights", "sha256")),
         "",
         *(_precision_line(manifest, precision) for precision in manifest.precisions()),
+        *(_engine_lines(manifest) if manifest.engines else []),
     ]
 
 
@@ -54,6 +56,25 @@ def _graph_rows(manifest: Manifest) -> list[tuple[str, ...]]:
             else:
                 rows.append((component.value, precision.value, size(entry.weights.size), entry.graph.sha256[:12]))
     return rows
+
+
+def _engine_lines(manifest: Manifest) -> list[str]:
+    """A row per engine, with what speaks against using it."""
+    rows = [
+        (engine.variant, engine.component.value, size(engine.plan.size), _engine_state(manifest, variant, engine))
+        for variant in manifest.variants().values()
+        for engine in variant
+    ]
+    return ["", table(rows, ("engines", "component", " size", "state"))]
+
+
+def _engine_state(manifest: Manifest, variant: tuple[EngineEntry, ...], engine: EngineEntry) -> str:
+    if manifest.is_stale(engine):
+        return "stale: its graph was exported again; build it again"
+    verdict = manifest.verification(engine.precision, variant)
+    if verdict is None:
+        return "built, not run"
+    return f"verified {verdict.created[:10]}" if verdict.passed else f"FAILED verification, see {verdict.report}"
 
 
 def _precision_line(manifest: Manifest, precision: Precision) -> str:

@@ -29,6 +29,14 @@ def count_bar(label: str, total: int) -> Iterator[Bar]:
         yield bar
 
 
+@contextmanager
+def percent_bar(label: str) -> Iterator[Bar]:
+    """A bar of a hundred steps; on a pipe, its label only."""
+    bar: Any = click.progressbar(length=100, label=f"{label:<22}", file=sys.stderr, width=30, show_eta=False)
+    with bar:
+        yield bar
+
+
 def say(text: str) -> None:
     """A line of progress, on stderr: stdout belongs to the result."""
     click.echo(text, err=True)

@@ -1,120 +1,256 @@
-"""One graph → one serialized engine, with TensorRT or TensorRT-RTX: the Python modules differ in little more than name.
+"""Bundle in, engines out: each graph compiled in a process of its own, all of them published at once."""
 
-Networks are strongly typed: the precision is in the graph. What the parser only warns of, such as an input it drops,
-is an error here, because the engine would be wrong.
-"""
-
-from collections.abc import Sequence
-from importlib import import_module
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from bundle.errors import IncompatibleError, ResourceError, UnsupportedError
-from engines.profiles import Profile
+from bundle.config import Limits
+from bundle.entries import EngineEntry, FileEntry, GraphEntry
+from bundle.errors import BundleError, UnsupportedError, UsageError, VerificationError
+from bundle.manifest import Manifest
+from bundle.signature import Component, Precision
+from bundle.staging import exclusive, require_room, staging_folder, storage_errors
+from bundle.store import Bundle, publish_engines
+from engines.backend import Device, default_backend, device, load_backend, require_target
+from engines.builder import BuildOptions, Built
+from engines.inspect_plan import Expected, inspect_plan
+from engines.lint import Finding, lint_graph
+from engines.profiles import profiles
+from engines.timing_cache import default_path, require_writable
+from engines.worker import built_apart
 
-BACKENDS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-# Said of every int64 input of ours; they are bound as int64.
-_HARMLESS = ("Make sure input", "has Int64 binding")
-
-
-def load_backend(name: str) -> Any:
-    """The backend's Python module.
-
-    Raises:
-        IncompatibleError: it is not installed.
-    """
-    try:
-        return import_module(BACKENDS[name])
-    except ImportError as error:
-        raise IncompatibleError(
-            f"{name} cannot be imported ({error}); install the extra: pip install 'vlm-trt[{name}]'"
-        ) from None
+PREFERRED = (Precision.FP16, Precision.BF16, Precision.FP32)
 
 
-def build_engine(graph: Path, profiles: Sequence[Profile], target: str, backend: str = "tensorrt-rtx") -> bytes:
-    """The serialized engine of a graph.
+class Bar(Protocol):
+    def update(self, n_steps: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What to build; None takes the default, or what the bundle has."""
+
+    backend: str | None = None
+    precision: Precision | None = None
+    components: tuple[Component, ...] = tuple(Component)
+    targets: tuple[str, ...] = ("native",)
+    max_batch: int | None = None
+    max_images: int | None = None
+    optimization_level: int | None = None
+    workspace_gib: float | None = None
+    weight_streaming: bool = False
+    timing_cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a build was asked to do, resolved and checked before anything is built."""
+
+    bundle: Bundle
+    backend: str
+    version: str
+    precision: Precision
+    graphs: tuple[GraphEntry, ...]
+    limits: Limits
+    options: tuple[BuildOptions, ...]  # one per target
+    device: Device | None
+
+
+def build(
+    path: Path,
+    choices: Choices,
+    say: Callable[[str], None] = lambda _: None,
+    percent_bar: Callable[[str], AbstractContextManager[Bar | None]] = lambda _: nullcontext(),
+) -> tuple[EngineEntry, ...]:
+    """Compiles a bundle's graphs into engines and lists them in its manifest.
 
     Args:
-        graph: the ONNX file, its weights beside it.
-        profiles: the shapes to build for.
-        target: "native" for the GPU here, or a compute capability such as "sm89" (TensorRT-RTX only).
-        backend: "tensorrt" or "tensorrt-rtx".
+        path: the bundle.
+        choices: backend, precision, targets, limits and settings.
+        say: told what runs now, and what the lint warns of.
+        percent_bar: a progress bar of a hundred steps for a label.
+    Returns:
+        The new engines, "built, not run": `vlm-trt verify` runs them where there is a GPU.
     Raises:
-        IncompatibleError: the backend is not installed or cannot build for that target.
-        UnsupportedError: the graph does not parse, or the parser or builder complains.
-        ResourceError: not enough memory.
+        IncompatibleError: the backend is not installed, or cannot build for a target.
+        UnsupportedError: a graph holds a trap, or does not build; nothing is published.
+        VerificationError: the graphs failed verification.
+        ResourceError: not enough memory. StorageError: no room, or no permission.
     """
-    trt = load_backend(backend)
-    logger = _Logger(trt)
-    builder = trt.Builder(logger.instance)
-    flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # 10.x: asked for; later: always
-    network = builder.create_network(0 if flags is None else 1 << int(flags))
-    parser = trt.OnnxParser(network, logger.instance)
-    if not parser.parse_from_file(str(graph)):
-        errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise UnsupportedError(f"{graph} does not parse in {backend} {trt.__version__}: {errors}")
-    _allow_decomposition(trt, network)
-    config = builder.create_builder_config()
-    _set_target(trt, config, target, backend)
-    for profile in profiles:
-        config.add_optimization_profile(_profile(builder, network, profile))
-    engine = builder.build_serialized_network(network, config)
-    complaints = logger.complaints()
-    if engine is None:
-        message = f"{graph} does not build in {backend} {trt.__version__}: {'; '.join(complaints) or 'no reason given'}"
-        raise (ResourceError if "memory" in message.lower() else UnsupportedError)(message)
-    if complaints:
-        raise UnsupportedError(f"{graph} built with complaints, so the engine may be wrong: {'; '.join(complaints)}")
-    return bytes(engine)
-
-
-def _allow_decomposition(trt: Any, network: Any) -> None:
-    """fp32 attention has no fused kernel for more than one query and must be allowed to fall apart (fact 5)."""
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type == trt.LayerType.ATTENTION_INPUT and layer.get_input(0).dtype == trt.float32:
-            layer.__class__ = trt.IAttentionInputLayer
-            layer.attention.decomposable = True
-
-
-def _set_target(trt: Any, config: Any, target: str, backend: str) -> None:
-    if target == "native":
-        return
-    capability = getattr(getattr(trt, "ComputeCapability", None), target.upper(), None)
-    if capability is None:
-        raise IncompatibleError(
-            f"{backend} {trt.__version__} cannot build for {target} from here; build on that GPU with --target native"
+    job = _prepare(path, choices)
+    weights = sum(entry.weights.size for entry in job.graphs)
+    require_room(path, 2 * weights * len(job.options))  # an engine holds its weights, and some more
+    for options in job.options:
+        for entry in job.graphs:
+            _lint(job, entry, options.target, say)
+    engines = path / "engines"
+    with storage_errors(engines):
+        engines.mkdir(exist_ok=True)
+    with exclusive(engines), staging_folder(engines) as staging:
+        entries = tuple(
+            _build_one(job, entry, options, staging, say, percent_bar)
+            for options in job.options
+            for entry in job.graphs
         )
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(capability, 0)
+        publish_engines(job.bundle, staging, entries)
+    return entries
 
 
-def _profile(builder: Any, network: Any, profile: Profile) -> Any:
-    made = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        name = network.get_input(index).name
-        if name not in profile.shapes:
-            raise UnsupportedError(f"the graph has an input {name!r} that its contract does not know; export it again")
-        made.set_shape(name, *(profile.corner(name, which) for which in range(3)))
-    return made
+def _prepare(path: Path, choices: Choices) -> Job:
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    backend = choices.backend or default_backend()
+    trt = load_backend(backend)
+    precision = _precision(manifest, choices.precision, path)
+    here = device()
+    targets = dict.fromkeys(require_target(trt, backend, target, here) for target in choices.targets)
+    graphs = tuple(_graph(bundle, component, precision) for component in choices.components)
+    verdict = manifest.verification(precision)
+    if verdict is not None and not verdict.passed:
+        raise VerificationError(
+            f"{path}: the {precision} graphs failed verification ({verdict.report}), so no engine is built from them; "
+            "export again in a wider precision"
+        )
+    bundle.check(graphs)
+    options = tuple(_options(choices, backend, trt.__version__, target) for target in targets)
+    return Job(bundle, backend, trt.__version__, precision, graphs, _limits(manifest, choices), options, here)
 
 
-class _Logger:
-    """Collects what the parser and the builder say at warning level or above."""
+def _precision(manifest: Manifest, wanted: Precision | None, path: Path) -> Precision:
+    have = manifest.precisions()
+    if wanted is None and have:
+        return next(precision for precision in PREFERRED if precision in have)
+    if wanted is None or wanted not in have:
+        raise UsageError(
+            f"{path} has no {wanted or ''} graphs (it has {', '.join(have) or 'none'}); "
+            f"export them: vlm-trt export CHECKPOINT {path} --precision {wanted or 'fp16'}"
+        )
+    return wanted
 
-    def __init__(self, trt: Any) -> None:
-        lines: list[str] = []
 
-        class Collector(trt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
+def _graph(bundle: Bundle, component: Component, precision: Precision) -> GraphEntry:
+    entry = bundle.manifest.graph(component, precision)
+    if entry is None:
+        raise BundleError(
+            f"{bundle.path} has no {precision} {component} graph; "
+            f"export it: vlm-trt export CHECKPOINT {bundle.path} --precision {precision} --component {component}"
+        )
+    return entry
 
-            def log(self, severity: Any, message: str) -> None:
-                if severity <= trt.ILogger.Severity.WARNING:
-                    lines.append(message.strip())
 
-        self.instance = Collector()
-        self._lines = lines
+def _limits(manifest: Manifest, choices: Choices) -> Limits:
+    """The limits asked for: at most the bundle's, since cache and requests follow those."""
+    known = manifest.limits
+    for option, wanted, most in (
+        ("--max-batch", choices.max_batch, known.max_batch),
+        ("--max-images", choices.max_images, known.max_images),
+    ):
+        if wanted is not None and wanted > most:
+            raise UsageError(f"{option} {wanted} is beyond the bundle's {most}; export with a larger {option}")
+    return Limits(known.max_seq_tokens, choices.max_batch or known.max_batch, choices.max_images or known.max_images)
 
-    def complaints(self) -> list[str]:
-        return [line for line in self._lines if not all(part in line for part in _HARMLESS)]
+
+def _options(choices: Choices, backend: str, version: str, target: str) -> BuildOptions:
+    cache = choices.timing_cache
+    if backend == "tensorrt" and cache is None:
+        cache = default_path(backend, version, target)
+    if cache is not None:
+        require_writable(cache)
+    return BuildOptions(
+        backend=backend,
+        target=target,
+        optimization_level=choices.optimization_level,
+        workspace_bytes=None if choices.workspace_gib is None else int(choices.workspace_gib * 2**30),
+        weight_streaming=choices.weight_streaming,
+        timing_cache=cache,
+    )
+
+
+def _lint(job: Job, entry: GraphEntry, target: str, say: Callable[[str], None]) -> None:
+    """
+    Raises:
+        UnsupportedError: the graph holds something that TensorRT would build wrong, slow, or not at all.
+    """
+    manifest = job.bundle.manifest
+    graph = job.bundle.path / entry.graph.path
+    findings = lint_graph(graph, entry.component, entry.precision, manifest.model, manifest.limits, target, job.backend)
+    _judge(f"{graph} for {target}", findings, say)
+
+
+def _judge(what: str, findings: Sequence[Finding], say: Callable[[str], None]) -> None:
+    """Says the warnings.
+
+    Raises:
+        UnsupportedError: there are errors.
+    """
+    errors = [finding.sentence for finding in findings if finding.severity == "error"]
+    for finding in findings:
+        if finding.severity == "warning":
+            say(f"{what}: {finding.sentence}")
+    if errors:
+        raise UnsupportedError(f"{what}: {'; '.join(errors)}")
+
+
+def _build_one(
+    job: Job,
+    entry: GraphEntry,
+    options: BuildOptions,
+    staging: Path,
+    say: Callable[[str], None],
+    percent_bar: Callable[[str], AbstractContextManager[Bar | None]],
+) -> EngineEntry:
+    shapes = profiles(entry.component, job.bundle.manifest.model, job.limits, entry.precision)
+    relative = f"engines/{variant(job, options)}/{entry.component}.plan"
+    plan = staging / relative
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    with percent_bar(f"build {entry.component} {options.target}") as bar:
+        done = 0
+
+        def report(share: float) -> None:
+            nonlocal done
+            if bar is not None and int(100 * share) > done:
+                bar.update(int(100 * share) - done)
+                done = int(100 * share)
+
+        built = built_apart(job.bundle.path / entry.graph.path, shapes, plan, options, report)
+        report(1.0)
+    model = job.bundle.manifest.model
+    found = inspect_plan(plan, Expected(entry.component, entry.precision, model, job.limits, shapes))
+    _judge(f"{entry.component} engine for {options.target}", found.findings, say)
+    return _entry(job, entry, options, FileEntry(relative, built.size, built.sha256), built)
+
+
+def _entry(job: Job, entry: GraphEntry, options: BuildOptions, plan: FileEntry, built: Built) -> EngineEntry:
+    return EngineEntry(
+        component=entry.component,
+        precision=entry.precision,
+        backend=job.backend,
+        version=job.version,
+        target=options.target,
+        gpu=None if job.device is None else job.device.description,
+        plan=plan,
+        graph=entry.identity,
+        limits=job.limits,
+        profiles=profiles(entry.component, job.bundle.manifest.model, job.limits, entry.precision),
+        layers=built.layers,
+        weights=built.weights,
+        weight_streaming=options.weight_streaming,
+        seconds=built.seconds,
+        peak_ram_bytes=built.peak_ram_bytes,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def variant(job: Job, options: BuildOptions) -> str:
+    """The folder's name: what it was built with and for, and eight digits that stand for graphs, limits, settings."""
+    graphs = (job.bundle.manifest.graph(component, job.precision) for component in Component)
+    settings: Sequence[Any] = (
+        [entry.identity for entry in graphs if entry is not None], asdict(job.limits),
+        options.optimization_level, options.workspace_bytes, options.weight_streaming,
+    )  # fmt: skip
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    return f"{job.backend}-{job.version}-{options.target}-{job.precision}-{digest}"

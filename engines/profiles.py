@@ -1,23 +1,8 @@
 """Optimization profiles as plain values: the shapes an engine is built for, derived from the graph contract."""
 
-from dataclasses import dataclass
-
 from bundle.config import Limits, ModelConfig
+from bundle.entries import Profile, Range
 from bundle.signature import Component, Precision, Tensor, signature
-
-Range = tuple[int, int, int]  # min, opt, max
-
-
-@dataclass(frozen=True)
-class Profile:
-    """One optimization profile: tensor → (min, opt, max) of every axis."""
-
-    name: str
-    shapes: dict[str, tuple[Range, ...]]
-
-    def corner(self, tensor: str, which: int) -> tuple[int, ...]:
-        """The tensor's shape at the minimum (0), optimum (1) or maximum (2)."""
-        return tuple(axis[which] for axis in self.shapes[tensor])
 
 
 def profiles(component: Component, model: ModelConfig, limits: Limits, precision: Precision) -> tuple[Profile, ...]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Protocol
 
-from bundle.config import Limits, ModelConfig
+from bundle.config import Limits, ModelConfig, usual_limits
+from bundle.entries import GraphEntry
 from bundle.errors import IncompatibleError, UsageError
-from bundle.manifest import SCHEMA, GraphEntry, Manifest, Source
+from bundle.manifest import SCHEMA, Manifest, Source
 from bundle.signature import Component, Precision
 from bundle.staging import require_room, staging_folder
 from bundle.store import Bundle, file_entry, graph_paths, publish_graphs, publish_new
@@ -23,8 +24,6 @@ from exporter.weight_stream import plan_weights, stream_weights
 from models.family import Family, family_of
 from models.weights import Weight
 
-DEFAULT_MAX_BATCH = 4
-DEFAULT_MAX_IMAGES = 4
 # Room for the graphs themselves, the tokenizer and the manifest.
 _SMALL_FILES_BYTES = 16 << 20
 
@@ -130,9 +129,7 @@ def _limits(model: ModelConfig, choices: Choices, existing: Bundle | None) -> Li
     """The limits asked for, which an existing bundle has fixed."""
     known = None if existing is None else existing.manifest.limits
     longest = model.decoder.max_positions
-    # The training length, and room for two pictures and a question where that is shorter.
-    usual = min(max(model.decoder.trained_tokens, 2 * model.resampler.queries + 256), longest)
-    defaults = known or Limits(usual, DEFAULT_MAX_BATCH, DEFAULT_MAX_IMAGES)
+    defaults = known or usual_limits(model)
     limits = Limits(
         choices.max_seq_tokens or defaults.max_seq_tokens,
         choices.max_batch or defaults.max_batch,

@@ -1,7 +1,7 @@
 """A bundle on disk → an engine in memory, every file checked before it is used."""
 
+from bundle.entries import GraphEntry
 from bundle.errors import BundleError, VerificationError
-from bundle.manifest import GraphEntry
 from bundle.signature import Component, Precision
 from bundle.store import Bundle
 from runtime.backend import Backend

@@ -169,6 +169,7 @@ def _publish(bundle: Bundle, report: Report) -> None:
         passed=report.passed,
         report=path,
         graphs=tuple(sorted(entry.identity for entry in graphs if entry is not None)),
+        engines=(),
         created=report.created,
         figures=report.worst(),
     )

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from bundle.config import Limits
+from bundle.entries import EngineEntry, FileEntry, GraphEntry, Profile
 from bundle.errors import BundleError, IncompatibleError
-from bundle.manifest import SCHEMA, FileEntry, GraphEntry, Manifest, Source, Verification, loads
+from bundle.manifest import SCHEMA, Manifest, Source, Verification, loads
 from bundle.signature import Component, Precision
 from models.qwen_vl.config import read_config
 from tests.conftest import GOLDEN
@@ -37,12 +38,24 @@ def manifest() -> Manifest:
 def verdict(of: Manifest) -> Verification:
     identities = tuple(sorted(entry.identity for entry in of.graphs))
     return Verification(
-        Precision.FP16, "onnxruntime-cpu", True, "reports/x.json", identities, "2026-01-01", {"cosine": 1.0}
+        Precision.FP16, "onnxruntime-cpu", True, "reports/x.json", identities, (), "2026-01-01", {"cosine": 1.0}
     )
+
+
+def engine(of: Manifest, component: Component, digest: str = "9") -> EngineEntry:
+    entry = of.graph(component, Precision.FP16)
+    assert entry is not None
+    return EngineEntry(
+        component=component, precision=Precision.FP16, backend="tensorrt-rtx", version="1.7.1", target="sm89", gpu=None,
+        plan=FileEntry(f"engines/rtx-sm89/{component}.plan", 30, digest * 64), graph=entry.identity,
+        limits=of.limits, profiles=(Profile("decode", {"input_ids": ((1, 2, 2), (1, 1, 1))}),), layers={"GATHER": 1},
+        weights={"float16": 20}, weight_streaming=False, seconds=1.5, peak_ram_bytes=40, created="2026-01-01",
+    )  # fmt: skip
 
 
 def test_it_survives_a_round_trip() -> None:
     full = manifest().with_verification(verdict(manifest()))
+    full = full.with_engines(tuple(engine(full, component) for component in Component))
     assert loads(full.dumps(), "bundle.json") == full
 
 
@@ -56,6 +69,28 @@ def test_a_verdict_counts_only_for_the_graphs_it_names() -> None:
     assert partial.verification(Precision.FP16) is None
 
 
+def test_an_engine_is_stale_when_its_graph_was_exported_again() -> None:
+    full = manifest()
+    built = engine(full, Component.DECODER)
+    again = full.with_engines((built,)).with_graphs((graph(Component.DECODER, digest="e"),))
+    assert not full.with_engines((built,)).is_stale(built)
+    assert again.engines == (built,) and again.is_stale(built)
+
+
+def test_a_verdict_on_engines_is_none_on_the_graphs_nor_on_other_engines() -> None:
+    full = manifest()
+    built = tuple(engine(full, component) for component in Component)
+    judged = replace(verdict(full), engines=tuple(sorted(one.identity for one in built)))
+    full = full.with_engines(built).with_verification(judged)
+    assert full.verification(Precision.FP16, built) == judged
+    assert full.verification(Precision.FP16) is None
+    assert full.with_verification(verdict(full)).verifications == (judged, verdict(full))
+    other = engine(full, Component.DECODER, digest="8")
+    rebuilt = full.with_engines((other,))
+    assert rebuilt.verifications == () and len(rebuilt.engines) == 3
+    assert list(full.variants()) == ["rtx-sm89"]
+
+
 def broken(change: Any) -> str:
     raw = json.loads(manifest().dumps())
     change(raw)
@@ -65,7 +100,7 @@ def broken(change: Any) -> str:
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [
-        (lambda raw: raw.update(schema=99), IncompatibleError, "has schema 99, this version reads 1"),
+        (lambda raw: raw.update(schema=99), IncompatibleError, f"has schema 99, this version reads {SCHEMA}"),
         (lambda raw: raw.pop("limits"), BundleError, "limits is missing"),
         (lambda raw: raw.update(extra=1), BundleError, "extra is unknown to this version"),
         (lambda raw: raw["limits"].update(max_batch="2"), BundleError, "limits.max_batch is '2', not of type int"),

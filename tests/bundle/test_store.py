@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bundle.digests import DigestCache, sha256_of
+from bundle.entries import GraphEntry
 from bundle.errors import BundleError, StorageError
-from bundle.manifest import GraphEntry
 from bundle.signature import Component, Precision
 from bundle.staging import exclusive, publish_folder, remove_stale, replace_file, require_room, staging_folder
 from bundle.store import MANIFEST, Bundle, publish_graphs
@@ -42,7 +42,7 @@ def test_a_flipped_bit_is_refused(copy: Path, file: str) -> None:
         opened.seek(-1, os.SEEK_CUR)
         opened.write(bytes([byte ^ 1]))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the times as they were do not hide it
-    with pytest.raises(BundleError, match=f"{file} was changed after the export"):
+    with pytest.raises(BundleError, match=f"{file} was changed after it was made"):
         Bundle.open(copy).check(entries(bundle))
 
 

@@ -1,5 +1,12 @@
-"""Real engines: the three graphs of every golden variant build with TensorRT-RTX, with the profiles of the design."""
+"""`vlm-trt build`: real engines of whole bundles, what the manifest says of them, and faults."""
 
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,83 +14,194 @@ from pathlib import Path
 import onnx
 import pytest
 
-from bundle.errors import IncompatibleError, UnsupportedError
+from bundle.digests import sha256_of
+from bundle.errors import BundleError, ResourceError, StorageError, UsageError, VerificationError
+from bundle.manifest import Verification
 from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from engines.build import build_engine
+from bundle.staging import exclusive
+from bundle.store import Bundle, file_entry, publish_graphs
+from engines.build import Choices, build
+from engines.builder import BuildOptions
 from engines.profiles import profiles
-from tests.conftest import OWN_VARIANTS, SHARED_VARIANTS
+from engines.worker import built_apart
+from tests.commands.runs import vlm_trt
+from tests.conftest import OWN_VARIANTS, ROOT, SHARED_VARIANTS
+
+RTX = "tensorrt-rtx"
+SM89 = Choices(backend=RTX, targets=("sm89",))
+Copy = Callable[..., Path]
+
+
+@pytest.fixture
+def copied(exported: Callable[..., Path], tmp_path: Path) -> Copy:
+    """A function: variant, precision → a bundle of one's own."""
+
+    def copy(variant: str = "ntk-256", precision: str = "fp16") -> Path:
+        target = tmp_path / f"{variant}-{precision}"
+        shutil.copytree(exported(variant, precision), target)
+        return target
+
+    return copy
 
 
 @pytest.mark.parametrize("variant", (*OWN_VARIANTS, *SHARED_VARIANTS))
-def test_every_golden_variant_builds_in_fp16(variant: str, exported: Callable[..., Path]) -> None:
-    build_all(exported(variant, "fp16"), Precision.FP16)
+def test_every_golden_variant_builds_in_fp16(variant: str, copied: Copy) -> None:
+    require_engines(copied(variant), ("sm89",))
 
 
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
-def test_the_other_precisions_build(precision: Precision, exported: Callable[..., Path]) -> None:
-    build_all(exported("ntk-256", precision), precision)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_other_precisions_build_for_every_generation(precision: str, copied: Copy) -> None:
+    require_engines(copied("ntk-256", precision), ("sm80", "sm89", "sm120"))
 
 
-def build_all(path: Path, precision: Precision) -> None:
+def require_engines(path: Path, targets: tuple[str, ...]) -> None:
+    entries = build(path, Choices(backend=RTX, targets=targets))
+    manifest = Bundle.open(path).manifest
+    assert manifest.engines == entries
+    assert [(entry.target, entry.component) for entry in entries] == [(t, c) for t in targets for c in Component]
+    for entry in entries:
+        graph = manifest.graph(entry.component, entry.precision)
+        assert graph is not None and entry.graph == graph.identity and not manifest.is_stale(entry)
+        assert sha256_of(path / entry.plan.path) == entry.plan.sha256
+        assert entry.plan.size > graph.weights.size // 2  # it carries the weights
+        assert sum(entry.weights.values()) > 0.9 * graph.weights.size
+        assert entry.profiles == profiles(entry.component, manifest.model, manifest.limits, entry.precision)
+        assert entry.gpu is None and entry.seconds > 0 and entry.peak_ram_bytes > 50 << 20
+    layers = manifest.model.decoder.layers
+    decoder = next(entry for entry in entries if entry.component is Component.DECODER)
+    assert decoder.layers["KV_CACHE_UPDATE"] == 2 * layers and decoder.layers["ATTENTION_INPUT"] == layers
+
+
+def test_the_command_says_what_it_made_and_what_comes_next(copied: Copy) -> None:
+    path = copied()
+    done = vlm_trt("build", path, "--backend", RTX, "--target", "sm89", "--component", "resampler")
+    assert done.exit_code == 0, done.output
+    assert "build resampler sm89" in done.output
+    assert "built, not run: no engine is used before it is shown equal to the model" in done.output
+    (entry,) = Bundle.open(path).manifest.engines
+    assert entry.plan.path in done.output and entry.variant.startswith("tensorrt-rtx-1.")
+
+
+def test_smaller_limits_are_another_variant(copied: Copy) -> None:
+    path = copied()
+    (whole,) = build(path, Choices(backend=RTX, targets=("sm89",), components=(Component.DECODER,)))
+    (small,) = build(path, Choices(backend=RTX, targets=("sm89",), components=(Component.DECODER,), max_batch=1))
+    assert small.variant != whole.variant and small.limits.max_batch == 1
+    assert small.profiles[0].shapes["input_ids"][0] == (1, 1, 1)
+    assert set(Bundle.open(path).manifest.variants()) == {whole.variant, small.variant}
+    with pytest.raises(UsageError, match="--max-batch 9 is beyond the bundle's 3; export with a larger --max-batch"):
+        build(path, Choices(backend=RTX, targets=("sm89",), max_batch=9))
+
+
+def test_a_second_build_takes_the_place_of_the_first(copied: Copy) -> None:
+    path = copied()
+    first = build(path, Choices(backend=RTX, targets=("sm89",), components=(Component.RESAMPLER,)))
+    second = build(path, Choices(backend=RTX, targets=("sm89",), components=(Component.RESAMPLER,)))
+    assert [entry.plan.path for entry in first] == [entry.plan.path for entry in second]
+    assert Bundle.open(path).manifest.engines == second
+
+
+def test_an_engine_left_behind_by_a_new_export_is_stale_and_replaced(copied: Copy) -> None:
+    path = copied()
+    chosen = Choices(backend=RTX, targets=("sm89",), components=(Component.RESAMPLER,))
+    (old,) = build(path, chosen)
+    export_another(path, Component.RESAMPLER)
+    assert Bundle.open(path).manifest.is_stale(old)
+    shown = vlm_trt("inspect", path).output
+    assert "stale" in shown and old.variant in shown
+    (new,) = build(path, chosen)
+    manifest = Bundle.open(path).manifest
+    assert manifest.engines == (new,) and new.variant != old.variant and not manifest.is_stale(new)
+    assert not (path / old.plan.path).exists()
+
+
+def export_another(path: Path, component: Component) -> None:
+    """Puts a graph that differs in a name into the bundle, as a new export would."""
     bundle = Bundle.open(path)
-    manifest = bundle.manifest
-    for component in Component:
-        entry = manifest.graph(component, precision)
-        assert entry is not None
-        shapes = profiles(component, manifest.model, manifest.limits, precision)
-        engine = build_engine(path / entry.graph.path, shapes, "sm89")
-        assert len(engine) > entry.weights.size // 2  # it carries the weights
-
-
-def test_the_decoders_profiles_are_the_designs(exported: Callable[..., Path]) -> None:
-    manifest = Bundle.open(exported("ntk-256", "fp16")).manifest
-    decode, prefill = profiles(Component.DECODER, manifest.model, manifest.limits, Precision.FP16)
-    longest, batch = manifest.limits.max_seq_tokens, manifest.limits.max_batch
-    assert decode.shapes["input_ids"] == ((1, batch, batch), (1, 1, 1))
-    assert decode.shapes["kv_positions"] == ((longest, longest, longest),)
-    assert prefill.shapes["input_ids"] == ((1, 1, 1), (1, 512, longest))
-    assert prefill.corner("past_key_values.0.key", 2) == (1, 4, longest, 32)
-    assert prefill.corner("image_features", 2)[0] == 512  # two pictures fit 700 positions
-
-
-def test_an_input_that_the_parser_drops_is_an_error(exported: Callable[..., Path], tmp_path: Path) -> None:
-    """The parser only warns of it; a binding without effect would be wrong output in silence."""
-    bundle = Bundle.open(exported("ntk-256", "fp16"))
-    entry = bundle.manifest.graph(Component.RESAMPLER, Precision.FP16)
+    entry = bundle.manifest.graph(component, Precision.FP16)
     assert entry is not None
-    model = onnx.load(bundle.path / entry.graph.path)
-    node = next(node for node in model.graph.node if node.op_type == "Attention")
-    node.input.extend(["", "", "", "lengths"])  # nonpad_kv_seqlen
-    model.graph.input.append(onnx.helper.make_tensor_value_info("lengths", onnx.TensorProto.INT64, ["images"]))
-    onnx.save(model, tmp_path / "broken.onnx")
-    (known,) = profiles(Component.RESAMPLER, bundle.manifest.model, bundle.manifest.limits, Precision.FP16)
-    with pytest.raises(UnsupportedError, match="an input 'lengths' that its contract does not know"):
-        build_engine(tmp_path / "broken.onnx", (known,), "sm89")
-    told = replace(known, shapes={**known.shapes, "lengths": ((1, 1, 4),)})
-    with pytest.raises(UnsupportedError, match=r"broken\.onnx (does not (parse|build)|built with complaints).*"):
-        build_engine(tmp_path / "broken.onnx", (told,), "sm89")
+    staging = path.with_name("staging")
+    (staging / entry.graph.path).parent.mkdir(parents=True)
+    model = onnx.load(path / entry.graph.path, load_external_data=False)
+    model.doc_string = "another"
+    (staging / entry.graph.path).write_bytes(model.SerializeToString())
+    shutil.copyfile(path / entry.weights.path, staging / entry.weights.path)
+    publish_graphs(bundle, staging, (replace(entry, graph=file_entry(staging, entry.graph.path)),))
 
 
-def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
-    (tmp_path / "x.onnx").write_bytes(b"garbage")
-    with pytest.raises(UnsupportedError, match=r"x\.onnx does not parse in tensorrt-rtx"):
-        build_engine(tmp_path / "x.onnx", (), "sm89")
+def test_a_damaged_plan_is_named_with_what_mends_it(copied: Copy) -> None:
+    path = copied()
+    (entry,) = build(path, Choices(backend=RTX, targets=("sm89",), components=(Component.RESAMPLER,)))
+    plan = path / entry.plan.path
+    whole = plan.read_bytes()
+    for share in (0, 0.01, 0.5, 0.99):
+        plan.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(BundleError, match=r"resampler\.plan has \d+ bytes, the manifest says .*: vlm-trt build"):
+            Bundle.open(path)
+    plan.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(BundleError, match=r"resampler\.plan was changed after it was made .*: vlm-trt build"):
+        Bundle.open(path).check((entry,))
+    plan.unlink()
+    with pytest.raises(BundleError, match=r"resampler\.plan is missing; build it again: vlm-trt build"):
+        Bundle.open(path)
 
 
-def test_a_target_that_cannot_be_built_here(exported: Callable[..., Path]) -> None:
-    bundle = Bundle.open(exported("ntk-256", "fp16"))
-    entry = bundle.manifest.graphs[0]
-    with pytest.raises(IncompatibleError, match="cannot build for sm90 from here; build on that GPU"):
-        build_engine(bundle.path / entry.graph.path, (), "sm90")
+def test_two_builders_at_once(copied: Copy) -> None:
+    path = copied()
+    (path / "engines").mkdir()
+    with exclusive(path / "engines"), pytest.raises(StorageError, match="is being written by another process; wait"):
+        build(path, SM89)
+    assert Bundle.open(path).manifest.engines == ()
 
 
-def test_a_backend_that_is_not_installed(tmp_path: Path) -> None:
-    try:
-        import tensorrt  # noqa: F401
+def test_a_builder_that_is_killed_publishes_nothing(copied: Copy) -> None:
+    path = copied()
+    before = sorted(path.rglob("*"))
 
-        pytest.skip("tensorrt is installed here, so its absence cannot be tested")
-    except ImportError:
-        pass
-    with pytest.raises(IncompatibleError, match=r"tensorrt cannot be imported .* pip install 'vlm-trt\[tensorrt\]'"):
-        build_engine(tmp_path / "x.onnx", (), "native", "tensorrt")
+    def kill(share: float) -> None:
+        (child,) = multiprocessing.active_children()
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+
+    bundle = Bundle.open(path)
+    entry = bundle.manifest.graph(Component.DECODER, Precision.FP16)
+    assert entry is not None
+    shapes = profiles(Component.DECODER, bundle.manifest.model, bundle.manifest.limits, Precision.FP16)
+    with pytest.raises(ResourceError, match=r"was ended by SIGKILL, most likely for lack of memory; .*: vlm-trt plan"):
+        built_apart(path / entry.graph.path, shapes, path.with_name("plan"), BuildOptions(RTX, "sm89"), kill)
+    assert sorted(path.rglob("*")) == before
+
+
+def test_a_build_that_is_killed_leaves_the_bundle_as_it_was(copied: Copy) -> None:
+    """The command and its builder; the next build clears away what it had staged."""
+    path = copied()
+    command = [sys.executable, "cli.py", "build", str(path), "--backend", RTX, "--target", "sm89,sm120"]
+    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    staged = path / "engines"
+    while not list(staged.glob("**/*.plan")) and running.poll() is None:
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert Bundle.open(path).manifest.engines == ()
+    left = list(path.glob(".engines.staging-*")) + list(staged.glob(".*"))
+    assert left
+    build(path, Choices(backend=RTX, targets=("sm89",), components=(Component.RESAMPLER,)))
+    assert not any(folder.exists() for folder in left)
+
+
+def test_graphs_that_failed_verification_are_not_built(copied: Copy) -> None:
+    path = copied()
+    bundle = Bundle.open(path)
+    failed = Verification(
+        Precision.FP16, "onnxruntime-cpu", False, "reports/x.json",
+        tuple(sorted(entry.identity for entry in bundle.manifest.graphs)), (), "2026-01-01", {"cosine": 0.5},
+    )  # fmt: skip
+    bundle.record(failed, "{}")
+    with pytest.raises(VerificationError, match=r"failed verification \(reports/x\.json\), so no engine is built"):
+        build(path, SM89)
+
+
+def test_a_precision_the_bundle_lacks(copied: Copy) -> None:
+    path = copied()
+    with pytest.raises(UsageError, match=r"has no bf16 graphs \(it has fp16\); export them: .*--precision bf16"):
+        build(path, Choices(backend=RTX, targets=("sm89",), precision=Precision.BF16))

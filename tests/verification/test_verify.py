@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 from bundle.digests import sha256_of
+from bundle.entries import FileEntry, GraphEntry
 from bundle.errors import BundleError, IncompatibleError, ResourceError, VerificationError
-from bundle.manifest import FileEntry, GraphEntry
 from bundle.signature import Component, Precision
 from bundle.store import MANIFEST, Bundle
 from exporter.checkpoint import Checkpoint
@@ -247,7 +247,7 @@ def test_a_flipped_byte_is_refused_before_it_is_run(verified: Callable[..., Path
     data[1000] ^= 64
     weights.write_bytes(bytes(data))
     for allow in (False, True):
-        with pytest.raises(BundleError, match=r"decoder\.weights was changed after the export"):
+        with pytest.raises(BundleError, match=r"decoder\.weights was changed after it was made"):
             load(path, backend="cpu", allow_unverified=allow)
 
 

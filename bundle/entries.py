@@ -1,0 +1,85 @@
+"""What a manifest lists: files, graphs, and engines with the profiles they were built for."""
+
+from dataclasses import dataclass
+
+from bundle.config import Limits
+from bundle.signature import Component, Precision
+
+Range = tuple[int, int, int]  # min, opt, max
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the bundle."""
+
+    path: str  # relative, with forward slashes
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One graph: the ONNX file and the weights it refers to."""
+
+    component: Component
+    precision: Precision
+    opset: int
+    graph: FileEntry
+    weights: FileEntry
+
+    @property
+    def files(self) -> tuple[FileEntry, FileEntry]:
+        return self.graph, self.weights
+
+    @property
+    def identity(self) -> str:
+        """What a verdict is about: changes with any byte of graph or weights."""
+        return f"{self.component}:{self.graph.sha256}:{self.weights.sha256}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One optimization profile: tensor → (min, opt, max) of every axis."""
+
+    name: str
+    shapes: dict[str, tuple[Range, ...]]
+
+    def corner(self, tensor: str, which: int) -> tuple[int, ...]:
+        """The tensor's shape at the minimum (0), optimum (1) or maximum (2)."""
+        return tuple(axis[which] for axis in self.shapes[tensor])
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """One serialized engine: what it was built from, with what, for which GPU."""
+
+    component: Component
+    precision: Precision
+    backend: str  # "tensorrt" or "tensorrt-rtx"
+    version: str  # of the backend; an engine runs on exactly this one
+    target: str  # compute capability, such as "sm89"
+    gpu: str | None  # name and driver of the GPU it was built on, where there was one
+    plan: FileEntry
+    graph: str  # identity of the graph it was built from
+    limits: Limits  # at most the bundle's
+    profiles: tuple[Profile, ...]
+    layers: dict[str, int]  # layer type → how many, of the network as parsed
+    weights: dict[str, int]  # dtype → bytes of the network's weights
+    weight_streaming: bool
+    seconds: float  # building took
+    peak_ram_bytes: int
+    created: str
+
+    @property
+    def files(self) -> tuple[FileEntry]:
+        return (self.plan,)
+
+    @property
+    def identity(self) -> str:
+        """What a verdict is about: changes with any byte of the plan."""
+        return f"{self.component}:{self.plan.sha256}"
+
+    @property
+    def variant(self) -> str:
+        """The folder of the engines that belong together: `engines/<variant>/<component>.plan`."""
+        return self.plan.path.split("/")[1]

@@ -1,0 +1,150 @@
+"""`vlm-trt plan`: what the work will take, as a table, before any of it."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bundle.config import Limits, ModelConfig, usual_limits
+from bundle.signature import DTYPE_BYTES, Component, Precision
+from bundle.store import MANIFEST, Bundle
+from commands.terminal import say, size, table
+from engines.gpus import GPUS, Gpu, gpu_named
+from engines.plan import GIB, Machine, Plan, plan, require_fit, shortfalls
+from models.family import family, family_of
+
+
+def run(
+    path: Path,
+    precision: str | None,
+    max_seq_tokens: int | None,
+    max_batch: int | None,
+    gpu: str | None,
+    ram_gib: float | None,
+    disk_gib: float | None,
+    as_json: bool,
+) -> None:
+    model, known = _model(path)
+    limits = replace(
+        known, max_seq_tokens=max_seq_tokens or known.max_seq_tokens, max_batch=max_batch or known.max_batch
+    )
+    chosen = None if gpu is None else gpu_named(gpu)
+    machine = Machine(
+        ram_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if ram_gib is None else int(ram_gib * GIB),
+        disk_bytes=_free_bytes(path) if disk_gib is None else int(disk_gib * GIB),
+        gpu=chosen,
+    )
+    plans = {one: plan(model, limits, one, weight_bytes(model, one)) for one in Precision}
+    asked = Precision(precision) if precision else Precision.FP16
+    if as_json:
+        click.echo(json.dumps(_document(plans, machine), indent=2))
+    else:
+        _show(path, plans, machine)
+    require_fit(plans[asked], _alternatives(model, plans, asked, machine), machine)
+    say(f"{asked} fits" + (f" a {chosen.name}" if chosen else " this host; --gpu NAME asks of a GPU, too"))
+
+
+def _model(path: Path) -> tuple[ModelConfig, Limits]:
+    """Sizes and limits of a bundle, or of a checkpoint with the limits that an export would take."""
+    if (path / MANIFEST).exists():
+        manifest = Bundle.open(path).manifest
+        return manifest.model, manifest.limits
+    kind = family_of(path)
+    model = kind.read_config(path)
+    kind.check_checkpoint(path, model)
+    return model, usual_limits(model)
+
+
+def weight_bytes(model: ModelConfig, precision: Precision) -> dict[Component, int]:
+    """Bytes of each graph's weights."""
+    found = dict.fromkeys(Component, 0)
+    for weight in family(model.family).weight_map(model).weights:
+        found[weight.component] += prod(weight.shape) * (4 if weight.full_precision else DTYPE_BYTES[precision.dtype])
+    return found
+
+
+def _alternatives(
+    model: ModelConfig, plans: Mapping[Precision, Plan], asked: Precision, machine: Machine
+) -> list[tuple[str, Plan]]:
+    """Smaller settings, the nearest first: fewer sequences, a shorter cache, half precision, and those together."""
+    limits = plans[asked].limits
+    smaller = [asked] + ([Precision.FP16] if asked is Precision.FP32 else [])
+    batches = range(limits.max_batch, 0, -1)
+    lengths = [limits.max_seq_tokens // (1 << halvings) // 64 * 64 for halvings in range(8)]
+    lengths = [n for n in lengths if n >= model.resampler.queries + 64]
+    found = []
+    for precision in smaller:
+        weights = plans[precision].weight_bytes
+        tried = [(batch, limits.max_seq_tokens) for batch in batches] + [(limits.max_batch, n) for n in lengths]
+        for batch, length in [*tried, *((1, n) for n in lengths)]:
+            words = [f"--precision {precision}"] if precision is not asked else []
+            words += [f"--max-batch {batch}"] if batch != limits.max_batch else []
+            words += [f"--max-seq-tokens {length}"] if length != limits.max_seq_tokens else []
+            other = replace(limits, max_batch=batch, max_seq_tokens=length)
+            if words:
+                found.append((" ".join(words), plan(model, other, precision, weights)))
+    return found
+
+
+def _show(path: Path, plans: Mapping[Precision, Plan], machine: Machine) -> None:
+    columns = list(plans.values())
+    limits = columns[0].limits
+    click.echo(
+        f"{path}: {limits.max_seq_tokens} positions, {limits.max_batch} sequences at once, {limits.max_images} "
+        "pictures per run\n"
+    )
+    rows: list[tuple[str, ...]] = [
+        (f"weights, {component.replace('_', ' ')}", *(size(one.weight_bytes[component]) for one in columns))
+        for component in Component
+    ]
+    rows += [
+        ("cache of one sequence", *(size(one.kv_bytes_per_sequence) for one in columns)),
+        (f"cache of {limits.max_batch}", *(size(one.kv_bytes) for one in columns)),
+        ("device memory to run", *(size(one.vram_bytes) for one in columns)),
+        ("memory to export", *(size(one.export_ram_bytes) for one in columns)),
+        ("memory to build engines", *(size(one.build_ram_bytes) for one in columns)),
+        ("disk, graphs and engines", *(size(one.disk_bytes) for one in columns)),
+        ("export, minutes", *(f"{one.export_seconds / 60:.1f}" for one in columns)),
+        ("build, minutes", *(f"{one.build_seconds / 60:.1f}" for one in columns)),
+    ]
+    click.echo(table(rows, ("", *(f" {precision}" for precision in plans))))
+    click.echo(
+        "\nA decode step of all sequences moves every weight and the whole cache once; its floor, and what fits:\n"
+    )
+    gpus = GPUS if machine.gpu is None else (machine.gpu,)
+    click.echo(table([_gpu_row(gpu, columns) for gpu in gpus], ("GPU", "target", " memory", *(f" {p}" for p in plans))))
+
+
+def _gpu_row(gpu: Gpu, plans: list[Plan]) -> tuple[str, ...]:
+    cells = (f"{one.floor_ms(gpu):.2f} ms" if one.vram_bytes <= gpu.memory_bytes else "does not fit" for one in plans)
+    return gpu.name, gpu.target, size(gpu.memory_bytes), *cells
+
+
+def _document(plans: Mapping[Precision, Plan], machine: Machine) -> dict[str, Any]:
+    """What `--json` prints."""
+    gpus = GPUS if machine.gpu is None else (machine.gpu,)
+    return {
+        "plans": {
+            precision.value: {
+                **asdict(one),
+                "weights": one.weights,
+                "kv_bytes": one.kv_bytes,
+                "vram_bytes": one.vram_bytes,
+                "export_ram_bytes": one.export_ram_bytes,
+                "disk_bytes": one.disk_bytes,
+                "floor_ms": {gpu.name: one.floor_ms(gpu) for gpu in gpus},
+                "shortfalls": shortfalls(one, machine),
+            }
+            for precision, one in plans.items()
+        }
+    }
+
+
+def _free_bytes(path: Path) -> int:
+    return shutil.disk_usage(path.absolute().parent).free

@@ -1,0 +1,45 @@
+"""What NVIDIA's data sheets say of the GPUs that a bundle may be planned for."""
+
+from dataclasses import dataclass
+
+from bundle.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    target: str  # compute capability
+    memory_bytes: int
+    bandwidth: float  # bytes per second to its memory
+
+
+def _gpu(name: str, target: str, gigabytes: float, gigabytes_per_second: float) -> Gpu:
+    return Gpu(name, target, int(gigabytes * 1e9), gigabytes_per_second * 1e9)
+
+
+# Source: NVIDIA's data sheet of each product ("GPU memory", "Memory bandwidth"); capabilities: CUDA GPUs list.
+GPUS = (
+    _gpu("T4", "sm75", 16, 320),
+    _gpu("A10", "sm86", 24, 600),
+    _gpu("A30", "sm80", 24, 933),
+    _gpu("A100-40GB", "sm80", 40, 1555),
+    _gpu("A100-80GB", "sm80", 80, 2039),
+    _gpu("L4", "sm89", 24, 300),
+    _gpu("L40S", "sm89", 48, 864),
+    _gpu("RTX-4090", "sm89", 24, 1008),
+    _gpu("H100-80GB", "sm90", 80, 3350),
+    _gpu("H200", "sm90", 141, 4800),
+    _gpu("RTX-5090", "sm120", 32, 1792),
+    _gpu("RTX-PRO-6000", "sm120", 96, 1792),
+)
+
+
+def gpu_named(name: str) -> Gpu:
+    """
+    Raises:
+        UsageError: no GPU of that name is known.
+    """
+    for gpu in GPUS:
+        if gpu.name.lower() == name.lower():
+            return gpu
+    raise UsageError(f"no GPU {name!r} is known; choose one of {', '.join(gpu.name for gpu in GPUS)}")

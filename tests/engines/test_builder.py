@@ -1,0 +1,160 @@
+"""Real engines of single graphs, built with TensorRT-RTX, and what the builder refuses."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+
+from bundle.digests import sha256_of
+from bundle.errors import IncompatibleError, StorageError, UnsupportedError
+from bundle.signature import Component, Precision
+from bundle.store import Bundle
+from engines.backend import Device, default_backend, load_backend, logger_of, require_target
+from engines.builder import BuildOptions, build_engine
+from engines.profiles import profiles
+from engines.timing_cache import TimingCache, require_writable
+
+SM89 = BuildOptions("tensorrt-rtx", "sm89")
+
+
+def test_the_decoders_profiles_are_the_designs(exported: Callable[..., Path]) -> None:
+    manifest = Bundle.open(exported("ntk-256", "fp16")).manifest
+    decode, prefill = profiles(Component.DECODER, manifest.model, manifest.limits, Precision.FP16)
+    longest, batch = manifest.limits.max_seq_tokens, manifest.limits.max_batch
+    assert decode.shapes["input_ids"] == ((1, batch, batch), (1, 1, 1))
+    assert decode.shapes["kv_positions"] == ((longest, longest, longest),)
+    assert prefill.shapes["input_ids"] == ((1, 1, 1), (1, 512, longest))
+    assert prefill.corner("past_key_values.0.key", 2) == (1, 4, longest, 32)
+    assert prefill.corner("image_features", 2)[0] == 512  # two pictures fit 700 positions
+
+
+def test_an_input_that_the_parser_drops_is_an_error(exported: Callable[..., Path], tmp_path: Path) -> None:
+    """The parser only warns of it; a binding without effect would be wrong output in silence."""
+    bundle = Bundle.open(exported("ntk-256", "fp16"))
+    entry = bundle.manifest.graph(Component.RESAMPLER, Precision.FP16)
+    assert entry is not None
+    model = onnx.load(bundle.path / entry.graph.path)
+    node = next(node for node in model.graph.node if node.op_type == "Attention")
+    node.input.extend(["", "", "", "lengths"])  # nonpad_kv_seqlen
+    model.graph.input.append(onnx.helper.make_tensor_value_info("lengths", onnx.TensorProto.INT64, ["images"]))
+    onnx.save(model, tmp_path / "broken.onnx")
+    (known,) = profiles(Component.RESAMPLER, bundle.manifest.model, bundle.manifest.limits, Precision.FP16)
+    with pytest.raises(UnsupportedError, match="an input 'lengths' that its contract does not know"):
+        build_engine(tmp_path / "broken.onnx", (known,), tmp_path / "plan", SM89)
+    told = replace(known, shapes={**known.shapes, "lengths": ((1, 1, 4),)})
+    with pytest.raises(UnsupportedError, match=r"broken\.onnx (does not (parse|build)|built with complaints).*"):
+        build_engine(tmp_path / "broken.onnx", (told,), tmp_path / "plan", SM89)
+
+
+def test_what_the_parser_made_of_a_graph_is_looked_at(exported: Callable[..., Path], tmp_path: Path) -> None:
+    """Past the lint: an axis that got fixed, a cache that is written by something else than an update in place."""
+    path = exported("ntk-256", "fp16")
+    manifest = Bundle.open(path).manifest
+    shapes = profiles(Component.DECODER, manifest.model, manifest.limits, Precision.FP16)
+    folder = tmp_path / "graphs"
+    shutil.copytree(path / "graphs" / "fp16", folder)
+    for change, words in (
+        (fix_batch, r"axis 0 of \w+ is fixed to 1 in the network, and has to take 1…3"),
+        (concatenate_cache, "has 4 caches and the network updates 3 of them in place"),
+    ):
+        model = onnx.load(path / "graphs/fp16/decoder.onnx", load_external_data=False)
+        change(model)
+        (folder / "decoder.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(UnsupportedError, match=words):
+            build_engine(folder / "decoder.onnx", shapes, tmp_path / "plan", SM89)
+
+
+def fix_batch(model: onnx.ModelProto) -> None:
+    for value in model.graph.input:
+        if value.name == "logits_index":
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def concatenate_cache(model: onnx.ModelProto) -> None:
+    """The last cache is passed on as it is, where it should be written."""
+    scatter = [node for node in model.graph.node if node.op_type == "TensorScatter"][-1]
+    past, present = scatter.input[0], scatter.output[0]
+    del scatter.input[:], scatter.attribute[:]
+    scatter.op_type = "Identity"
+    scatter.input.append(past)
+    assert scatter.output[0] == present
+
+
+def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"garbage")
+    with pytest.raises(UnsupportedError, match=r"x\.onnx does not parse in tensorrt-rtx"):
+        build_engine(tmp_path / "x.onnx", (), tmp_path / "plan", SM89)
+
+
+def test_a_target_that_cannot_be_built_here() -> None:
+    trt = load_backend("tensorrt-rtx")
+    with pytest.raises(IncompatibleError, match=r"build for sm90 from here \(it builds for sm75, sm80, .* build"):
+        require_target(trt, "tensorrt-rtx", "sm90", None)
+    with pytest.raises(IncompatibleError, match="none answers here; name one, --target sm75,sm80"):
+        require_target(trt, "tensorrt-rtx", "native", None)
+    there = Device("sm90", "H100, driver 580")
+    assert require_target(trt, "tensorrt-rtx", "native", there) == "sm90"
+    assert require_target(trt, "tensorrt-rtx", "sm90", there) == "sm90"
+
+
+def test_a_backend_that_is_not_installed(tmp_path: Path) -> None:
+    try:
+        import tensorrt  # noqa: F401
+
+        pytest.skip("tensorrt is installed here, so its absence cannot be tested")
+    except ImportError:
+        pass
+    with pytest.raises(IncompatibleError, match=r"tensorrt cannot be imported .* pip install 'vlm-trt\[tensorrt\]'"):
+        build_engine(tmp_path / "x.onnx", (), tmp_path / "plan", BuildOptions("tensorrt", "sm89"))
+    assert default_backend() == "tensorrt-rtx"
+
+
+def test_a_disk_that_fills_up_is_a_sentence(exported: Callable[..., Path]) -> None:
+    """The exception comes out of the writer, and not through the builder, which would not survive it."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full, a device that is always full")
+    bundle = Bundle.open(exported("ntk-256", "fp16"))
+    entry = bundle.manifest.graph(Component.RESAMPLER, Precision.FP16)
+    assert entry is not None
+    shapes = profiles(Component.RESAMPLER, bundle.manifest.model, bundle.manifest.limits, Precision.FP16)
+    with pytest.raises(StorageError, match="the disk is full"):
+        build_engine(bundle.path / entry.graph.path, shapes, Path("/dev/full"), SM89)
+
+
+def test_how_far_a_build_is_only_grows_and_ends_near_the_whole(exported: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = Bundle.open(exported("ntk-256", "fp16"))
+    entry = bundle.manifest.graph(Component.RESAMPLER, Precision.FP16)
+    assert entry is not None
+    shapes = profiles(Component.RESAMPLER, bundle.manifest.model, bundle.manifest.limits, Precision.FP16)
+    reached: list[float] = []
+    built = build_engine(bundle.path / entry.graph.path, shapes, tmp_path / "plan", SM89, reached.append)
+    assert reached == sorted(reached) and len(reached) > 5 and 0.5 < reached[-1] <= 1
+    assert (built.size, built.sha256) == ((tmp_path / "plan").stat().st_size, sha256_of(tmp_path / "plan"))
+    assert built.layers["ATTENTION_INPUT"] == 1 and built.weights["half"] > 0.9 * entry.weights.size
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorRT-RTX keeps the calls, and does nothing in them
+def test_timings_are_stored_whole_and_damaged_ones_replaced(tmp_path: Path) -> None:
+    trt = load_backend("tensorrt-rtx")
+    config = trt.Builder(logger_of(trt).instance).create_builder_config()
+    path = tmp_path / "cache" / "timings"
+    require_writable(path)
+    for content in (None, b"", b"garbage"):
+        if content is not None:
+            path.write_bytes(content)
+        cache = TimingCache(config, path)
+        cache.load()
+        cache.store()
+        assert path.stat().st_size > 100
+        assert [file.name for file in path.parent.iterdir()] == ["timings"]
+
+
+def test_a_timing_cache_that_cannot_be_written_is_said_before_the_build(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"writing .*file/timings: .*choose a folder you may write"):
+        require_writable(tmp_path / "file" / "timings")
+    with pytest.raises(StorageError, match="cannot be written; choose another file with --timing-cache"):
+        require_writable(tmp_path)

@@ -1,0 +1,118 @@
+"""What a plan says of the official shape, and what it refuses; docs/planning.md measures how true it is."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.make_checkpoint import write_checkpoint
+from bundle.config import ModelConfig, usual_limits
+from bundle.errors import ResourceError, UsageError
+from bundle.signature import Component, Precision
+from commands.plan import weight_bytes
+from engines.gpus import GPUS, gpu_named
+from engines.plan import GIB, Machine, Plan, plan, require_fit, shortfalls
+from models.qwen_vl.config import read_config
+from tests.commands.runs import vlm_trt
+from tests.conftest import GOLDEN
+
+CHECKPOINT = GOLDEN / "ntk-256" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def official() -> ModelConfig:
+    """The sizes of Qwen-VL-Chat."""
+    small = read_config(CHECKPOINT)
+    vision = replace(
+        small.vision, image_size=448, patch_size=14, width=1664, layers=48, heads=16, mlp_width=8192, position_grid=16
+    )
+    resampler = replace(small.resampler, queries=256, vision_width=1664, hidden=4096, heads=32)
+    decoder = replace(
+        small.decoder, vocab_size=151936, hidden=4096, layers=32, heads=32, kv_heads=32, head_dim=128, mlp_width=11008,
+        rotary_dim=128, trained_tokens=2048, max_positions=8192,
+    )  # fmt: skip
+    return replace(small, vision=vision, resampler=resampler, decoder=decoder)
+
+
+def plan_of(model: ModelConfig, precision: Precision = Precision.FP16, **limits: int) -> Plan:
+    return plan(model, replace(usual_limits(model), **limits), precision, weight_bytes(model, precision))
+
+
+def test_the_official_shape(official: ModelConfig) -> None:
+    found = plan_of(official)
+    assert found.weights == pytest.approx(19.3e9, rel=0.01)
+    assert found.kv_bytes_per_sequence == GIB  # 2·32 layers·32 heads·128·2 bytes·2048 positions
+    assert found.kv_bytes == 4 * GIB
+    # 15.4 GB of decoder without 1.2 GB of embeddings, and 4 GiB of cache, at 4.8 TB/s
+    assert found.floor_ms(gpu_named("H200")) == pytest.approx(1000 * (15.44e9 - 1.245e9 + 4 * GIB) / 4.8e12, rel=0.01)
+    assert plan_of(official, Precision.FP32).weights == pytest.approx(2 * found.weights, rel=0.01)
+
+
+def test_what_does_not_fit_names_what_would(official: ModelConfig) -> None:
+    l4 = Machine(gpu=gpu_named("L4"))
+    asked = plan_of(official)
+    assert "running needs" in shortfalls(asked, l4)[0] and "a L4 has 22.4 GiB" in shortfalls(asked, l4)[0]
+    others = [("--max-batch 3", plan_of(official, max_batch=3)), ("--max-batch 1", plan_of(official, max_batch=1))]
+    with pytest.raises(ResourceError, match=r"device memory .*\. --max-batch 3 would fit"):
+        require_fit(asked, others, l4)
+    with pytest.raises(ResourceError, match="No smaller setting fits either: a larger machine is needed"):
+        require_fit(asked, others, Machine(gpu=gpu_named("T4")))
+    with pytest.raises(ResourceError, match=r"building needs 2\d\.\d GiB of memory and the host has 16\.0 GiB"):
+        require_fit(asked, [], Machine(ram_bytes=16 * GIB))
+    with pytest.raises(ResourceError, match=r"graphs and engines need 3\d\.\d GiB of disk and 10\.0 GiB are free"):
+        require_fit(asked, [], Machine(disk_bytes=10 * GIB))
+    require_fit(asked, [], Machine(gpu=gpu_named("A100-40GB"), ram_bytes=64 * GIB, disk_bytes=100 * GIB))
+
+
+def test_every_setting_that_is_named_fits(official: ModelConfig, tmp_path: Path) -> None:
+    """Typed again as it was named, the plan is accepted."""
+    write_config_of_official(tmp_path)
+    room = ("--ram-gib", 64, "--disk-gib", 200)
+    for gpu, asked in (("L4", ()), ("A100-40GB", ("--max-batch", 24)), ("L40S", ("--precision", "fp32"))):
+        refused = vlm_trt("plan", tmp_path, "--gpu", gpu, *room, *asked)
+        assert refused.exit_code == 8, refused.output
+        instead = refused.output.rpartition(". ")[2].removesuffix(" would fit\n").split()
+        assert instead[0].startswith("--"), refused.output
+        given = dict(zip(asked[::2], asked[1::2], strict=True)) | dict(zip(instead[::2], instead[1::2], strict=True))
+        accepted = vlm_trt("plan", tmp_path, "--gpu", gpu, *room, *(word for pair in given.items() for word in pair))
+        assert accepted.exit_code == 0, accepted.output
+        assert f"fits a {gpu}" in accepted.output
+
+
+def write_config_of_official(folder: Path) -> None:
+    """What is read of a checkpoint: its small files."""
+    write_checkpoint(folder / "xs", "XS", ranks=1000)
+    raw = json.loads((folder / "xs" / "config.json").read_text())
+    raw |= {
+        "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 22016,
+        "kv_channels": 128, "vocab_size": 151936,
+    }  # fmt: skip
+    raw["visual"] |= {"width": 1664, "layers": 48, "heads": 16, "mlp_ratio": 4.9231, "output_dim": 4096}
+    for name in ("generation_config.json", "qwen.tiktoken"):
+        shutil.copy(folder / "xs" / name, folder / name)
+    (folder / "config.json").write_text(json.dumps(raw))
+
+
+def test_a_gpu_that_is_not_known() -> None:
+    with pytest.raises(UsageError, match="no GPU 'Voodoo' is known; choose one of T4, A10"):
+        gpu_named("Voodoo")
+    assert gpu_named("l40s") in GPUS
+
+
+def test_the_command_on_a_small_checkpoint() -> None:
+    shown = vlm_trt("plan", CHECKPOINT)
+    assert shown.exit_code == 0, shown.output
+    assert (
+        "weights, vision encoder" in shown.output and "H200" in shown.output and "fp16 fits this host" in shown.output
+    )
+    plans = json.loads(vlm_trt("plan", CHECKPOINT, "--json").stdout)["plans"]
+    assert plans["fp16"]["weight_bytes"] == weight_bytes(read_config(CHECKPOINT), Precision.FP16)
+    assert set(plans) == {"fp32", "fp16", "bf16"} and plans["fp16"]["shortfalls"] == []
+    assert plans["fp16"]["weight_bytes"][Component.DECODER] > 0
+
+
+def test_a_folder_that_is_neither(tmp_path: Path) -> None:
+    refused = vlm_trt("plan", tmp_path)
+    assert refused.exit_code == 3 and "config.json" in refused.output
