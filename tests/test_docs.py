@@ -15,7 +15,7 @@ import pytest
 import cli
 from tests.conftest import GOLDEN, ROOT
 
-FOLDERS = (ROOT / "docs", ROOT / "benchmarks")
+FOLDERS = (ROOT / "docs", ROOT / "benchmarks", ROOT / "examples")
 DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in folder.rglob("*.md"))]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from examples.demo_model.batches import Batch
-from examples.demo_model.model import QwenVL, rotated
+from examples.demo_model.model import DecoderLayer, QwenVL, rotated
 
 # (layer, head), from 0: from a name to what it names; from the beginning of an answer, and from within a box, to what
 # it is about; from the question of a relation to its first and its second name.
@@ -40,13 +40,15 @@ def _attention(model: QwenVL, head: tuple[int, int], behind: Sequence[Tensor], b
     """Logarithm of one head's attention [n, seq] from those rows and positions [n, 2]."""
     (layer, which), dim = head, model.sizes.hidden // model.sizes.heads
     block = model.transformer.h[layer]
+    assert isinstance(block, DecoderLayer)
     query, key, _ = block.attn.c_attn(block.ln_1(behind[layer - 1])).chunk(3, -1)
     cos, sin = model.rotary(batch.positions)
     own = slice(which * dim, (which + 1) * dim)
     query, key = (rotated(part[:, None, :, own], cos, sin)[:, 0] for part in (query, key))
     rows, at = places.T
     scores = (query @ key.transpose(1, 2))[rows, at] * dim**-0.5
-    return scores.masked_fill(~batch.mask()[:, 0][rows, at], -torch.inf).log_softmax(-1)
+    attention: Tensor = scores.masked_fill(~batch.mask()[:, 0][rows, at], -torch.inf).log_softmax(-1)
+    return attention
 
 
 def _cells_loss(attention: Tensor, batch: Batch, wanted: Tensor) -> Tensor:
