@@ -22,6 +22,7 @@ from models.qwen_vl.weights import weight_map
 # Decoder: hidden, layers, heads, intermediate_size; vision: width, layers, heads.
 SIZES = {
     "XS": (256, 4, 2, 1408, 256, 2, 4),
+    "XS4": (512, 4, 4, 2816, 256, 4, 4),
     "S": (1024, 16, 8, 5632, 512, 8, 8),
     "FULL": (4096, 32, 32, 22016, 1664, 48, 16),
 }

@@ -1,6 +1,6 @@
 """What `vlm-trt plan` says, beside what export and build then take: seconds, memory, disk.
 
-    python -m benchmarks.plan_accuracy /data/scratch [--size XS S] > benchmarks/results/plan_accuracy.json
+    python -m benchmarks.plan_accuracy /data/scratch [--size XS4 S] > benchmarks/results/plan_accuracy.json
 
 Engines are built with TensorRT-RTX for one GPU, without one. FULL needs about 60 GB of disk.
 """
@@ -23,7 +23,7 @@ from runtime.environment import environment
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--size", choices=SIZES, nargs="*", default=["XS", "S"])
+    parser.add_argument("--size", choices=SIZES, nargs="*", default=["XS4", "S"])
     parser.add_argument("--precision", nargs="*", default=["fp16", "bf16"])
     parser.add_argument("--target", default="sm89")
     parser.add_argument("--component", nargs="*", default=list(Component), help="the engines to build")

@@ -54,6 +54,11 @@ def test_the_other_precisions_build_for_every_generation(precision: str, copied:
     require_engines(copied("ntk-256", precision), ("sm80", "sm89", "sm120"))
 
 
+def test_the_demo_model_builds(demo_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(demo_bundle("fp16"), tmp_path / "demo")
+    require_engines(tmp_path / "demo", ("sm80", "sm89", "sm120"))
+
+
 def require_engines(path: Path, targets: tuple[str, ...]) -> None:
     entries = build(path, Choices(backend=RTX, targets=targets))
     manifest = Bundle.open(path).manifest
