@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from bundle.config import Limits
 from bundle.entries import EngineEntry, FileEntry, GraphEntry
-from bundle.errors import BundleError, UnsupportedError, UsageError, VerificationError
+from bundle.errors import BundleError, ResourceError, UnsupportedError, UsageError, VerificationError
+from bundle.host import available_bytes
 from bundle.manifest import Manifest
 from bundle.signature import Component, Precision
 from bundle.staging import exclusive, require_room, staging_folder, storage_errors
@@ -19,6 +20,7 @@ from engines.backend import Device, default_backend, device, load_backend, requi
 from engines.builder import BuildOptions, Built
 from engines.inspect_plan import Expected, inspect_plan
 from engines.lint import Finding, lint_graph
+from engines.plan import build_ram_bytes
 from engines.profiles import profiles
 from engines.timing_cache import default_path, require_writable
 from engines.worker import built_apart
@@ -115,6 +117,7 @@ def _prepare(path: Path, choices: Choices) -> Job:
             f"{path}: the {precision} graphs failed verification ({verdict.report}), so no engine is built from them; "
             "export again in a wider precision"
         )
+    _require_memory(graphs)
     bundle.check(graphs)
     options = tuple(_options(choices, backend, trt.__version__, target) for target in targets)
     return Job(bundle, backend, trt.__version__, precision, graphs, _limits(manifest, choices), options, here)
@@ -140,6 +143,21 @@ def _graph(bundle: Bundle, component: Component, precision: Precision) -> GraphE
             f"export it: vlm-trt export CHECKPOINT {bundle.path} --precision {precision} --component {component}"
         )
     return entry
+
+
+def _require_memory(graphs: Sequence[GraphEntry]) -> None:
+    """
+    Raises:
+        ResourceError: the largest engine cannot be built in the memory that is free; the system would end the builder.
+    """
+    largest = max(graphs, key=lambda entry: entry.weights.size)
+    needed, free = build_ram_bytes(largest.weights.size), available_bytes()
+    if free is not None and needed > free:
+        raise ResourceError(
+            f"building the {largest.precision} {largest.component} needs about {needed / 2**30:.1f} GiB of memory and "
+            f"{free / 2**30:.1f} GiB are free; build on a larger host (vlm-trt plan says what fits), or only the other "
+            "engines with --component"
+        )
 
 
 def _limits(manifest: Manifest, choices: Choices) -> Limits:

@@ -1,14 +1,12 @@
 """Whether a verification fits in memory, asked before it starts: the system would kill it in the middle."""
 
 from math import prod
-from pathlib import Path
 
 from bundle.config import ModelConfig
 from bundle.errors import ResourceError
+from bundle.host import available_bytes
 from bundle.signature import Precision
 from models.family import Family
-
-_MEMINFO = Path("/proc/meminfo")
 
 
 def require_memory(family: Family, model: ModelConfig, precision: Precision) -> None:
@@ -16,7 +14,7 @@ def require_memory(family: Family, model: ModelConfig, precision: Precision) -> 
     Raises:
         ResourceError: the model in fp32 and the graphs need more than the host has free.
     """
-    available = _available_bytes()
+    available = available_bytes()
     needed = needed_bytes(family, model, precision)
     if available is not None and needed > available:
         raise ResourceError(
@@ -29,11 +27,3 @@ def needed_bytes(family: Family, model: ModelConfig, precision: Precision) -> in
     """The torch modules in fp32; ONNX Runtime maps fp32 graphs and up-casts fp16 ones on the CPU."""
     parameters = sum(prod(weight.shape) for weight in family.weight_map(model).weights)
     return 4 * parameters * (1 if precision is Precision.FP32 else 2)
-
-
-def _available_bytes() -> int | None:
-    """What the kernel says is free for a new process; None where it does not say."""
-    if not _MEMINFO.exists():
-        return None
-    lines = (line.split() for line in _MEMINFO.read_text().splitlines())
-    return next((int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:"), None)

@@ -206,6 +206,18 @@ def test_graphs_that_failed_verification_are_not_built(copied: Copy) -> None:
         build(path, SM89)
 
 
+def test_a_host_too_small_is_said_before_the_build(
+    copied: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 300000 kB\nMemAvailable: 102400 kB\n")
+    monkeypatch.setattr("bundle.host.MEMINFO", meminfo)
+    path = copied()
+    with pytest.raises(ResourceError, match=r"fp16 decoder needs about 0\.2 GiB .* 0\.1 GiB are free; build"):
+        build(path, SM89)
+    assert not (path / "engines").exists()
+
+
 def test_a_precision_the_bundle_lacks(copied: Copy) -> None:
     path = copied()
     with pytest.raises(UsageError, match=r"has no bf16 graphs \(it has fp16\); export them: .*--precision bf16"):
