@@ -6,11 +6,12 @@ The modules compute every token from the whole sequence, without a cache; so thi
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.store import Bundle
+from commands.terminal import count_bar
 from evaluation.dataset import Example, synthetic
 from evaluation.evaluate import conversation
 from exporter.checkpoint import Checkpoint
@@ -26,8 +27,13 @@ class Agreement:
     count: int
 
 
-def agreement(bundle: Path, examples: Iterable[Example], max_new_tokens: int = 96) -> Agreement:
-    """How many answers of the fp32 graphs have exactly the ids that the modules choose."""
+def agreement(
+    bundle: Path,
+    examples: Iterable[Example],
+    max_new_tokens: int = 96,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Agreement:
+    """How many answers of the fp32 graphs have exactly the ids that the modules choose; `progress` counts them."""
     model = load(bundle, precision="fp32", backend="cpu")
     manifest = Bundle.open(bundle).manifest
     kind = family(manifest.model.family)
@@ -38,6 +44,7 @@ def agreement(bundle: Path, examples: Iterable[Example], max_new_tokens: int = 9
         ids = model.generate(conversation(example), options=options).ids
         equal += ids == answered(reference, model, example, max_new_tokens)
         count += 1
+        progress(1)
     return Agreement(equal, count)
 
 
@@ -64,7 +71,8 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--count", type=int, default=1000)
     arguments = parser.parse_args()
-    found = agreement(arguments.bundle, synthetic(arguments.count, seed=0).examples)
+    with count_bar("answers", arguments.count) as bar:
+        found = agreement(arguments.bundle, synthetic(arguments.count, seed=0).examples, progress=bar.update)
     print(f"{found.equal} of {found.count} answers are equal, id for id")
 
 
