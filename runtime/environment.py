@@ -7,7 +7,10 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("vlm-trt", "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx")
+_PACKAGES = (
+    "vlm-trt", "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx",
+    "cuda-bindings",
+)  # fmt: skip
 
 
 def environment() -> dict[str, object]:
