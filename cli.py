@@ -87,6 +87,7 @@ def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
 @click.option("--max-batch", type=click.IntRange(min=1), help="Sequences at once.  [default: the export's]")
 @click.option("--gpu", help="A GPU it must fit, such as L4 or A100-80GB.")
 @click.option("--ram-gib", type=click.FloatRange(min=0), help="Of the host that builds.  [default: this one's]")
+@click.option("--vram-gib", type=click.FloatRange(min=0), help="Of the GPU, or a share of it.  [default: all it has]")
 @click.option("--disk-gib", type=click.FloatRange(min=0), help="Free there.  [default: what is free here]")
 @click.option("--json", "as_json", is_flag=True, help="Print the estimates as JSON.")
 def plan(path: Path, **options: Any) -> None:

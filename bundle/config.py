@@ -5,6 +5,8 @@ A family's config reader (`models/<family>/config.py`) makes them from the check
 
 from dataclasses import dataclass
 
+from bundle.errors import UsageError
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -108,3 +110,18 @@ def usual_limits(model: ModelConfig) -> Limits:
     """The limits of an export that asks for none: the training length, and room for two pictures and a question."""
     positions = max(model.decoder.trained_tokens, 2 * model.resampler.queries + 256)
     return Limits(min(positions, model.decoder.max_positions), DEFAULT_MAX_BATCH, DEFAULT_MAX_IMAGES)
+
+
+def require_limits(model: ModelConfig, limits: Limits) -> None:
+    """
+    Raises:
+        UsageError: the model has fewer positions, or a picture and a question do not fit into them.
+    """
+    longest = model.decoder.max_positions
+    if limits.max_seq_tokens > longest:
+        raise UsageError(f"--max-seq-tokens {limits.max_seq_tokens} is beyond the model's {longest} positions")
+    if limits.max_seq_tokens < model.resampler.queries + 32:
+        raise UsageError(
+            f"--max-seq-tokens {limits.max_seq_tokens} does not hold one picture ({model.resampler.queries} tokens) "
+            "and a question"
+        )

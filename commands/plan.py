@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from bundle.config import Limits, ModelConfig, usual_limits
+from bundle.config import Limits, ModelConfig, require_limits, usual_limits
 from bundle.signature import DTYPE_BYTES, Component, Precision
 from bundle.store import MANIFEST, Bundle
 from commands.terminal import say, size, table
@@ -27,6 +27,7 @@ def run(
     max_batch: int | None,
     gpu: str | None,
     ram_gib: float | None,
+    vram_gib: float | None,
     disk_gib: float | None,
     as_json: bool,
 ) -> None:
@@ -34,11 +35,13 @@ def run(
     limits = replace(
         known, max_seq_tokens=max_seq_tokens or known.max_seq_tokens, max_batch=max_batch or known.max_batch
     )
+    require_limits(model, limits)
     chosen = None if gpu is None else gpu_named(gpu)
     machine = Machine(
         ram_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if ram_gib is None else int(ram_gib * GIB),
         disk_bytes=_free_bytes(path) if disk_gib is None else int(disk_gib * GIB),
         gpu=chosen,
+        vram_bytes=None if vram_gib is None else int(vram_gib * GIB),
     )
     plans = {one: plan(model, limits, one, weight_bytes(model, one)) for one in Precision}
     asked = Precision(precision) if precision else Precision.FP16
@@ -47,7 +50,7 @@ def run(
     else:
         _show(path, plans, machine)
     require_fit(plans[asked], _alternatives(model, plans, asked, machine), machine)
-    say(f"{asked} fits" + (f" a {chosen.name}" if chosen else " this host; --gpu NAME asks of a GPU, too"))
+    say(f"{asked} fits {_where(machine)}")
 
 
 def _model(path: Path) -> tuple[ModelConfig, Limits]:
@@ -59,6 +62,12 @@ def _model(path: Path) -> tuple[ModelConfig, Limits]:
     model = kind.read_config(path)
     kind.check_checkpoint(path, model)
     return model, usual_limits(model)
+
+
+def _where(machine: Machine) -> str:
+    if machine.gpu is not None:
+        return f"the {machine.gpu.name}"
+    return "this host; --gpu NAME asks of a GPU, too" if machine.vram_bytes is None else "the device"
 
 
 def weight_bytes(model: ModelConfig, precision: Precision) -> dict[Component, int]:
@@ -74,7 +83,7 @@ def _alternatives(
 ) -> list[tuple[str, Plan]]:
     """Smaller settings, the nearest first: fewer sequences, a shorter cache, half precision, and those together."""
     limits = plans[asked].limits
-    smaller = [asked] + ([Precision.FP16] if asked is Precision.FP32 else [])
+    smaller = [asked] + ([Precision.FP16] if asked is not Precision.FP16 else [])
     batches = range(limits.max_batch, 0, -1)
     lengths = [limits.max_seq_tokens // (1 << halvings) // 64 * 64 for halvings in range(8)]
     lengths = [n for n in lengths if n >= model.resampler.queries + 64]
@@ -118,12 +127,22 @@ def _show(path: Path, plans: Mapping[Precision, Plan], machine: Machine) -> None
         "\nA decode step of all sequences moves every weight and the whole cache once; its floor, and what fits:\n"
     )
     gpus = GPUS if machine.gpu is None else (machine.gpu,)
-    click.echo(table([_gpu_row(gpu, columns) for gpu in gpus], ("GPU", "target", " memory", *(f" {p}" for p in plans))))
+    click.echo(
+        table(
+            [_gpu_row(gpu, machine, columns) for gpu in gpus], ("GPU", "target", " memory", *(f" {p}" for p in plans))
+        )
+    )
 
 
-def _gpu_row(gpu: Gpu, plans: list[Plan]) -> tuple[str, ...]:
-    cells = (f"{one.floor_ms(gpu):.2f} ms" if one.vram_bytes <= gpu.memory_bytes else "does not fit" for one in plans)
-    return gpu.name, gpu.target, size(gpu.memory_bytes), *cells
+def _gpu_row(gpu: Gpu, machine: Machine, plans: list[Plan]) -> tuple[str, ...]:
+    memory = gpu.memory_bytes if machine.vram_bytes is None else machine.vram_bytes
+    return gpu.name, gpu.target, size(memory), *(_gpu_cell(gpu, memory, one) for one in plans)
+
+
+def _gpu_cell(gpu: Gpu, memory: int, one: Plan) -> str:
+    if one.precision not in gpu.precisions:
+        return "needs sm80"
+    return f"{one.floor_ms(gpu):.2f} ms" if one.vram_bytes <= memory else "does not fit"
 
 
 def _document(plans: Mapping[Precision, Plan], machine: Machine) -> dict[str, Any]:

@@ -33,6 +33,12 @@ class Machine:
     ram_bytes: int | None = None
     disk_bytes: int | None = None
     gpu: Gpu | None = None
+    vram_bytes: int | None = None  # in place of what the GPU's data sheet says
+
+    @property
+    def device_bytes(self) -> int | None:
+        """Memory of the device."""
+        return self.gpu.memory_bytes if self.vram_bytes is None and self.gpu is not None else self.vram_bytes
 
 
 @dataclass(frozen=True)
@@ -126,11 +132,13 @@ def shortfalls(asked: Plan, machine: Machine) -> list[str]:
         found.append(
             f"graphs and engines need {_gib(asked.disk_bytes)} of disk and {_gib(machine.disk_bytes)} are free"
         )
-    if machine.gpu is not None and asked.vram_bytes > machine.gpu.memory_bytes:
+    device = "device" if machine.gpu is None else machine.gpu.name
+    if machine.device_bytes is not None and asked.vram_bytes > machine.device_bytes:
         found.append(
-            f"running needs {_gib(asked.vram_bytes)} of device memory and a {machine.gpu.name} has "
-            f"{_gib(machine.gpu.memory_bytes)}"
+            f"running needs {_gib(asked.vram_bytes)} of device memory and the {device} has {_gib(machine.device_bytes)}"
         )
+    if machine.gpu is not None and asked.precision not in machine.gpu.precisions:
+        found.append(f"{asked.precision} needs sm80 and the {device} is {machine.gpu.target}")
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Protocol
 
-from bundle.config import Limits, ModelConfig, usual_limits
+from bundle.config import Limits, ModelConfig, require_limits, usual_limits
 from bundle.entries import GraphEntry
 from bundle.errors import IncompatibleError, UsageError
 from bundle.manifest import SCHEMA, Manifest, Source
@@ -128,7 +128,6 @@ def _prepare(folder: Path, target: Path, choices: Choices) -> Job:
 def _limits(model: ModelConfig, choices: Choices, existing: Bundle | None) -> Limits:
     """The limits asked for, which an existing bundle has fixed."""
     known = None if existing is None else existing.manifest.limits
-    longest = model.decoder.max_positions
     defaults = known or usual_limits(model)
     limits = Limits(
         choices.max_seq_tokens or defaults.max_seq_tokens,
@@ -140,13 +139,7 @@ def _limits(model: ModelConfig, choices: Choices, existing: Bundle | None) -> Li
             f"{existing.path if existing else ''} is built for {known.max_seq_tokens} positions, {known.max_batch} "
             f"sequences and {known.max_images} pictures; leave the limits out, or export to another folder"
         )
-    if limits.max_seq_tokens > longest:
-        raise UsageError(f"--max-seq-tokens {limits.max_seq_tokens} is beyond the model's {longest} positions")
-    if limits.max_seq_tokens < model.resampler.queries + 32:
-        raise UsageError(
-            f"--max-seq-tokens {limits.max_seq_tokens} does not hold one picture ({model.resampler.queries} tokens) "
-            "and a question"
-        )
+    require_limits(model, limits)
     return limits
 
 

@@ -53,7 +53,7 @@ def test_the_official_shape(official: ModelConfig) -> None:
 def test_what_does_not_fit_names_what_would(official: ModelConfig) -> None:
     l4 = Machine(gpu=gpu_named("L4"))
     asked = plan_of(official)
-    assert "running needs" in shortfalls(asked, l4)[0] and "a L4 has 22.4 GiB" in shortfalls(asked, l4)[0]
+    assert "running needs" in shortfalls(asked, l4)[0] and "the L4 has 22.4 GiB" in shortfalls(asked, l4)[0]
     others = [("--max-batch 3", plan_of(official, max_batch=3)), ("--max-batch 1", plan_of(official, max_batch=1))]
     with pytest.raises(ResourceError, match=r"device memory .*\. --max-batch 3 would fit"):
         require_fit(asked, others, l4)
@@ -78,7 +78,7 @@ def test_every_setting_that_is_named_fits(official: ModelConfig, tmp_path: Path)
         given = dict(zip(asked[::2], asked[1::2], strict=True)) | dict(zip(instead[::2], instead[1::2], strict=True))
         accepted = vlm_trt("plan", tmp_path, "--gpu", gpu, *room, *(word for pair in given.items() for word in pair))
         assert accepted.exit_code == 0, accepted.output
-        assert f"fits a {gpu}" in accepted.output
+        assert f"fits the {gpu}" in accepted.output
 
 
 def write_config_of_official(folder: Path) -> None:
@@ -93,6 +93,34 @@ def write_config_of_official(folder: Path) -> None:
     for name in ("generation_config.json", "qwen.tiktoken"):
         shutil.copy(folder / "xs" / name, folder / name)
     (folder / "config.json").write_text(json.dumps(raw))
+
+
+def test_a_share_of_a_device(tmp_path: Path) -> None:
+    """What the data sheet says is not what a slice, or a GPU that others use, has."""
+    room = ("--ram-gib", 64, "--disk-gib", 200)
+    write_config_of_official(tmp_path)
+    assert vlm_trt("plan", tmp_path, "--gpu", "H200", *room).exit_code == 0
+    for which, name in ((("--gpu", "H200"), "H200"), ((), "device")):
+        refused = vlm_trt("plan", tmp_path, *which, "--vram-gib", 22, *room)
+        assert refused.exit_code == 8, refused.output
+        assert f"of device memory and the {name} has 22.0 GiB. --max-batch " in refused.output
+    assert "fits the device" in vlm_trt("plan", tmp_path, "--vram-gib", 40, *room).output
+
+
+def test_bf16_is_not_planned_below_sm80(official: ModelConfig) -> None:
+    t4, l4 = (Machine(gpu=gpu_named(name)) for name in ("T4", "L4"))
+    small = replace(official, decoder=replace(official.decoder, layers=2), vision=replace(official.vision, layers=2))
+    bf16 = plan_of(small, Precision.BF16)
+    assert shortfalls(bf16, t4) == ["bf16 needs sm80 and the T4 is sm75"] and shortfalls(bf16, l4) == []
+    refused = vlm_trt("plan", CHECKPOINT, "--gpu", "T4", "--precision", "bf16")
+    assert refused.exit_code == 8 and "is sm75. --precision fp16 would fit" in refused.output
+    assert "needs sm80" in next(line for line in refused.stdout.splitlines() if line.startswith("T4 "))
+
+
+@pytest.mark.parametrize(("asked", "sentence"), [(100_000, "beyond the model's"), (64, "does not hold one picture")])
+def test_limits_that_an_export_refuses(asked: int, sentence: str) -> None:
+    refused = vlm_trt("plan", CHECKPOINT, "--max-seq-tokens", asked)
+    assert refused.exit_code == 2 and sentence in refused.output, refused.output
 
 
 def test_a_gpu_that_is_not_known() -> None:
