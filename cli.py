@@ -8,13 +8,15 @@ from typing import Any
 
 import click
 
-from bundle.errors import StorageError, VlmTrtError
+from bundle.errors import IncompatibleError, StorageError, VlmTrtError
 
 PRECISIONS = click.Choice(["fp32", "fp16", "bf16"])
 COMPONENTS = click.Choice(["vision_encoder", "resampler", "decoder"])
 BACKENDS = click.Choice(["auto", "cuda", "cpu"])
 BUILDERS = click.Choice(["tensorrt", "tensorrt-rtx"])
 FOLDER = click.Path(path_type=Path)
+# Which extra brings a package that a command imports when it runs.
+_EXTRAS = {"torch": "export", "onnxscript": "export", "onnx_ir": "export", "onnx": "build"}
 
 
 class Main(click.Group):
@@ -30,6 +32,13 @@ class Main(click.Group):
 
             click.echo(printable(f"vlm-trt: {error}"), err=True)
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise  # ours: a fault of this program
+            missing = f"{error.name} is not installed, and {ctx.invoked_subcommand} needs it"
+            click.echo(f"vlm-trt: {missing}; install the extra: pip install 'vlm-trt[{extra}]'", err=True)
+            ctx.exit(IncompatibleError.exit_code)
         except MemoryError:
             click.echo("vlm-trt: not enough memory; use a smaller precision, batch or cache length", err=True)
             ctx.exit(8)
@@ -114,7 +123,7 @@ def plan(path: Path, **options: Any) -> None:
 )
 @click.option("--max-batch", type=click.IntRange(min=1), help="Sequences at once.  [default: the bundle's]")
 @click.option("--max-images", type=click.IntRange(min=1), help="Pictures per run.  [default: the bundle's]")
-@click.option("--timing-cache", type=FOLDER, help="Kernel timings kept across builds.  [default: in ~/.cache/vlm-trt]")
+@click.option("--timing-cache", type=FOLDER, help="TensorRT's kernel timings.  [default: in ~/.cache/vlm-trt]")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="Build effort.  [default: the builder's]")
 @click.option("--workspace-gib", type=click.FloatRange(min=0, min_open=True), help="Device memory kernels may use.")
 @click.option("--weight-streaming", is_flag=True, help="Keep weights on the host and stream them to the GPU.")

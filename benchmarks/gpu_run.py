@@ -8,7 +8,6 @@
 import argparse
 import json
 import statistics
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +17,7 @@ import numpy as np
 
 from benchmarks.gpu_parity import compared
 from bundle.errors import VlmTrtError
+from bundle.host import query_gpus
 from bundle.signature import DTYPE_BYTES, Component, Precision
 from commands.plan import weight_bytes
 from engines.backend import MODULES
@@ -100,12 +100,10 @@ def engines(path: Path, backend: str, precision: Precision) -> Figures:
 
 def device_bytes() -> int | None:
     """Memory in use on the first GPU, by whomever; None where nvidia-smi does not answer."""
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-        return int(done.stdout.split()[0]) << 20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+    for (used,) in query_gpus("memory.used")[:1]:
+        mib = used.split()[0]
+        return int(mib) << 20 if mib.isdigit() else None
+    return None
 
 
 class Bench:

@@ -1,5 +1,6 @@
-"""What the host has free, asked before work that the system would otherwise end in the middle."""
+"""What the host has: free memory, asked before work that the system would otherwise end in the middle, and GPUs."""
 
+import subprocess
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
@@ -11,3 +12,13 @@ def available_bytes() -> int | None:
         return None
     lines = (line.split() for line in MEMINFO.read_text().splitlines())
     return next((int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:"), None)
+
+
+def query_gpus(*fields: str) -> list[tuple[str, ...]]:
+    """Those fields of every NVIDIA GPU, as nvidia-smi names and prints them; empty where it does not answer."""
+    query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [tuple(value.strip() for value in line.split(",")) for line in done.stdout.strip().splitlines()]

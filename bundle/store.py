@@ -41,6 +41,20 @@ class Bundle:
             bundle._require(file)
         return bundle
 
+    def graph(self, component: Component, precision: Precision) -> GraphEntry:
+        """The entry of that graph.
+
+        Raises:
+            BundleError: the bundle lacks it.
+        """
+        entry = self.manifest.graph(component, precision)
+        if entry is None:
+            raise BundleError(
+                f"{self.path} has no {precision} {component} graph; "
+                f"export it: vlm-trt export CHECKPOINT {self.path} --precision {precision} --component {component}"
+            )
+        return entry
+
     def check(self, entries: Iterable[GraphEntry | EngineEntry]) -> None:
         """Compares the sha256 of those graphs or engines, and of the tokenizer, with the manifest.
 

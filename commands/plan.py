@@ -49,7 +49,7 @@ def run(
         click.echo(json.dumps(_document(plans, machine), indent=2))
     else:
         _show(path, plans, machine)
-    require_fit(plans[asked], _alternatives(model, plans, asked, machine), machine)
+    require_fit(plans[asked], _alternatives(model, plans, asked), machine)
     say(f"{asked} fits {_where(machine)}")
 
 
@@ -78,9 +78,7 @@ def weight_bytes(model: ModelConfig, precision: Precision) -> dict[Component, in
     return found
 
 
-def _alternatives(
-    model: ModelConfig, plans: Mapping[Precision, Plan], asked: Precision, machine: Machine
-) -> list[tuple[str, Plan]]:
+def _alternatives(model: ModelConfig, plans: Mapping[Precision, Plan], asked: Precision) -> list[tuple[str, Plan]]:
     """Smaller settings, the nearest first: fewer sequences, a shorter cache, half precision, and those together."""
     limits = plans[asked].limits
     smaller = [asked] + ([Precision.FP16] if asked is not Precision.FP16 else [])
@@ -127,11 +125,8 @@ def _show(path: Path, plans: Mapping[Precision, Plan], machine: Machine) -> None
         "\nA decode step of all sequences moves every weight and the whole cache once; its floor, and what fits:\n"
     )
     gpus = GPUS if machine.gpu is None else (machine.gpu,)
-    click.echo(
-        table(
-            [_gpu_row(gpu, machine, columns) for gpu in gpus], ("GPU", "target", " memory", *(f" {p}" for p in plans))
-        )
-    )
+    header = ("GPU", "target", " memory", *(f" {precision}" for precision in plans))
+    click.echo(table([_gpu_row(gpu, machine, columns) for gpu in gpus], header))
 
 
 def _gpu_row(gpu: Gpu, machine: Machine, plans: list[Plan]) -> tuple[str, ...]:

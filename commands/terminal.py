@@ -4,13 +4,11 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import click
 
-
-class Bar(Protocol):
-    def update(self, n_steps: int) -> None: ...
+from bundle.progress import Bar
 
 
 @contextmanager

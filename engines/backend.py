@@ -1,6 +1,5 @@
 """The two builders behind one door: TensorRT and TensorRT-RTX differ in little more than name, and here it is."""
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -9,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from bundle.errors import IncompatibleError
+from bundle.host import query_gpus
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # Said of every int64 input of ours; they are bound as int64.
@@ -54,13 +54,7 @@ def default_backend() -> str:
 
 def device() -> Device | None:
     """The first GPU, asked of nvidia-smi; None where that does not answer."""
-    query = ["nvidia-smi", "--query-gpu=compute_cap,name,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    for line in done.stdout.splitlines()[:1]:
-        capability, name, driver = (part.strip() for part in line.split(","))
+    for capability, name, driver in query_gpus("compute_cap", "name", "driver_version")[:1]:
         return Device(f"sm{capability.replace('.', '')}", f"{name}, driver {driver}")
     return None
 

@@ -6,30 +6,30 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from bundle.config import Limits
-from bundle.entries import EngineEntry, FileEntry, GraphEntry
-from bundle.errors import BundleError, ResourceError, UnsupportedError, UsageError, VerificationError
+from bundle.entries import EngineEntry, FileEntry, GraphEntry, Profile
+from bundle.errors import ResourceError, UnsupportedError, UsageError, VerificationError
 from bundle.host import available_bytes
 from bundle.manifest import Manifest
+from bundle.progress import Bar
 from bundle.signature import Component, Precision
 from bundle.staging import exclusive, require_room, staging_folder, storage_errors
 from bundle.store import Bundle, publish_engines
 from engines.backend import Device, default_backend, device, load_backend, require_target
 from engines.builder import BuildOptions, Built
+from engines.finding import Finding
 from engines.inspect_plan import Expected, inspect_plan
-from engines.lint import Finding, lint_graph
-from engines.plan import build_ram_bytes
+from engines.lint import lint_graph
+from engines.plan import build_ram_bytes, engine_bytes
 from engines.profiles import profiles
 from engines.timing_cache import default_path, require_writable
 from engines.worker import built_apart
 
+# Of a small engine, most is not weights.
+_ENGINE_MARGIN_BYTES = 16 << 20
 PREFERRED = (Precision.FP16, Precision.BF16, Precision.FP32)
-
-
-class Bar(Protocol):
-    def update(self, n_steps: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def build(
         say: told what runs now, and what the lint warns of.
         percent_bar: a progress bar of a hundred steps for a label.
     Returns:
-        The new engines, "built, not run": `vlm-trt verify` runs them where there is a GPU.
+        The new engines, "built, not run": nothing uses them before they are shown equal to the model.
     Raises:
         IncompatibleError: the backend is not installed, or cannot build for a target.
         UnsupportedError: a graph holds a trap, or does not build; nothing is published.
@@ -85,7 +85,7 @@ def build(
     """
     job = _prepare(path, choices)
     weights = sum(entry.weights.size for entry in job.graphs)
-    require_room(path, 2 * weights * len(job.options))  # an engine holds its weights, and some more
+    require_room(path, len(job.options) * (engine_bytes(weights) + len(job.graphs) * _ENGINE_MARGIN_BYTES))
     for options in job.options:
         for entry in job.graphs:
             _lint(job, entry, options.target, say)
@@ -110,7 +110,7 @@ def _prepare(path: Path, choices: Choices) -> Job:
     precision = _precision(manifest, choices.precision, path)
     here = device()
     targets = dict.fromkeys(require_target(trt, backend, target, here) for target in choices.targets)
-    graphs = tuple(_graph(bundle, component, precision) for component in choices.components)
+    graphs = tuple(bundle.graph(component, precision) for component in choices.components)
     verdict = manifest.verification(precision)
     if verdict is not None and not verdict.passed:
         raise VerificationError(
@@ -133,16 +133,6 @@ def _precision(manifest: Manifest, wanted: Precision | None, path: Path) -> Prec
             f"export them: vlm-trt export CHECKPOINT {path} --precision {wanted or 'fp16'}"
         )
     return wanted
-
-
-def _graph(bundle: Bundle, component: Component, precision: Precision) -> GraphEntry:
-    entry = bundle.manifest.graph(component, precision)
-    if entry is None:
-        raise BundleError(
-            f"{bundle.path} has no {precision} {component} graph; "
-            f"export it: vlm-trt export CHECKPOINT {bundle.path} --precision {precision} --component {component}"
-        )
-    return entry
 
 
 def _require_memory(graphs: Sequence[GraphEntry]) -> None:
@@ -174,6 +164,8 @@ def _limits(manifest: Manifest, choices: Choices) -> Limits:
 
 def _options(choices: Choices, backend: str, version: str, target: str) -> BuildOptions:
     cache = choices.timing_cache
+    if backend == "tensorrt-rtx" and cache is not None:
+        raise UsageError(f"{backend} times no kernels while it builds, so it keeps no --timing-cache; leave it out")
     if backend == "tensorrt" and cache is None:
         cache = default_path(backend, version, target)
     if cache is not None:
@@ -221,7 +213,8 @@ def _build_one(
     say: Callable[[str], None],
     percent_bar: Callable[[str], AbstractContextManager[Bar | None]],
 ) -> EngineEntry:
-    shapes = profiles(entry.component, job.bundle.manifest.model, job.limits, entry.precision)
+    model = job.bundle.manifest.model
+    shapes = profiles(entry.component, model, job.limits, entry.precision)
     relative = f"engines/{variant(job, options)}/{entry.component}.plan"
     plan = staging / relative
     plan.parent.mkdir(parents=True, exist_ok=True)
@@ -236,13 +229,14 @@ def _build_one(
 
         built = built_apart(job.bundle.path / entry.graph.path, shapes, plan, options, report)
         report(1.0)
-    model = job.bundle.manifest.model
     found = inspect_plan(plan, Expected(entry.component, entry.precision, model, job.limits, shapes))
     _judge(f"{entry.component} engine for {options.target}", found.findings, say)
-    return _entry(job, entry, options, FileEntry(relative, built.size, built.sha256), built)
+    return _entry(job, entry, options, shapes, FileEntry(relative, built.size, built.sha256), built)
 
 
-def _entry(job: Job, entry: GraphEntry, options: BuildOptions, plan: FileEntry, built: Built) -> EngineEntry:
+def _entry(
+    job: Job, entry: GraphEntry, options: BuildOptions, shapes: tuple[Profile, ...], plan: FileEntry, built: Built
+) -> EngineEntry:
     return EngineEntry(
         component=entry.component,
         precision=entry.precision,
@@ -253,7 +247,7 @@ def _entry(job: Job, entry: GraphEntry, options: BuildOptions, plan: FileEntry, 
         plan=plan,
         graph=entry.identity,
         limits=job.limits,
-        profiles=profiles(entry.component, job.bundle.manifest.model, job.limits, entry.precision),
+        profiles=shapes,
         layers=built.layers,
         weights=built.weights,
         weight_streaming=options.weight_streaming,

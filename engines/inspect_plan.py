@@ -15,8 +15,8 @@ from typing import Any
 from bundle.config import Limits, ModelConfig
 from bundle.entries import Profile
 from bundle.signature import Axis, Component, Precision, Tensor, past_names, present_names, signature
+from engines.finding import Finding
 from engines.kernel_program import Kernel, Program, read_programs
-from engines.lint import Finding
 
 _FUSED = re.compile(r"mha|flash|attention", re.IGNORECASE)
 _PAST, _PRESENT = "past_key_values.", "present."

@@ -111,7 +111,7 @@ def plan(model: ModelConfig, limits: Limits, precision: Precision, weight_bytes:
         export_seconds=EXPORT_START_SECONDS + TRACE_SECONDS_PER_LAYER * layers + total / EXPORT_BYTES_PER_SECOND,
         build_ram_bytes=build_ram_bytes(largest),
         build_seconds=total / BUILD_BYTES_PER_SECOND + BUILD_SECONDS_PER_LAYER * layers,
-        engine_bytes=int(ENGINE_SIZE * total),
+        engine_bytes=engine_bytes(total),
         step_bytes=weight_bytes[Component.DECODER] - embedding + kv * limits.max_batch,
     )
 
@@ -121,13 +121,20 @@ def build_ram_bytes(weight_bytes: int) -> int:
     return max(int(BUILD_COPIES * weight_bytes) + BUILD_BASE_BYTES, BUILD_LEAST_BYTES)
 
 
+def engine_bytes(weight_bytes: int) -> int:
+    """Disk that engines with that many bytes of weights take."""
+    return int(ENGINE_SIZE * weight_bytes)
+
+
 def shortfalls(asked: Plan, machine: Machine) -> list[str]:
     """What does not fit, each as a sentence with the numbers."""
     found = []
     if machine.ram_bytes is not None:
         needed = max(asked.export_ram_bytes, asked.build_ram_bytes)
         if needed > machine.ram_bytes:
-            found.append(f"building needs {_gib(needed)} of memory and the host has {_gib(machine.ram_bytes)}")
+            found.append(
+                f"exporting and building need {_gib(needed)} of memory and the host has {_gib(machine.ram_bytes)}"
+            )
     if machine.disk_bytes is not None and asked.disk_bytes > machine.disk_bytes:
         found.append(
             f"graphs and engines need {_gib(asked.disk_bytes)} of disk and {_gib(machine.disk_bytes)} are free"

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
 
 from bundle.config import Limits, ModelConfig, require_limits, usual_limits
 from bundle.entries import GraphEntry
 from bundle.errors import IncompatibleError, UsageError
 from bundle.manifest import SCHEMA, Manifest, Source
+from bundle.progress import Bar
 from bundle.signature import Component, Precision
 from bundle.staging import require_room, staging_folder
 from bundle.store import Bundle, file_entry, graph_paths, publish_graphs, publish_new
@@ -26,10 +26,6 @@ from models.weights import Weight
 
 # Room for the graphs themselves, the tokenizer and the manifest.
 _SMALL_FILES_BYTES = 16 << 20
-
-
-class Bar(Protocol):
-    def update(self, n_steps: int) -> None: ...
 
 
 @dataclass(frozen=True)

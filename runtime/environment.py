@@ -2,10 +2,11 @@
 
 import os
 import platform
-import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from bundle.host import query_gpus
 
 _PACKAGES = (
     "vlm-trt", "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx",
@@ -29,12 +30,7 @@ def environment() -> dict[str, object]:
 
 def gpu() -> str | None:
     """Name, memory and driver of every NVIDIA GPU; None where nvidia-smi does not answer."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return "; ".join(done.stdout.strip().splitlines()) or None
+    return "; ".join(", ".join(one) for one in query_gpus("name", "memory.total", "driver_version")) or None
 
 
 def _processor() -> str:

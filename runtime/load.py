@@ -1,7 +1,6 @@
 """A bundle on disk → an engine in memory, every file checked before it is used."""
 
-from bundle.entries import GraphEntry
-from bundle.errors import BundleError, VerificationError
+from bundle.errors import VerificationError
 from bundle.signature import Component, Precision
 from bundle.store import Bundle
 from runtime.backend import Backend
@@ -15,7 +14,7 @@ def open_engine(bundle: Bundle, precision: Precision, backend: Backend) -> Engin
         BundleError: a graph is missing, or a file is not what the manifest says.
         ResourceError: not enough memory.
     """
-    entries = {component: _graph(bundle, component, precision) for component in Component}
+    entries = {component: bundle.graph(component, precision) for component in Component}
     bundle.check(entries.values())
     sessions = {component: backend.open(bundle.path / entry.graph.path) for component, entry in entries.items()}
     manifest = bundle.manifest
@@ -35,13 +34,3 @@ def require_verified(bundle: Bundle, precision: Precision) -> None:
         f"{bundle.path}: the {precision} graphs are {what}, so their answers cannot be trusted; "
         f"run `vlm-trt verify {bundle.path} --precision {precision}`, or accept that with --unverified"
     )
-
-
-def _graph(bundle: Bundle, component: Component, precision: Precision) -> GraphEntry:
-    entry = bundle.manifest.graph(component, precision)
-    if entry is None:
-        raise BundleError(
-            f"{bundle.path} has no {precision} {component} graph; "
-            f"export it: vlm-trt export CHECKPOINT {bundle.path} --precision {precision} --component {component}"
-        )
-    return entry

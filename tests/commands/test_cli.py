@@ -28,6 +28,19 @@ def test_a_terminal_that_lacks_a_character_shows_its_escape(verified: Callable[.
     assert "448 px \\u2192 1024 patches" in done.stdout.decode("latin-1")
 
 
+@pytest.mark.parametrize(
+    ("package", "command", "extra"),
+    [("torch", "export", "export"), ("onnx", "build", "build")],
+)
+def test_a_package_that_is_not_installed_is_named_with_its_extra(package: str, command: str, extra: str) -> None:
+    words = {"export": ["c", "b"], "build": ["b"]}[command]
+    code = f"import sys; sys.modules[{package!r}] = None; import cli; cli.main({[command, *words]!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 6, done.stderr
+    assert done.stderr.startswith("vlm-trt: ") and len(done.stderr.splitlines()) == 1
+    assert f"pip install 'vlm-trt[{extra}]'" in done.stderr
+
+
 def test_export_shows_its_progress_and_the_next_step(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     done = vlm_trt(

@@ -218,6 +218,12 @@ def test_a_host_too_small_is_said_before_the_build(
     assert not (path / "engines").exists()
 
 
+def test_a_timing_cache_that_would_hold_nothing_is_refused(copied: Copy, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tensorrt-rtx times no kernels .* keeps no --timing-cache; leave it out"):
+        build(copied(), Choices(backend=RTX, targets=("sm89",), timing_cache=tmp_path / "timings"))
+    assert not (tmp_path / "timings").exists()
+
+
 def test_a_precision_the_bundle_lacks(copied: Copy) -> None:
     path = copied()
     with pytest.raises(UsageError, match=r"has no bf16 graphs \(it has fp16\); export them: .*--precision bf16"):

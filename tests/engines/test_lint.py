@@ -13,7 +13,8 @@ from bundle.errors import UnsupportedError
 from bundle.signature import Component, Precision
 from bundle.store import Bundle
 from engines.build import Choices, build
-from engines.lint import Finding, lint_graph
+from engines.finding import Finding
+from engines.lint import lint_graph
 from tests.conftest import OWN_VARIANTS
 
 Exported = Callable[..., Path]

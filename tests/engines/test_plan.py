@@ -59,7 +59,7 @@ def test_what_does_not_fit_names_what_would(official: ModelConfig) -> None:
         require_fit(asked, others, l4)
     with pytest.raises(ResourceError, match="No smaller setting fits either: a larger machine is needed"):
         require_fit(asked, others, Machine(gpu=gpu_named("T4")))
-    with pytest.raises(ResourceError, match=r"building needs 2\d\.\d GiB of memory and the host has 16\.0 GiB"):
+    with pytest.raises(ResourceError, match=r"building need 2\d\.\d GiB of memory and the host has 16\.0 GiB"):
         require_fit(asked, [], Machine(ram_bytes=16 * GIB))
     with pytest.raises(ResourceError, match=r"graphs and engines need 3\d\.\d GiB of disk and 10\.0 GiB are free"):
         require_fit(asked, [], Machine(disk_bytes=10 * GIB))
