@@ -12,7 +12,7 @@ from bundle.errors import IncompatibleError, StorageError, VlmTrtError
 
 PRECISIONS = click.Choice(["fp32", "fp16", "bf16"])
 COMPONENTS = click.Choice(["vision_encoder", "resampler", "decoder"])
-BACKENDS = click.Choice(["auto", "cuda", "cpu"])
+BACKENDS = click.Choice(["auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu"])
 BUILDERS = click.Choice(["tensorrt", "tensorrt-rtx"])
 FOLDER = click.Path(path_type=Path)
 # Which extra brings a package that a command imports when it runs.
@@ -147,7 +147,7 @@ def build(bundle: Path, **options: Any) -> None:
 @click.argument("bundle", type=FOLDER)
 @click.option("--against", type=FOLDER, help="The checkpoint.  [default: the one the bundle was exported from]")
 @click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: the backend's preferred ones]")
-@click.option("--backend", type=BACKENDS, default="auto", show_default=True, help="Where the graphs run.")
+@click.option("--backend", type=BACKENDS, default="auto", show_default=True, help="What runs the graphs, or the engines built from them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def verify(bundle: Path, **options: Any) -> None:
     """Compare BUNDLE's graphs with the model and record the verdict.
@@ -174,7 +174,7 @@ def with_options(*options: Any) -> Callable[[Any], Any]:
 
 load_options = with_options(
     click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: the backend's preferred ones]"),
-    click.option("--backend", type=BACKENDS, default="auto", show_default=True, help="Where the graphs run."),
+    click.option("--backend", type=BACKENDS, default="auto", show_default=True, help="What runs the graphs, or the engines built from them."),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per core]"),
     click.option("--unverified", is_flag=True, help="Answer from graphs that are not shown equal to the model."),
 )

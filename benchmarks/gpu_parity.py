@@ -59,7 +59,7 @@ def _vision(
     """Figures of both towers, stages whose values cannot be read back with the reason, and the image features."""
     dtype = engine.precision.dtype
     patches = engine.encode_vision(pixels_of(kind, engine, sample.prompt))
-    features = to_float32(engine.resample(patches), dtype)
+    features = to_float32(engine.resample(patches).read(), dtype)
     figures = [compare("resampler", sample.name, arrays["features"], features)]
     try:
         read = to_float32(patches.read(), dtype)

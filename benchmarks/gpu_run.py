@@ -19,8 +19,8 @@ from benchmarks.gpu_parity import compared
 from bundle.errors import VlmTrtError
 from bundle.host import query_gpus
 from bundle.signature import DTYPE_BYTES, Component, Precision
+from bundle.tensorrt import MODULES
 from commands.plan import weight_bytes
-from engines.backend import MODULES
 from engines.build import Choices, build
 from engines.plan import plan
 from models.family import family
@@ -124,10 +124,10 @@ class Bench:
         self._table = kind.position_table(engine.model.decoder, alpha, engine.limits.max_seq_tokens)
 
     def stages(self) -> dict[str, Figures]:
-        """Milliseconds. `vision` ends with the features on the host, so it includes what a backend left running."""
+        """Milliseconds."""
         engine, one = self._engine, self._pixels[:1]
         patches = engine.encode_vision(one)
-        features = engine.backend.upload(engine.resample(patches)[0], engine.precision.dtype)
+        features = engine.resample(patches)
         rows = features.rows(0, features.shape[0])
 
         def prefill() -> None:

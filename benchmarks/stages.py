@@ -95,7 +95,7 @@ def stages(bundle: Bundle, checkpoint: Path, pairs: int) -> dict[str, dict[str, 
     prompt = Prompt(engine)
     reference = Reference(Checkpoint(checkpoint), bundle.manifest.model, family("qwen_vl"))
     patches = engine.encode_vision(prompt.pixels)
-    features = engine.backend.upload(engine.resample(patches)[0], "float32")
+    features = engine.backend.upload(engine.resample(patches).read()[0], "float32")
     torch_run = TorchDecoder(reference, prompt, features)
     named: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
         "vision_encoder": (

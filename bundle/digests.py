@@ -18,6 +18,14 @@ _MAX_ENTRIES = 4096
 _SETTLED_NS = 2_000_000_000
 
 
+def cache_folder() -> Path | None:
+    """Where this user's machine keeps what only costs time to find out again; None without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlm-trt"
+    except RuntimeError:  # as in many containers
+        return None
+
+
 def sha256_of(path: Path) -> str:
     """sha256 of a file's content, hexadecimal, read now."""
     digest = hashlib.sha256()
@@ -31,12 +39,9 @@ class DigestCache:
     """Remembered digests; a damaged or unwritable cache file only costs time."""
 
     def __init__(self) -> None:
-        self._enabled = os.environ.get("VLM_TRT_DIGEST_CACHE", "on") != "off"
-        try:
-            root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        except RuntimeError:  # a user without a home, as in many containers
-            root, self._enabled = Path(), False
-        self._path = root / "vlm-trt" / "digests.json"
+        root = cache_folder()
+        self._enabled = root is not None and os.environ.get("VLM_TRT_DIGEST_CACHE", "on") != "off"
+        self._path = (root or Path()) / "digests.json"
         self._known = self._load() if self._enabled else {}
         self._changed = False
 

@@ -105,10 +105,10 @@ def _can(name: str, modules: list[str], advice: str) -> Ability:
 def _cuda() -> Ability:
     name = "run on CUDA (ONNX Runtime)"
     try:
-        from runtime.ort import cuda_devices
+        from runtime.ort_cuda import can_start
     except ImportError:
         return Ability(name, False, "install the extra: vlm-trt[cuda]")
-    if cuda_devices():
+    if can_start():
         return Ability(name, True, "")
     return Ability(name, False, "needs an NVIDIA GPU, its driver, and the extra: vlm-trt[cuda]")
 

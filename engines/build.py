@@ -17,7 +17,8 @@ from bundle.progress import Bar
 from bundle.signature import Component, Precision
 from bundle.staging import exclusive, require_room, staging_folder, storage_errors
 from bundle.store import Bundle, publish_engines
-from engines.backend import Device, default_backend, device, load_backend, require_target
+from bundle.tensorrt import load_backend
+from engines.backend import Device, default_backend, device, require_target
 from engines.builder import BuildOptions, Built
 from engines.finding import Finding
 from engines.inspect_plan import Expected, inspect_plan

@@ -20,7 +20,8 @@ from google.protobuf.message import DecodeError
 from bundle.entries import Profile
 from bundle.errors import ResourceError, UnsupportedError
 from bundle.staging import storage_errors
-from engines.backend import create_network, load_backend, logger_of, progress_monitor, set_target
+from bundle.tensorrt import load_backend, logger_of
+from engines.backend import create_network, progress_monitor, set_target
 from engines.memory import PeakMemory
 from engines.timing_cache import TimingCache
 

@@ -1,10 +1,11 @@
 """What the generation loop needs of a backend: memory with addresses, and sessions that run on bound memory.
 
-ONNX Runtime implements it on the CPU and on CUDA (`runtime/ort.py`). Nothing here copies: a tensor is bound as an
-address, so that a cache slot is a pointer and `present` is the memory of `past`.
+ONNX Runtime implements it on the CPU and on CUDA (`runtime/ort.py`), TensorRT on a GPU (`runtime/trt.py`). Nothing
+here copies: a tensor is bound as an address, so that a cache slot is a pointer and `present` is the memory of `past`.
 """
 
-from collections.abc import Mapping
+import ctypes
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bundle.entries import EngineEntry
 from bundle.signature import DTYPE_BYTES, Precision
+from bundle.store import Bundle
 
 Array = NDArray[Any]
 
@@ -44,6 +47,13 @@ def bind_host(array: Array, dtype: str) -> Binding:
     """The binding of a host array, which must outlive every run that uses it."""
     assert array.flags.c_contiguous and array.dtype == NUMPY_DTYPES[dtype], f"{array.dtype} is not {dtype}"
     return Binding(array.ctypes.data, array.shape, dtype, on_host=True)
+
+
+def host_view(binding: Binding) -> Array:
+    """The host memory behind a binding, as an array that does not keep it alive."""
+    assert binding.on_host
+    memory = (ctypes.c_uint8 * binding.size_bytes).from_address(binding.address)
+    return np.ctypeslib.as_array(memory).view(NUMPY_DTYPES[binding.dtype]).reshape(binding.shape)
 
 
 def to_float32(values: Array, dtype: str) -> NDArray[np.float32]:
@@ -94,6 +104,15 @@ class Backend(Protocol):
 
     name: str
     precisions: tuple[Precision, ...]  # what it can run, the preferred first
+    whole_window: bool  # whether a decode step always looks at the whole cache
+    overlaps: bool  # whether pictures can be encoded beside decode steps, in another thread, at little cost
+
+    def engines(self, bundle: Bundle, precision: Precision) -> tuple[EngineEntry, ...]:
+        """The engines of the bundle that it would run, one per component; none where it runs the graphs themselves.
+
+        Raises:
+            IncompatibleError: it runs engines, and none fits.
+        """
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """Zeroed memory where the backend computes."""
@@ -101,5 +120,11 @@ class Backend(Protocol):
     def upload(self, array: Array, dtype: str) -> Buffer:
         """Host values where the backend computes; on the CPU the array itself, without a copy."""
 
-    def open(self, graph: Path) -> Session:
-        """Loads one graph."""
+    def gather(self, parts: Sequence[Binding]) -> Buffer:
+        """Rows of several of its buffers, one after the other in one."""
+
+    def host(self, shape: tuple[int, ...], dtype: str) -> Array:
+        """A zeroed host array that runs read and write at the least cost."""
+
+    def open(self, file: Path, engine: EngineEntry | None = None) -> Session:
+        """Loads one graph, or the engine of that entry."""

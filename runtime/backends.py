@@ -1,41 +1,54 @@
 """Which backend a machine offers, and the choice between them."""
 
+from importlib.util import find_spec
+
 from bundle.errors import IncompatibleError, UsageError
 from bundle.signature import Precision
+from bundle.store import Bundle
+from bundle.tensorrt import MODULES
 from runtime.backend import Backend
 
-NAMES = ("auto", "cuda", "cpu")
+NAMES = ("auto", *MODULES, "cuda", "cpu")
 
 
-def choose_backend(name: str, threads: int | None = None, *, prepack: bool | None = None) -> Backend:
-    """The backend of that name; "auto" takes CUDA where it starts and the CPU otherwise.
+def choose_backend(
+    name: str, threads: int | None = None, *, prepack: bool | None = None, bundle: Bundle | None = None
+) -> Backend:
+    """The backend of that name; "auto" takes the best that starts here.
+
+    That is TensorRT where the bundle has verified engines for it and this GPU, else CUDA, else the CPU.
 
     Raises:
         UsageError: no such backend.
         IncompatibleError: it is not installed, or does not start here.
     """
+    if name in MODULES:
+        return _tensorrt(name)
+    if name not in NAMES:
+        raise UsageError(f"backend {name!r} is unknown; choose one of {', '.join(NAMES)}")
+    if name == "auto" and bundle is not None and (found := _with_engines(bundle)) is not None:
+        return found
     try:
-        from runtime.ort import CpuBackend, CudaBackend, cuda_devices
+        from runtime.ort import CpuBackend
     except ImportError:
+        installed = [other for other, module in MODULES.items() if find_spec(module) is not None]
+        if name == "auto" and installed:
+            return _tensorrt(installed[0])
         raise IncompatibleError(
-            "no backend is installed; install one of the extras: pip install 'vlm-trt[cpu]' or 'vlm-trt[cuda]'"
+            "ONNX Runtime is not installed; install one of the extras: pip install 'vlm-trt[cpu]' or 'vlm-trt[cuda]'"
         ) from None
-    match name:
-        case "cpu":
-            return CpuBackend(threads, prepack=prepack)
-        case "cuda":
-            return CudaBackend()
-        case "auto":
-            return CudaBackend() if cuda_devices() else CpuBackend(threads, prepack=prepack)
-    raise UsageError(f"backend {name!r} is unknown; choose one of {', '.join(NAMES)}")
+    from runtime.ort_cuda import can_start
+
+    return _cuda() if name == "cuda" or (name == "auto" and can_start()) else CpuBackend(threads, prepack=prepack)
 
 
-def choose_precision(backend: Backend, available: tuple[Precision, ...], wanted: str | None) -> Precision:
+def choose_precision(backend: Backend, bundle: Bundle, wanted: str | None) -> Precision:
     """The wanted precision, or the backend's preferred one of those the bundle has.
 
     Raises:
         UsageError: the bundle lacks it. IncompatibleError: the backend cannot run any of them.
     """
+    available = bundle.manifest.precisions()
     if wanted is not None:
         if wanted not in available:
             raise UsageError(
@@ -54,4 +67,49 @@ def choose_precision(backend: Backend, available: tuple[Precision, ...], wanted:
             f"{backend.name} runs {', '.join(backend.precisions)} and the bundle has {have}"
             f"; export one of those: vlm-trt export CHECKPOINT BUNDLE --precision {backend.precisions[0]}"
         )
-    return fitting[0]
+    return next((precision for precision in fitting if _runs(backend, bundle, precision)), fitting[0])
+
+
+def _runs(backend: Backend, bundle: Bundle, precision: Precision) -> bool:
+    """Whether the backend finds the engines that it needs, if any."""
+    try:
+        backend.engines(bundle, precision)
+    except IncompatibleError:
+        return False
+    return True
+
+
+def _with_engines(bundle: Bundle) -> Backend | None:
+    """The first TensorRT for which the bundle has verified engines that run on this GPU."""
+    for name in dict.fromkeys(engine.backend for engine in bundle.manifest.engines):
+        if name not in MODULES or find_spec(MODULES[name]) is None or find_spec("cuda") is None:
+            continue
+        from runtime.cuda import cuda_works
+
+        if not cuda_works():
+            return None
+        backend = _tensorrt(name)
+        for precision in backend.precisions:
+            if _runs(backend, bundle, precision):
+                verdict = bundle.manifest.verification(precision, backend.engines(bundle, precision))
+                if verdict is not None and verdict.passed:
+                    return backend
+    return None
+
+
+def _tensorrt(name: str) -> Backend:
+    from runtime.cuda import CudaGpu
+    from runtime.plan import TensorRt
+    from runtime.trt import TensorRtBackend
+
+    plans = TensorRt(name)
+    return TensorRtBackend(CudaGpu(), plans)
+
+
+def _cuda() -> Backend:
+    from runtime.ort_cuda import CudaBackend, require_provider
+
+    require_provider()
+    from runtime.cuda import CudaGpu
+
+    return CudaBackend(CudaGpu())

@@ -1,7 +1,8 @@
 """The three sessions and the cache: encode pictures, prefill one slot, decode many. No sampling, no text."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,17 +45,19 @@ class Engine:
         self._sessions = sessions
         self.cache = KVCache(backend, model, limits, precision)
         decoder, batch = model.decoder, limits.max_batch
-        self._positions = np.arange(limits.max_seq_tokens, dtype=np.int64)
+        self._positions = backend.host((limits.max_seq_tokens,), "int64")
+        self._positions[:] = np.arange(limits.max_seq_tokens)
         self._no_image = backend.upload(self._zeros(1, decoder.hidden), precision.dtype)
-        self._no_rows = np.full((batch, 1), -1, dtype=np.int64)
-        self._logits = np.zeros((batch, decoder.vocab_size), dtype=np.float32)
+        self._no_rows = backend.host((batch, 1), "int64")
+        self._no_rows[:] = -1
+        self._logits = backend.host((batch, decoder.vocab_size), "float32")
         # A decode step's inputs live at fixed addresses: nothing but the window is bound anew.
-        self._ids = np.zeros((batch, 1), dtype=np.int64)
-        self._write_index = np.zeros(batch, dtype=np.int64)
-        self._logits_index = np.zeros(batch, dtype=np.int64)
+        self._ids = backend.host((batch, 1), "int64")
+        self._write_index, self._logits_index = (backend.host((batch,), "int64") for _ in range(2))
         half = decoder.rotary_dim // 2
-        self._cos, self._sin = (np.zeros((batch, 1, half), dtype=np.float32) for _ in range(2))
-        self._query_scale = np.ones((batch, 1), dtype=np.float32)
+        self._cos, self._sin = (backend.host((batch, 1, half), "float32") for _ in range(2))
+        self._query_scale = backend.host((batch, 1), "float32")
+        self._query_scale[:] = 1
 
     def encode_vision(self, pixels: Floats) -> Buffer:
         """Patch features [images, patches, width], where the backend computes.
@@ -70,11 +73,11 @@ class Engine:
         self._sessions[Component.VISION_ENCODER].run(inputs, {"vision_features": features.rows(0, pixels.shape[0])})
         return features
 
-    def resample(self, vision_features: Buffer) -> Array:
-        """Image features [images, queries, hidden] on the host, in the precision's type."""
+    def resample(self, vision_features: Buffer) -> Buffer:
+        """Image features [images, queries, hidden], where the backend computes."""
         images, resampler = vision_features.shape[0], self.model.resampler
-        features = self._zeros(images, resampler.queries, resampler.hidden)
-        outputs = {"image_features": bind_host(features, self.precision.dtype)}
+        features = self.backend.allocate((images, resampler.queries, resampler.hidden), self.precision.dtype)
+        outputs = {"image_features": features.rows(0, images)}
         self._sessions[Component.RESAMPLER].run({"vision_features": vision_features.rows(0, images)}, outputs)
         return features
 
@@ -85,7 +88,8 @@ class Engine:
             slot: the sequence's row of the cache.
             ids: token ids [seq].
             image_rows: row of `features` that stands at each position, −1 for text [seq].
-            features: image features [image_tokens, hidden], or None where no row refers to them.
+            features: image features [images, queries, hidden], where the backend computes; None where no row refers
+                to them.
             table: the sequence's positions.
         Raises:
             PromptError: the slot has no room for them.
@@ -164,9 +168,11 @@ class Engine:
             "attend_until": self._write_index[:count, None],
             "logits_index": self._logits_index[:count],
         }
-        needed = max(lengths) + 1
-        window = min(-(-needed // WINDOW_STEP) * WINDOW_STEP, self.limits.max_seq_tokens)
-        return self._run_decoder(first, count, inputs, None, window)
+        return self._run_decoder(first, count, inputs, None, self._window(max(lengths) + 1))
+
+    def _window(self, needed: int) -> int:
+        longest = self.limits.max_seq_tokens
+        return longest if self.backend.whole_window else min(-(-needed // WINDOW_STEP) * WINDOW_STEP, longest)
 
     def _run_decoder(
         self, first: int, count: int, arrays: Mapping[str, Array], features: Binding | None, window: int
@@ -179,7 +185,7 @@ class Engine:
         if not self.model.decoder.logn_attention:
             del inputs["query_scale"]
         inputs["kv_positions"] = bind_host(self._positions[:window], "int64")
-        inputs["image_features"] = self._no_image.rows(0, 1) if features is None else features
+        inputs["image_features"] = self._no_image.rows(0, 1) if features is None else _flat(features)
         outputs = {"logits": bind_host(self._logits[:count], "float32"), **present}
         self._sessions[Component.DECODER].run({**inputs, **past}, outputs)
         return self._logits[:count]
@@ -197,3 +203,8 @@ class Engine:
 
     def _zeros(self, *shape: int) -> Array:
         return np.zeros(shape, dtype=NUMPY_DTYPES[self.precision.dtype])
+
+
+def _flat(features: Binding) -> Binding:
+    """[images, queries, hidden] as the decoder takes it: [images·queries, hidden]."""
+    return replace(features, shape=(prod(features.shape[:-1]), features.shape[-1]))

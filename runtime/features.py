@@ -4,13 +4,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-
-import numpy as np
+from threading import Lock
 
 from models.family import Family
 from models.images import decode_image
 from models.messages import Image
-from runtime.backend import Array
+from runtime.backend import Backend, Binding, Buffer
 from runtime.engine import Engine
 from runtime.timing import StageClock
 
@@ -21,7 +20,12 @@ class ImageFeatures:
 
     digest: bytes  # sha256 of the encoded picture
     size: tuple[int, int]  # width and height of the original, pixels
-    features: Array  # [queries, hidden]
+    buffer: Buffer  # [images, queries, hidden], of all pictures that were encoded with it
+    row: int  # which of them
+
+    def features(self) -> Binding:
+        """[1, queries, hidden], where the backend computes."""
+        return self.buffer.rows(self.row, 1)
 
 
 class FeatureCache:
@@ -31,13 +35,18 @@ class FeatureCache:
         self._engine, self._family, self._max_images = engine, family, max_images
         self._known: OrderedDict[bytes, ImageFeatures] = OrderedDict()
         self.encoded_images = 0
+        self._lock = Lock()
 
     def encode(self, images: Sequence[Image], clock: StageClock) -> list[ImageFeatures]:
-        """Features of each picture, in order.
+        """Features of each picture, in order. Two threads may ask; the second waits for the first.
 
         Raises:
             ImageError: a picture cannot be used.
         """
+        with self._lock:
+            return self._look_up(images, clock)
+
+    def _look_up(self, images: Sequence[Image], clock: StageClock) -> list[ImageFeatures]:
         digests = [sha256(image.data).digest() for image in images]
         found = {digest: self._known[digest] for digest in digests if digest in self._known}
         missing = {digest: image for digest, image in zip(digests, images, strict=True) if digest not in found}
@@ -63,13 +72,15 @@ class FeatureCache:
             features = self._engine.resample(patches)
         self.encoded_images += len(batch)
         return [
-            ImageFeatures(digest, picture.size, features[i])
+            ImageFeatures(digest, picture.size, features, i)
             for i, ((digest, _), picture) in enumerate(zip(batch, pictures, strict=True))
         ]
 
 
-def stack(features: Sequence[ImageFeatures]) -> Array:
-    """[images·queries, hidden]: what the decoder's `image_features` takes; one picture is not copied."""
-    if len(features) == 1:
-        return features[0].features
-    return np.concatenate([image.features for image in features])
+def together(pictures: Sequence[ImageFeatures], backend: Backend) -> tuple[Buffer, Binding]:
+    """[images, queries, hidden] of all pictures, and the memory it lies in; what lies in order is not copied."""
+    first = pictures[0]
+    if all(one.buffer is first.buffer and one.row == first.row + i for i, one in enumerate(pictures)):
+        return first.buffer, first.buffer.rows(first.row, len(pictures))
+    joined = backend.gather([one.features() for one in pictures])
+    return joined, joined.rows(0, len(pictures))

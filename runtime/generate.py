@@ -9,7 +9,7 @@ from bundle.errors import PromptError, UsageError, VlmTrtError
 from models.family import Family, PositionTable, Tokenizer
 from models.messages import Prompt
 from runtime.engine import Engine, Step
-from runtime.features import FeatureCache, ImageFeatures, stack
+from runtime.features import FeatureCache, ImageFeatures, together
 from runtime.sampler import Sampler, Sampling
 from runtime.slots import Key, Slot, SlotTable
 from runtime.text_stream import TextStream
@@ -126,15 +126,16 @@ class Generator:
         prompt, start = running.request.prompt, running.reused_tokens
         ids = np.array(prompt.ids, dtype=np.int64)
         rows = prompt.image_rows()
-        stacked = stack(running.images) if (rows[start:] >= 0).any() else None
         with running.clock.stage("prefill"):
             engine = self.engine
-            uploaded = None if stacked is None else engine.backend.upload(stacked, engine.precision.dtype)
-            features = None if uploaded is None else uploaded.rows(0, uploaded.shape[0])
+            kept, features = None, None  # the memory must outlive the runs
+            if (rows[start:] >= 0).any():
+                kept, features = together(running.images, engine.backend)
             for at in range(start, len(ids), self._chunk):
                 part = slice(at, min(at + self._chunk, len(ids)))
                 logits = engine.prefill(running.slot.index, ids[part], rows[part], features, running.table)
                 running.slot.keys += keys[part]
+            del kept
         running.sampler.observe(prompt.ids)
         self._take(running, logits)
 

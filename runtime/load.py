@@ -5,32 +5,48 @@ from bundle.signature import Component, Precision
 from bundle.store import Bundle
 from runtime.backend import Backend
 from runtime.engine import Engine
+from runtime.variants import limits_of
 
 
 def open_engine(bundle: Bundle, precision: Precision, backend: Backend) -> Engine:
-    """The bundle's three graphs of one precision, loaded.
+    """The bundle's three graphs of one precision, or the engines built from them, loaded.
 
     Raises:
         BundleError: a graph is missing, or a file is not what the manifest says.
+        IncompatibleError: the backend runs engines, and none fits.
         ResourceError: not enough memory.
     """
-    entries = {component: bundle.graph(component, precision) for component in Component}
-    bundle.check(entries.values())
-    sessions = {component: backend.open(bundle.path / entry.graph.path) for component, entry in entries.items()}
     manifest = bundle.manifest
-    return Engine(manifest.model, manifest.limits, precision, backend, sessions)
+    engines = backend.engines(bundle, precision)
+    if engines:
+        bundle.check(engines)
+        sessions = {one.component: backend.open(bundle.path / one.plan.path, one) for one in engines}
+    else:
+        graphs = {component: bundle.graph(component, precision) for component in Component}
+        bundle.check(graphs.values())
+        sessions = {component: backend.open(bundle.path / one.graph.path) for component, one in graphs.items()}
+    return Engine(manifest.model, limits_of(manifest.limits, engines), precision, backend, sessions)
 
 
-def require_verified(bundle: Bundle, precision: Precision) -> None:
+def require_verified(bundle: Bundle, precision: Precision, backend: Backend) -> None:
     """
     Raises:
-        VerificationError: the graphs of this precision are unverified, changed since, or failed.
+        VerificationError: the graphs of this precision, or the engines built from them, are unverified, changed
+            since, or failed.
     """
-    verdict = bundle.manifest.verification(precision)
+    engines = backend.engines(bundle, precision)
+    verdict = bundle.manifest.verification(precision, engines)
     if verdict is not None and verdict.passed:
         return
-    what = "not verified" if verdict is None else "failed verification"
+    if engines:
+        what = f"engines of {engines[0].variant} " + (
+            "were built and never run" if verdict is None else "failed verification"
+        )
+        command = f"vlm-trt verify {bundle.path} --precision {precision} --backend {backend.name}"
+    else:
+        what = f"graphs are {'not verified' if verdict is None else 'failed verification'}"
+        command = f"vlm-trt verify {bundle.path} --precision {precision}"
     raise VerificationError(
-        f"{bundle.path}: the {precision} graphs are {what}, so their answers cannot be trusted; "
-        f"run `vlm-trt verify {bundle.path} --precision {precision}`, or accept that with --unverified"
+        f"{bundle.path}: the {precision} {what}, so their answers cannot be trusted; run `{command}`, or accept that "
+        "with --unverified"
     )

@@ -14,6 +14,7 @@ from bundle.signature import Precision
 from bundle.store import Bundle
 from models.family import Family, Tokenizer, family
 from models.messages import Grounding, Image, Message, Part, Prompt, Text
+from runtime.ahead import one_ahead
 from runtime.backend import Backend
 from runtime.backends import choose_backend, choose_precision
 from runtime.engine import Engine
@@ -94,14 +95,17 @@ class VisionLanguageModel:
     ) -> Iterator[tuple[int, Answer]]:
         """Number and answer of each conversation, as the answers end, which is not the order they began in.
 
-        Decoded together in as many slots as the bundle has. A conversation is taken when there is a slot for it, so
-        an iterator may read its pictures that late. The slots stay busy until the last answer, or `close()`.
+        Decoded together in as many slots as the bundle has. A conversation is taken when there is a slot for it (one
+        earlier with TensorRT, which encodes its pictures meanwhile), so an iterator may read its pictures that late.
+        The slots stay busy until the last answer, or `close()`.
 
         Args:
             conversations: any number of them; numbered from 0 in their order.
             options: of all of them.
         """
-        waiting = enumerate(conversations)
+        waiting: Iterator[tuple[int, Sequence[Message]]] = enumerate(conversations)
+        if self.engine.backend.overlaps:
+            waiting = one_ahead(waiting, self.generator.features)
         running: list[tuple[int, Running]] = []
         try:
             while True:
@@ -225,10 +229,10 @@ def choose(
     """Which graphs of a bundle run where; arguments and errors are those of `load`, at the price of a moment."""
     started = perf_counter()
     bundle = Bundle.open(Path(path))
-    chosen = choose_backend(backend, threads, prepack=prepack)
-    kind = choose_precision(chosen, bundle.manifest.precisions(), precision)
+    chosen = choose_backend(backend, threads, prepack=prepack, bundle=bundle)
+    kind = choose_precision(chosen, bundle, precision)
     if not allow_unverified:
-        require_verified(bundle, kind)
+        require_verified(bundle, kind, chosen)
     return Choice(bundle, chosen, kind, (perf_counter() - started) * 1000)
 
 
@@ -246,7 +250,8 @@ def load(
     Args:
         path: the bundle's folder.
         precision: "fp32", "fp16" or "bf16"; by default the backend's preferred one that the bundle has.
-        backend: "cuda", "cpu", or "auto" for CUDA where it starts.
+        backend: "tensorrt", "tensorrt-rtx", "cuda" or "cpu"; "auto" takes verified engines where they run, else CUDA
+            where it starts, else the CPU.
         threads: CPU threads; by default one per core.
         prepack: on the CPU, faster vision, prefill and batches for more memory and a slower load; by default only
             graphs below 512 MiB.

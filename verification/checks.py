@@ -76,7 +76,7 @@ def _encoded(engine: Engine, pixels: Floats) -> tuple[Floats, Floats]:
     for start in range(0, len(pixels), at_once):
         encoded = engine.encode_vision(pixels[start : start + at_once])
         patches.append(to_float32(encoded.read(), dtype))
-        features.append(to_float32(engine.resample(encoded), dtype))
+        features.append(to_float32(engine.resample(encoded).read(), dtype))
     return np.concatenate(patches), np.concatenate(features)
 
 
@@ -166,9 +166,8 @@ class Continuation:
         rows = prompt.image_rows(len(ids))
         uploaded = None
         if self._decoded.features is not None:
-            flat = self._decoded.features.reshape(-1, engine.model.decoder.hidden)
             dtype = engine.precision.dtype
-            uploaded = engine.backend.upload(from_float32(flat, dtype), dtype)
+            uploaded = engine.backend.upload(from_float32(self._decoded.features, dtype), dtype)
         features = None if uploaded is None else uploaded.rows(0, uploaded.shape[0])
         step = len(ids) if chunk is None else chunk
         for at in range(0, len(ids), step):

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bundle.entries import EngineEntry
 from bundle.errors import VerificationError
 from bundle.manifest import Verification
 from bundle.signature import Component, Precision
@@ -64,24 +65,26 @@ def verify(
     backend_name: str = "auto",
     progress: Progress = lambda _: None,
 ) -> Report:
-    """Compares a bundle's graphs with the model and records the verdict, whatever it is.
+    """Compares a bundle's graphs, or the engines built from them, with the model and records the verdict in any case.
 
     Args:
         bundle_path: the bundle.
         against: the checkpoint; by default the one the bundle was exported from.
         precision: which graphs; by default the backend's preferred ones.
-        backend_name: "auto", "cuda" or "cpu".
+        backend_name: one of `runtime.backends.NAMES`; a TensorRT runs the engines built from the graphs.
         progress: told what runs now.
     Returns:
         The report, also written to `reports/` and the manifest.
     Raises:
         VerificationError: the checkpoint is not there, or not the one the bundle was made from.
+        IncompatibleError: the backend does not start here, or runs engines and none fits.
         BundleError: a graph takes its weights from elsewhere than its own file.
     """
     started = datetime.now(UTC)
     bundle = Bundle.open(bundle_path)
-    backend = choose_backend(backend_name)
-    chosen = choose_precision(backend, bundle.manifest.precisions(), precision)
+    backend = choose_backend(backend_name, bundle=bundle)
+    chosen = choose_precision(backend, bundle, precision)
+    engines = backend.engines(bundle, chosen)
     model = bundle.manifest.model
     members = family(model.family)
     source = _source(bundle, against, members.tokenizer_file)
@@ -89,11 +92,11 @@ def verify(
     require_memory(members, model, chosen)
     progress("load the checkpoint into the torch modules")
     reference = Reference(source, model, members)
-    progress(f"load the {chosen} graphs on {backend.name}")
+    progress(f"load the {chosen} {f'engines of {engines[0].variant}' if engines else 'graphs'} on {backend.name}")
     engine = open_engine(bundle, chosen, backend)
     outcomes = list(_outcomes(bundle, engine, reference, progress))
     report = _report(chosen, backend.name, outcomes, started)
-    _publish(bundle, report)
+    _publish(bundle, report, engines)
     return report
 
 
@@ -159,9 +162,9 @@ def _report(precision: Precision, backend: str, outcomes: list[Outcome], started
     )
 
 
-def _publish(bundle: Bundle, report: Report) -> None:
-    """Report and verdict into the bundle; the verdict names the graphs it is about by their hashes."""
-    path = f"reports/verification-{report.precision}.json"
+def _publish(bundle: Bundle, report: Report, engines: tuple[EngineEntry, ...]) -> None:
+    """Report and verdict into the bundle; the verdict names the graphs and engines it is about by their hashes."""
+    path = f"reports/verification-{engines[0].variant if engines else report.precision}.json"
     graphs = [bundle.manifest.graph(component, report.precision) for component in Component]
     verdict = Verification(
         precision=report.precision,
@@ -169,7 +172,7 @@ def _publish(bundle: Bundle, report: Report) -> None:
         passed=report.passed,
         report=path,
         graphs=tuple(sorted(entry.identity for entry in graphs if entry is not None)),
-        engines=(),
+        engines=tuple(sorted(engine.identity for engine in engines)),
         created=report.created,
         figures=report.worst(),
     )

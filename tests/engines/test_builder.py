@@ -12,7 +12,8 @@ from bundle.digests import sha256_of
 from bundle.errors import IncompatibleError, StorageError, UnsupportedError
 from bundle.signature import Component, Precision
 from bundle.store import Bundle
-from engines.backend import Device, default_backend, load_backend, logger_of, require_target
+from bundle.tensorrt import load_backend, logger_of
+from engines.backend import Device, default_backend, require_target
 from engines.builder import BuildOptions, build_engine
 from engines.profiles import profiles
 from engines.timing_cache import TimingCache, require_writable

@@ -12,8 +12,10 @@ from bundle.errors import IncompatibleError, VlmTrtError
 from bundle.signature import Precision
 from models.qwen_vl.positions import position_table
 from runtime.backend import Binding, bind_host
+from runtime.backends import choose_backend
 from runtime.engine import Engine, Step
-from runtime.ort import PREPACK_BELOW_BYTES, CpuBackend, CudaBackend, cuda_devices
+from runtime.ort import PREPACK_BELOW_BYTES, CpuBackend
+from runtime.ort_cuda import can_start
 from tests.runtime.sequences import engine_of
 
 COPY_WARNING = "in-place optimization not activated"
@@ -108,10 +110,10 @@ def test_only_small_weights_are_prepacked_unless_asked(tmp_path: Path) -> None:
 
 
 def test_no_cuda_is_said() -> None:
-    if cuda_devices():
+    if can_start():
         pytest.skip("a CUDA device is here, so its absence cannot be tested")
-    with pytest.raises(IncompatibleError, match=r"no CUDA provider; install the extra for it|did not start"):
-        CudaBackend()
+    with pytest.raises(IncompatibleError, match=r"no CUDA provider; install the extra for it|CUDA does not start here"):
+        choose_backend("cuda")
 
 
 def test_the_cpu_cannot_run_bf16() -> None:

@@ -1,0 +1,104 @@
+"""Engines as TensorRT and TensorRT-RTX run them. The two differ in a few settings, and here they are."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bundle.errors import IncompatibleError, VlmTrtError
+from bundle.tensorrt import load_backend, logger_of
+from runtime.try_out import try_out
+
+
+class TensorRt:
+    """The installed TensorRT of that name, as a runtime."""
+
+    def __init__(self, backend: str) -> None:
+        """
+        Args:
+            backend: "tensorrt" or "tensorrt-rtx".
+        Raises:
+            IncompatibleError: it is not installed, or does not start.
+        """
+        self.backend = backend
+        self._trt = load_backend(backend)
+        self.version: str = self._trt.__version__
+        self._logger = logger_of(self._trt)
+        self._runtime = self._trt.Runtime(self._logger.instance)
+
+    def try_out(self, file: Path, sha256: str, gpu: str) -> None:
+        try_out(self.backend, self.version, file, sha256, gpu)
+
+    def load(self, data: bytes | memoryview, name: str) -> "TensorRtPlan":
+        self._logger.forget()
+        engine = self._runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            raise IncompatibleError(
+                f"{self.backend} {self.version} does not take {name}: {self._logger.reasons()}; build it again on this "
+                "machine with: vlm-trt build"
+            )
+        return TensorRtPlan(self._trt, self._logger, engine, name)
+
+
+class TensorRtPlan:
+    """An engine whose weights are on the GPU, or are streamed to it."""
+
+    def __init__(self, trt: Any, logger: Any, engine: Any, name: str) -> None:
+        self._trt, self._logger, self._engine, self._name = trt, logger, engine, name
+        tensors = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        inputs = [one for one in tensors if engine.get_tensor_mode(one) == trt.TensorIOMode.INPUT]
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(one for one in tensors if one not in inputs)
+        self.profile_count: int = engine.num_optimization_profiles
+        for tensor in tensors:
+            if engine.get_tensor_location(tensor) != trt.TensorLocation.DEVICE:
+                raise IncompatibleError(
+                    f"{name} wants {tensor} in host memory, which no graph of ours asks for; build it again from an "
+                    "export of this version"
+                )
+        if engine.streamable_weights_size > 0:  # built with --weight-streaming
+            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+
+    def shapes(self, tensor: str, profile: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(corner) for corner in self._engine.get_tensor_profile_shape(tensor, profile))
+
+    def aliases(self) -> Iterable[tuple[str, str]]:
+        for output in self.outputs:
+            source = self._engine.get_aliased_input_tensor(output)
+            if source:
+                yield output, source
+
+    def open(self, profile: int, stream: int) -> "TensorRtContext":
+        config = self._engine.create_runtime_config()
+        if hasattr(config, "cuda_graph_strategy"):  # RTX could capture by itself; this runtime does, on either
+            config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
+            # Kernels for exactly the shape that runs, before it first runs: a captured graph would keep the others.
+            strategy = self._trt.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER if profile == 0 else strategy.LAZY
+        context = self._engine.create_execution_context(config)
+        if context is None:
+            raise VlmTrtError(
+                f"{self._name}: no context could be made ({self._logger.reasons()}); the GPU may have too little memory"
+            )
+        if not context.set_optimization_profile_async(profile, stream):
+            raise VlmTrtError(f"{self._name} refuses its profile {profile}; build it again with: vlm-trt build")
+        return TensorRtContext(self._logger, context, self._name)
+
+
+class TensorRtContext:
+    """One phase of an engine."""
+
+    def __init__(self, logger: Any, context: Any, name: str) -> None:
+        self._logger, self._context, self._name = logger, context, name
+
+    def set_shape(self, tensor: str, shape: tuple[int, ...]) -> None:
+        self._require(self._context.set_input_shape(tensor, shape), f"the shape {list(shape)} of {tensor}")
+
+    def set_address(self, tensor: str, address: int) -> None:
+        self._require(self._context.set_tensor_address(tensor, address), f"the memory of {tensor}")
+
+    def enqueue(self, stream: int) -> None:
+        self._require(self._context.execute_async_v3(stream), "the run")
+
+    def _require(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            raise VlmTrtError(f"{self._name} refuses {what}: {self._logger.reasons()}")

@@ -1,0 +1,184 @@
+"""An engine's run: host tensors staged to the device, every shape checked, what repeats replayed as a CUDA graph."""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+
+from bundle.entries import Profile
+from bundle.errors import IncompatibleError, VlmTrtError
+from runtime.backend import Array, Binding
+from runtime.device_memory import DeviceBuffer, DeviceMemory
+from runtime.gpu import Context, Plan
+
+
+class EngineSession:
+    """One engine: a context per profile, over the same weights."""
+
+    def __init__(self, memory: DeviceMemory, plan: Plan, profiles: Sequence[Profile], stream: int, name: str) -> None:
+        """
+        Args:
+            memory: of the GPU.
+            plan: the engine.
+            profiles: what the manifest says it was built for.
+            stream: its runs are put on this one.
+            name: for messages.
+        Raises:
+            IncompatibleError: the engine has other inputs or profiles than the manifest says.
+        """
+        _require_profiles(plan, profiles, name)
+        self._name, self._plan = name, plan
+        self._aliases = dict(plan.aliases())
+        self._phases = [
+            Phase(memory, plan.open(index, stream), profile, stream) for index, profile in enumerate(profiles)
+        ]
+
+    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
+        for output, source in self._aliases.items():
+            if outputs[output].address != inputs[source].address:
+                raise VlmTrtError(f"{self._name} updates {source} in place, so {output} must be bound to its memory")
+        phase = next((phase for phase in self._phases if phase.refusal(inputs) is None), None)
+        if phase is None:
+            refusals = "; ".join(f"{phase.name}: {phase.refusal(inputs)}" for phase in self._phases)
+            raise IncompatibleError(
+                f"{self._name} was not built for this ({refusals}); build engines with larger limits: vlm-trt build"
+            )
+        try:
+            phase.run(inputs, outputs)
+        except VlmTrtError as error:
+            phase.reset()
+            raise type(error)(f"{self._name}, {phase.name}: {error}") from error
+
+
+def _require_profiles(plan: Plan, profiles: Sequence[Profile], name: str) -> None:
+    if plan.profile_count != len(profiles):
+        raise IncompatibleError(
+            f"{name} has {plan.profile_count} profiles and the manifest lists {len(profiles)}; build it again with: "
+            "vlm-trt build"
+        )
+    for index, profile in enumerate(profiles):
+        if alien := set(plan.inputs) ^ set(profile.shapes):
+            raise IncompatibleError(
+                f"{name} and the manifest differ in the inputs {', '.join(sorted(alien))}; build it again with: "
+                "vlm-trt build"
+            )
+        for tensor in plan.inputs:
+            found, listed = plan.shapes(tensor, index), tuple(profile.corner(tensor, which) for which in range(3))
+            if found != listed:
+                raise IncompatibleError(
+                    f"{name} takes {tensor} in the shapes {found} in its profile {profile.name} and the manifest says "
+                    f"{listed}; build it again with: vlm-trt build"
+                )
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Where a tensor lies for the engine, and from or to which pinned memory it is copied (0: not at all)."""
+
+    address: int
+    pinned: int
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+class Phase:
+    """One profile of an engine, with its context, its staging memory and the graph of what it does again and again.
+
+    A run that is like the one before, in every shape and address, is captured; a third launches the graph. Whatever
+    differs drops the graph, since it holds the addresses that it was captured with.
+    """
+
+    def __init__(self, memory: DeviceMemory, context: Context, profile: Profile, stream: int) -> None:
+        self.name = profile.name
+        self._memory, self._gpu, self._context, self._stream = memory, memory.gpu, context, stream
+        self._profile = profile
+        self._inputs: dict[str, Bound] = {}
+        self._outputs: dict[str, Bound] = {}
+        self._device: dict[str, DeviceBuffer] = {}
+        self._pinned: dict[str, Array] = {}
+        self._graph: int | None = None
+        self.captures = 0
+
+    def refusal(self, inputs: Mapping[str, Binding]) -> str | None:
+        """Which input lies outside the profile, and what it takes; None where all lie in it."""
+        for name, ranges in self._profile.shapes.items():
+            shape = inputs[name].shape
+            if len(shape) != len(ranges) or any(
+                not low <= extent <= high for extent, (low, _, high) in zip(shape, ranges, strict=True)
+            ):
+                allowed = ", ".join(str(low) if low == high else f"{low}…{high}" for low, _, high in ranges)
+                return f"{name} has the shape {list(shape)} and may have [{allowed}]"
+        return None
+
+    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
+        """One run on bound memory, done when this returns."""
+        again = self._bind(inputs, outputs)
+        for name, binding in inputs.items():
+            if name in self._pinned:
+                ctypes.memmove(self._inputs[name].pinned, binding.address, binding.size_bytes)
+        if not again:
+            self._work()
+        else:
+            if self._graph is None:
+                self._graph = self._gpu.capture(self._stream, self._work)
+                self.captures += 1
+            self._gpu.launch(self._graph, self._stream)
+        self._gpu.synchronize(self._stream)
+        for name, binding in outputs.items():
+            if name in self._pinned:
+                ctypes.memmove(binding.address, self._outputs[name].pinned, binding.size_bytes)
+
+    def reset(self) -> None:
+        """After a failure: nothing that was bound counts."""
+        self._inputs, self._outputs = {}, {}
+        self._drop_graph()
+
+    def _work(self) -> None:
+        """All of one run, put on the stream."""
+        for bound in self._inputs.values():
+            if bound.pinned:
+                self._gpu.copy(bound.address, bound.pinned, bound.size_bytes, self._stream)
+        self._context.enqueue(self._stream)
+        for bound in self._outputs.values():
+            if bound.pinned:
+                self._gpu.copy(bound.pinned, bound.address, bound.size_bytes, self._stream)
+
+    def _bind(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> bool:
+        """Tells the context what changed; whether nothing did."""
+        new_inputs = {name: self._placed(name, inputs[name]) for name in self._profile.shapes}
+        new_outputs = {name: self._placed(name, binding) for name, binding in outputs.items()}
+        if (new_inputs, new_outputs) == (self._inputs, self._outputs):
+            return True
+        self._drop_graph()
+        old = {**self._inputs, **self._outputs}
+        for name, bound in (*new_inputs.items(), *new_outputs.items()):
+            before = old.get(name)
+            if name in new_inputs and (before is None or before.shape != bound.shape):
+                self._context.set_shape(name, bound.shape)
+            if before is None or before.address != bound.address:
+                self._context.set_address(name, bound.address)
+        self._inputs, self._outputs = new_inputs, new_outputs
+        return False
+
+    def _placed(self, name: str, binding: Binding) -> Bound:
+        """A device tensor where it lies; a host tensor in staging memory, which stays where it is."""
+        if not binding.on_host:
+            return Bound(binding.address, 0, binding.shape, binding.size_bytes)
+        buffer = self._device.get(name)
+        if buffer is None or prod(buffer.shape) < prod(binding.shape):
+            largest = self._profile.corner(name, 2) if name in self._profile.shapes else binding.shape
+            buffer = self._device[name] = self._memory.buffer(largest, binding.dtype)
+            self._pinned.pop(name, None)
+        if self._memory.is_pinned(binding):
+            self._pinned.pop(name, None)
+            return Bound(buffer.address, binding.address, binding.shape, binding.size_bytes)
+        if name not in self._pinned:
+            self._pinned[name] = self._memory.pinned(buffer.shape, binding.dtype)
+        return Bound(buffer.address, self._pinned[name].ctypes.data, binding.shape, binding.size_bytes)
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            graph, self._graph = self._graph, None
+            with suppress(VlmTrtError):  # of a GPU that failed; what failed is already on its way to the user
+                self._gpu.discard(graph)

@@ -1,0 +1,52 @@
+"""The TensorRT backend: engines on one GPU, pictures on a stream beside the decoder's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bundle.entries import EngineEntry
+from bundle.signature import Component, Precision
+from bundle.store import Bundle
+from runtime.backend import Array, Binding
+from runtime.device_memory import DeviceBuffer, DeviceMemory
+from runtime.gpu import Gpu, Plans
+from runtime.session import EngineSession
+from runtime.variants import fitting_engines
+
+
+class TensorRtBackend:
+    """TensorRT or TensorRT-RTX."""
+
+    precisions: tuple[Precision, ...] = (Precision.FP16, Precision.BF16, Precision.FP32)
+    # In the decode profile attention reads the whole cache in place: the window is always the whole cache.
+    whole_window = True
+    overlaps = True
+
+    def __init__(self, gpu: Gpu, plans: Plans) -> None:
+        self.name = plans.backend
+        self._gpu, self._plans = gpu, plans
+        self._memory = DeviceMemory(gpu)
+        self._decoding, self._seeing = gpu.open_stream(), gpu.open_stream()
+
+    def engines(self, bundle: Bundle, precision: Precision) -> tuple[EngineEntry, ...]:
+        return fitting_engines(bundle, precision, self._plans.backend, self._plans.version, self._gpu.target)
+
+    def open(self, file: Path, engine: EngineEntry | None = None) -> EngineSession:
+        assert engine is not None
+        self._plans.try_out(file, engine.plan.sha256, self._gpu.description)
+        plan = self._plans.load(np.memmap(file, np.uint8, "r").data, str(file))
+        stream = self._decoding if engine.component is Component.DECODER else self._seeing
+        return EngineSession(self._memory, plan, engine.profiles, stream, str(engine.component))
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
+        return self._memory.buffer(shape, dtype)
+
+    def upload(self, array: Array, dtype: str) -> DeviceBuffer:
+        return self._memory.upload(array, dtype)
+
+    def gather(self, parts: Sequence[Binding]) -> DeviceBuffer:
+        return self._memory.gather(parts)
+
+    def host(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return self._memory.pinned(shape, dtype)

@@ -1,0 +1,77 @@
+"""CUDA's return codes, and engines that are tried out in a process of their own."""
+
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import IncompatibleError, ResourceError, VlmTrtError
+from runtime.backends import choose_backend
+from runtime.try_out import require_loaded, try_out
+
+cuda = pytest.importorskip("runtime.cuda", reason="needs cuda-bindings, which the extra `tensorrt-rtx` installs")
+
+
+def without_gpu() -> None:
+    if cuda.cuda_works():
+        pytest.skip("a GPU is here, so its absence cannot be tested")
+
+
+def test_no_gpu_is_said() -> None:
+    without_gpu()
+    with pytest.raises(IncompatibleError, match=r"CUDA does not start here \(cuda\w+: .+\); check the driver|no GPU 0"):
+        cuda.CudaGpu()
+
+
+def test_every_other_status_than_success_is_an_error() -> None:
+    status = cuda.cudart.cudaError_t
+    assert cuda._checked("cudaMalloc", (status.cudaSuccess, 7)) == 7
+    assert cuda._checked("cudaFree", (status.cudaSuccess,)) is None
+    with pytest.raises(ResourceError, match=r"the GPU has no 3,072 MiB left \(cudaMalloc\); lower --max-batch"):
+        cuda._checked("cudaMalloc", (status.cudaErrorMemoryAllocation, 0), 3 << 30)
+    with pytest.raises(VlmTrtError, match=r"cudaStreamSynchronize failed: cudaErrorIllegalAddress: an illegal memory"):
+        cuda._checked("cudaStreamSynchronize", (status.cudaErrorIllegalAddress,))
+
+
+def test_tensorrt_without_a_gpu_is_said() -> None:
+    without_gpu()
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(IncompatibleError, match=r"CUDA does not start here .* on the CPU with --backend cpu|no GPU 0"):
+        choose_backend("tensorrt-rtx")
+
+
+def test_an_engine_that_does_not_load_is_said_by_the_process_that_tried(tmp_path: Path) -> None:
+    """Here that process finds no GPU; its sentence arrives, and nothing is remembered."""
+    without_gpu()
+    pytest.importorskip("tensorrt_rtx")
+    file = tmp_path / "decoder.plan"
+    file.write_bytes(b"no engine")
+    for _ in range(2):
+        with pytest.raises(IncompatibleError, match="CUDA does not start here"):
+            try_out("tensorrt-rtx", "1.7", file, "0" * 64, "a GPU")
+
+
+def test_how_a_process_ended_becomes_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "decoder.plan"
+    require_loaded(file, 0, "warnings")
+    with pytest.raises(IncompatibleError, match=r"decoder\.plan crashes what reads it \(SIGSEGV\), so it is damaged"):
+        require_loaded(file, -11, "")
+    with pytest.raises(IncompatibleError, match=r"^tensorrt 11 does not take it$"):
+        require_loaded(file, 3, "a warning\ntensorrt 11 does not take it\n")
+    with pytest.raises(IncompatibleError, match=r"decoder\.plan could not be tried out: KeyError: 'x'"):
+        require_loaded(file, 1, "Traceback\nKeyError: 'x'\n")
+
+
+def test_an_engine_that_loaded_once_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    import subprocess
+
+    calls: list[object] = []
+
+    def run(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
+        calls.append(arguments)
+        return subprocess.CompletedProcess([], 0, "", "")
+
+    monkeypatch.setattr("runtime.try_out.subprocess.run", run)
+    for version in ("1.7", "1.7", "1.8"):
+        try_out("tensorrt-rtx", version, tmp_path / "decoder.plan", "0" * 64, "a GPU")
+    assert len(calls) == 2, "once for each version"

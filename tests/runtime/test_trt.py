@@ -1,0 +1,238 @@
+"""The TensorRT backend, its CUDA and TensorRT calls on `tests/host_gpu.py`: same answers, same rules as on a GPU."""
+
+import gc
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundle.errors import IncompatibleError, ResourceError, VerificationError, VlmTrtError
+from bundle.signature import Component, Precision
+from bundle.store import Bundle
+from models.family import family
+from models.messages import Image, Message, Text
+from models.qwen_vl.positions import position_table
+from runtime.backend import Binding
+from runtime.engine import Engine, Step
+from runtime.load import open_engine, require_verified
+from runtime.model import Chat, Options, VisionLanguageModel
+from runtime.ort import CpuBackend
+from runtime.session import EngineSession
+from runtime.trt import TensorRtBackend
+from tests.host_engines import add_engines, host_backend
+from tests.host_gpu import BrokenRuleError, HostGpu, HostPlans
+from tests.runtime.sequences import OTHER_PICTURE, PICTURE, TOKENIZER
+
+GREEDY = Options(greedy=True, max_new_tokens=8, ignore_eos=True)
+
+
+@pytest.fixture
+def bundle(exported: Callable[..., Path], tmp_path: Path) -> Path:
+    """A bundle of its own, with engines."""
+    path = tmp_path / "bundle"
+    shutil.copytree(exported("ntk-256"), path)
+    add_engines(path)
+    return path
+
+
+def model_of(bundle: Path, backend: TensorRtBackend | CpuBackend) -> VisionLanguageModel:
+    opened = Bundle.open(bundle)
+    engine = open_engine(opened, Precision.FP32, backend)
+    return VisionLanguageModel(opened.manifest, engine, family("qwen_vl"), TOKENIZER)
+
+
+def engine_on(bundle: Path, gpu: HostGpu) -> Engine:
+    return open_engine(Bundle.open(bundle), Precision.FP32, host_backend(gpu))
+
+
+def user(text: str, *pictures: bytes) -> list[Message]:
+    return [Message("user", (*(Image(data) for data in pictures), Text(text)))]
+
+
+CONVERSATIONS = [
+    user("one"),
+    user("two", PICTURE),
+    user("three " * 5, PICTURE, OTHER_PICTURE),
+    user("four", OTHER_PICTURE),
+    user("five", OTHER_PICTURE, PICTURE),
+]
+
+
+def test_answers_are_those_of_onnx_runtime(bundle: Path) -> None:
+    """Alone and together, with no, one and several pictures, some of them encoded already."""
+    expected = [one.ids for one in model_of(bundle, CpuBackend(threads=1)).generate_batch(CONVERSATIONS, GREEDY)]
+    model = model_of(bundle, host_backend())
+    assert [one.ids for one in model.generate_batch(CONVERSATIONS, GREEDY)] == expected
+    assert [model.generate(one, options=GREEDY).ids for one in CONVERSATIONS] == expected
+
+
+def test_a_second_turn_is_answered_from_the_cache(bundle: Path) -> None:
+    turns = ((Image(PICTURE), Text("What is it?")), (Text("And now?"),))
+    said = {}
+    for name, backend in (("cpu", CpuBackend(threads=1)), ("engines", host_backend())):
+        chat = Chat(model_of(bundle, backend))
+        said[name] = [list(chat.stream(turn, GREEDY))[-1] for turn in turns]
+    assert said["engines"][1].reused_tokens > 0  # type: ignore[union-attr]
+    assert [one.ids for one in said["engines"]] == [one.ids for one in said["cpu"]]  # type: ignore[union-attr]
+
+
+def test_decode_steps_are_captured_once_and_replayed(bundle: Path) -> None:
+    """The first step runs, the second is captured, all others launch the graph; other slots need another graph."""
+    gpu = HostGpu()
+    engine = engine_on(bundle, gpu)
+    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    decode = engine._sessions[Component.DECODER]
+    assert isinstance(decode, EngineSession)
+    for slot in (0, 1):
+        engine.prefill(slot, np.arange(20), np.full(20, -1), None, table)
+    launched = [0]
+    for slots in ([0], [0], [0], [0], [0, 1], [0, 1], [0, 1], [1]):
+        engine.decode([Step(slot, 5, table) for slot in slots])
+        launched.append(gpu.launches)
+    assert launched == [0, 0, 1, 2, 3, 3, 4, 5, 5]
+    assert decode._phases[0].captures == 2
+    assert len(gpu.graphs) == 0, "the last step was another one, so its predecessor's graph is gone"
+
+
+def test_the_cache_stays_where_it_is(bundle: Path) -> None:
+    """A slot is an address: prefill and decode are bound to the rows of one buffer, in place."""
+    gpu = HostGpu()
+    engine = engine_on(bundle, gpu)
+    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    before = sorted(gpu.device)
+    engine.prefill(1, np.arange(20), np.full(20, -1), None, table)
+    key = engine.cache._layers[0][0].read()
+    assert np.abs(key[1, :, :20]).min(axis=(0, 2)).max() > 0 and not key[0].any() and not key[2].any()
+    assert set(before) <= set(gpu.device)
+    engine.decode([Step(1, 5, table)])
+    after = engine.cache._layers[0][0].read()
+    assert after[1, :, 20].any() and not after[1, :, 21:].any()
+    np.testing.assert_array_equal(after[1, :, :20], key[1, :, :20])
+
+
+def test_the_window_of_a_decode_step_is_the_whole_cache(bundle: Path) -> None:
+    engine = engine_on(bundle, HostGpu())
+    assert [engine._window(needed) for needed in (1, 33, 700)] == [700, 700, 700]
+
+
+def test_all_memory_is_given_back(bundle: Path) -> None:
+    gpu = HostGpu()
+    model = model_of(bundle, host_backend(gpu))
+    model.generate(CONVERSATIONS[1], options=GREEDY)
+    assert gpu.device and gpu.pinned
+    del model
+    gc.collect()
+    assert not gpu.device and not gpu.pinned
+
+
+def test_a_gpu_that_is_too_small_is_said(bundle: Path) -> None:
+    with pytest.raises(ResourceError, match=r"the GPU has no [\d.,]+ MiB left"):
+        engine_on(bundle, HostGpu(size_bytes=1 << 16))
+
+
+def test_a_failed_step_ends_its_sequences_and_the_next_works(bundle: Path) -> None:
+    gpu = HostGpu()
+    model = model_of(bundle, host_backend(gpu))
+    expected = model.generate(CONVERSATIONS[1], options=GREEDY).ids
+    pieces = model.stream(CONVERSATIONS[1], options=GREEDY)
+    next(pieces)
+    gpu.fail_next = VlmTrtError("cudaStreamSynchronize failed: cudaErrorLaunchFailure: unspecified launch failure")
+    with pytest.raises(VlmTrtError, match=r"decoder, decode: cudaStreamSynchronize failed: cudaErrorLaunchFailure"):
+        list(pieces)
+    assert model.generate(CONVERSATIONS[1], options=GREEDY).ids == expected
+
+
+def test_what_no_profile_takes_is_refused_with_what_they_take(bundle: Path) -> None:
+    engine = engine_on(bundle, HostGpu())
+    session = engine._sessions[Component.VISION_ENCODER]
+    side, most = engine.model.vision.image_size, engine.limits.max_images
+    pixels = Binding(1, (most + 1, 3, side, side), "float32", on_host=False)
+    with pytest.raises(
+        IncompatibleError,
+        match=rf"vision_encoder was not built for this \(pictures: pixel_values has the shape \[{most + 1}, 3, "
+        rf"{side}, {side}\] and may have \[1…{most}, 3, {side}, {side}\]\); build engines with larger limits",
+    ):
+        session.run({"pixel_values": pixels}, {})
+
+
+def test_a_cache_bound_elsewhere_is_refused(bundle: Path) -> None:
+    """TensorRT updates a cache in place: two addresses would be two caches."""
+    engine = engine_on(bundle, HostGpu())
+    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    _, present = engine.cache.bindings(0, 1)
+    present["present.0.key"] = replace(present["present.0.key"], address=present["present.0.value"].address)
+    with pytest.raises(VlmTrtError, match=r"decoder updates past_key_values\.0\.key in place, so present\.0\.key must"):
+        engine.prefill(0, np.arange(20), np.full(20, -1), None, table)
+
+
+def test_engines_of_other_profiles_than_the_manifest_says_are_refused(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    backend = host_backend()
+    decoder = next(one for one in backend.engines(opened, Precision.FP32) if one.component is Component.DECODER)
+    file = bundle / decoder.plan.path
+    with pytest.raises(IncompatibleError, match=r"decoder has 2 profiles and the manifest lists 1; build it again"):
+        backend.open(file, replace(decoder, profiles=decoder.profiles[:1]))
+    swapped = replace(decoder, profiles=decoder.profiles[::-1])
+    with pytest.raises(IncompatibleError, match=r"decoder takes \S+ in the shapes .* in its profile prefill and the"):
+        backend.open(file, swapped)
+
+
+def test_smaller_limits_of_an_engine_hold(exported: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    shutil.copytree(exported("ntk-256"), path)
+    add_engines(path, max_batch=2)
+    engine = engine_on(path, HostGpu())
+    assert (engine.limits.max_batch, len(engine.cache.lengths)) == (2, 2)
+
+
+def test_pictures_are_encoded_while_others_are_decoded(bundle: Path) -> None:
+    """With one slot taken up at a time, every picture but the first is there before its conversation starts."""
+    add_engines(bundle, max_batch=1)
+    opened = Bundle.open(bundle)
+    small = tuple(one for one in opened.manifest.engines if one.limits.max_batch == 1)
+    backend = host_backend()
+    backend.engines = lambda bundle, precision: small  # type: ignore[method-assign]
+    model = model_of(bundle, backend)
+    conversations = [user("a", PICTURE), user("b", OTHER_PICTURE)]
+    answers = model.generate_batch(conversations, GREEDY)
+    assert model.generator.features.encoded_images == 2
+    assert "vision_encoder" in answers[0].stages_ms and "vision_encoder" not in answers[1].stages_ms
+    expected = model_of(bundle, CpuBackend(threads=1)).generate_batch(conversations, GREEDY)
+    assert [one.ids for one in answers] == [one.ids for one in expected]
+
+
+def test_what_was_built_and_never_run_is_refused(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    with pytest.raises(VerificationError, match=r"engines of tensorrt-rtx-\S+ were built and never run, .*vlm-trt ver"):
+        require_verified(opened, Precision.FP32, host_backend())
+
+
+def test_engines_are_tried_out_in_another_process_first(bundle: Path) -> None:
+    gpu = HostGpu()
+    plans = HostPlans(gpu)
+    open_engine(Bundle.open(bundle), Precision.FP32, TensorRtBackend(gpu, plans))
+    assert [file.stem for file in plans.tried] == list(Component)
+
+
+# The equipment itself: what it is for is to refuse.
+
+
+def test_the_equipment_refuses_what_a_gpu_would(bundle: Path) -> None:
+    gpu = HostGpu()
+    stream, address, host = gpu.open_stream(), gpu.allocate(64), np.ones(64, np.uint8)
+    with pytest.raises(BrokenRuleError, match="neither the device's nor pinned"):
+        gpu.copy(address, host.ctypes.data, 64, stream)
+    with pytest.raises(BrokenRuleError, match="128 bytes at 0 of 64"):
+        gpu.copy(address, address, 128, stream)
+    with pytest.raises(BrokenRuleError, match="cudaMalloc while a stream is captured"):
+        gpu.capture(stream, lambda: gpu.allocate(8) and None)
+    pinned = gpu.allocate_pinned(64)
+    gpu.view(pinned, 64)[...] = 7
+    gpu.copy(address, pinned, 64, stream)
+    assert not gpu.view(address, 64).any(), "work waits until somebody waits for it"
+    gpu.free(address)
+    with pytest.raises(BrokenRuleError, match="freed"):
+        gpu.synchronize(stream)
