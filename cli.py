@@ -147,7 +147,13 @@ def build(bundle: Path, **options: Any) -> None:
 @click.argument("bundle", type=FOLDER)
 @click.option("--against", type=FOLDER, help="The checkpoint.  [default: the one the bundle was exported from]")
 @click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: the backend's preferred ones]")
-@click.option("--backend", type=BACKENDS, default="auto", show_default=True, help="What runs the graphs, or the engines built from them.")
+@click.option(
+    "--backend",
+    type=BACKENDS,
+    default="auto",
+    show_default=True,
+    help="Where they run.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def verify(bundle: Path, **options: Any) -> None:
     """Compare BUNDLE's graphs with the model and record the verdict.
@@ -174,7 +180,13 @@ def with_options(*options: Any) -> Callable[[Any], Any]:
 
 load_options = with_options(
     click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: the backend's preferred ones]"),
-    click.option("--backend", type=BACKENDS, default="auto", show_default=True, help="What runs the graphs, or the engines built from them."),
+    click.option(
+        "--backend",
+        type=BACKENDS,
+        default="auto",
+        show_default=True,
+        help="Where they run.",
+    ),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per core]"),
     click.option("--unverified", is_flag=True, help="Answer from graphs that are not shown equal to the model."),
 )

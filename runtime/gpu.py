@@ -99,7 +99,7 @@ class Plans(Protocol):
             IncompatibleError: it does not load.
         """
 
-    def load(self, data: bytes | memoryview, name: str) -> Plan:
+    def load(self, data: bytes | memoryview, name: str, sha256: str) -> Plan:
         """The engine.
 
         Raises:

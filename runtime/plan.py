@@ -6,6 +6,7 @@ from typing import Any
 
 from bundle.errors import IncompatibleError, VlmTrtError
 from bundle.tensorrt import load_backend, logger_of
+from runtime.kernel_cache import KernelCache
 from runtime.try_out import try_out
 
 
@@ -28,7 +29,7 @@ class TensorRt:
     def try_out(self, file: Path, sha256: str, gpu: str) -> None:
         try_out(self.backend, self.version, file, sha256, gpu)
 
-    def load(self, data: bytes | memoryview, name: str) -> "TensorRtPlan":
+    def load(self, data: bytes | memoryview, name: str, sha256: str) -> "TensorRtPlan":
         self._logger.forget()
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
@@ -36,14 +37,15 @@ class TensorRt:
                 f"{self.backend} {self.version} does not take {name}: {self._logger.reasons()}; build it again on this "
                 "machine with: vlm-trt build"
             )
-        return TensorRtPlan(self._trt, self._logger, engine, name)
+        return TensorRtPlan(self._trt, self._logger, engine, name, sha256)
 
 
 class TensorRtPlan:
     """An engine whose weights are on the GPU, or are streamed to it."""
 
-    def __init__(self, trt: Any, logger: Any, engine: Any, name: str) -> None:
-        self._trt, self._logger, self._engine, self._name = trt, logger, engine, name
+    def __init__(self, trt: Any, logger: Any, engine: Any, name: str, sha256: str) -> None:
+        self._trt, self._logger, self._engine, self._name, self._sha256 = trt, logger, engine, name, sha256
+        self._kernels: Any = None
         tensors = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [one for one in tensors if engine.get_tensor_mode(one) == trt.TensorIOMode.INPUT]
         self.inputs = tuple(inputs)
@@ -69,11 +71,8 @@ class TensorRtPlan:
 
     def open(self, profile: int, stream: int) -> "TensorRtContext":
         config = self._engine.create_runtime_config()
-        if hasattr(config, "cuda_graph_strategy"):  # RTX could capture by itself; this runtime does, on either
-            config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
-            # Kernels for exactly the shape that runs, before it first runs: a captured graph would keep the others.
-            strategy = self._trt.DynamicShapesKernelSpecializationStrategy
-            config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER if profile == 0 else strategy.LAZY
+        if hasattr(config, "cuda_graph_strategy"):
+            self._configure_rtx(config, profile)
         context = self._engine.create_execution_context(config)
         if context is None:
             raise VlmTrtError(
@@ -82,6 +81,17 @@ class TensorRtPlan:
         if not context.set_optimization_profile_async(profile, stream):
             raise VlmTrtError(f"{self._name} refuses its profile {profile}; build it again with: vlm-trt build")
         return TensorRtContext(self._logger, context, self._name)
+
+    def _configure_rtx(self, config: Any, profile: int) -> None:
+        """What TensorRT-RTX decides when it runs, and TensorRT when it builds."""
+        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED  # this runtime captures, with either
+        # Kernels for exactly the shape that runs, before it first runs: a captured graph would keep the others.
+        strategy = self._trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER if profile == 0 else strategy.LAZY
+        if self._kernels is None:
+            self._kernels = config.create_runtime_cache()
+            KernelCache(self._kernels, self._sha256)
+        config.set_runtime_cache(self._kernels)
 
 
 class TensorRtContext:

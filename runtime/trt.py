@@ -35,7 +35,7 @@ class TensorRtBackend:
     def open(self, file: Path, engine: EngineEntry | None = None) -> EngineSession:
         assert engine is not None
         self._plans.try_out(file, engine.plan.sha256, self._gpu.description)
-        plan = self._plans.load(np.memmap(file, np.uint8, "r").data, str(file))
+        plan = self._plans.load(np.memmap(file, np.uint8, "r").data, str(file), engine.plan.sha256)
         stream = self._decoding if engine.component is Component.DECODER else self._seeing
         return EngineSession(self._memory, plan, engine.profiles, stream, str(engine.component))
 

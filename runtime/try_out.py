@@ -77,7 +77,7 @@ def main() -> None:
     try:
         plans = TensorRt(backend)
         CudaGpu()
-        plans.load(np.memmap(file, np.uint8, "r").data, file)
+        plans.load(np.memmap(file, np.uint8, "r").data, file, "")
     except VlmTrtError as error:
         print(error, file=sys.stderr)
         sys.exit(_SAID)

@@ -159,7 +159,7 @@ class HostPlans:
     def try_out(self, file: Path, sha256: str, gpu: str) -> None:
         self.tried.append(file)
 
-    def load(self, data: bytes | memoryview, name: str) -> "HostPlan":
+    def load(self, data: bytes | memoryview, name: str, sha256: str) -> "HostPlan":
         try:
             content = json.loads(bytes(data))
         except ValueError:

@@ -6,6 +6,7 @@ import pytest
 
 from bundle.errors import IncompatibleError, ResourceError, VlmTrtError
 from runtime.backends import choose_backend
+from runtime.kernel_cache import KernelCache
 from runtime.try_out import require_loaded, try_out
 
 cuda = pytest.importorskip("runtime.cuda", reason="needs cuda-bindings, which the extra `tensorrt-rtx` installs")
@@ -75,3 +76,30 @@ def test_an_engine_that_loaded_once_is_not_tried_again(tmp_path: Path, monkeypat
     for version in ("1.7", "1.7", "1.8"):
         try_out("tensorrt-rtx", version, tmp_path / "decoder.plan", "0" * 64, "a GPU")
     assert len(calls) == 2, "once for each version"
+
+
+class Kernels:
+    """What the cache needs of TensorRT-RTX's, which exists beside an engine on a GPU only."""
+
+    def __init__(self, compiled: bytes = b"") -> None:
+        self.compiled = compiled
+
+    def serialize(self) -> bytes:
+        return self.compiled
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.compiled = blob
+        return True
+
+
+def test_compiled_kernels_are_there_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = Kernels()
+    cache = KernelCache(first, "a" * 64)
+    first.compiled = b"kernels of two shapes"
+    cache.save()
+    again, other = Kernels(), Kernels()
+    KernelCache(again, "a" * 64)
+    KernelCache(other, "b" * 64)
+    assert (again.compiled, other.compiled) == (b"kernels of two shapes", b"")
+    assert [file.name for file in (tmp_path / "vlm-trt" / "kernels").iterdir()] == ["a" * 64 + ".bin"]

@@ -17,19 +17,20 @@ import pytest
 from tests.conftest import ROOT
 
 ROOM = [file for file in sorted((ROOT / "engines").glob("*.py")) if file.stem != "worker"]  # its context is a process's
-FILES = [ROOT / "runtime" / "plan.py", ROOT / "bundle" / "tensorrt.py", *ROOM]
+FILES = [ROOT / "runtime" / "plan.py", ROOT / "runtime" / "kernel_cache.py", ROOT / "bundle" / "tensorrt.py", *ROOM]
 # What our variables hold, by the name of the variable.
 CLASSES = {
     "engine": "ICudaEngine", "_engine": "ICudaEngine", "_runtime": "Runtime", "context": "IExecutionContext",
     "_context": "IExecutionContext", "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser",
-    "config": "IRuntimeConfig", "strategy": "DynamicShapesKernelSpecializationStrategy",
+    "config": "IRuntimeConfig", "_kernels": "IRuntimeCache", "_held": "IRuntimeCache",
+    "strategy": "DynamicShapesKernelSpecializationStrategy",
 }  # fmt: skip
 BUILDING = {"config": "IBuilderConfig", "made": "IOptimizationProfile"}
 # What TensorRT-RTX alone has; the code asks for it with hasattr or getattr.
 RTX_ONLY = {
     "cuda_graph_strategy", "CudaGraphStrategy", "DISABLED", "dynamic_shapes_kernel_specialization_strategy",
     "DynamicShapesKernelSpecializationStrategy", "EAGER", "LAZY", "num_compute_capabilities", "set_compute_capability",
-    "ComputeCapability",
+    "ComputeCapability", "IRuntimeCache", "create_runtime_cache", "set_runtime_cache",
 }  # fmt: skip
 
 
