@@ -12,7 +12,7 @@ from bundle.errors import IncompatibleError, StorageError, VlmTrtError
 
 PRECISIONS = click.Choice(["fp32", "fp16", "bf16"])
 COMPONENTS = click.Choice(["vision_encoder", "resampler", "decoder"])
-BACKENDS = click.Choice(["auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu"])
+BACKENDS = click.Choice(["auto", "tensorrt", "tensorrt-rtx", "cuda", "cuda-graph", "cpu"])
 BUILDERS = click.Choice(["tensorrt", "tensorrt-rtx"])
 FOLDER = click.Path(path_type=Path)
 # Which extra brings a package that a command imports when it runs.

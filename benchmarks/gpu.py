@@ -37,7 +37,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="for checkpoint and bundles")
     parser.add_argument("--size", choices=SIZES, default="official")
     parser.add_argument("--checkpoint", type=Path, help="measure this one instead of a random one")
-    parser.add_argument("--backend", nargs="*", default=["cuda", "tensorrt", "tensorrt-rtx"])
+    parser.add_argument("--backend", nargs="*", default=["cuda", "cuda-graph", "tensorrt", "tensorrt-rtx"])
     parser.add_argument("--precision", nargs="*", choices=["fp32", "fp16", "bf16"], default=["fp16", "bf16"])
     parser.add_argument("--max-seq-tokens", type=int, default=2048)
     parser.add_argument("--max-batch", type=int, default=4)

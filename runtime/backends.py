@@ -8,7 +8,7 @@ from bundle.store import Bundle
 from bundle.tensorrt import MODULES
 from runtime.backend import Backend
 
-NAMES = ("auto", *MODULES, "cuda", "cpu")
+NAMES = ("auto", *MODULES, "cuda", "cuda-graph", "cpu")
 
 
 def choose_backend(
@@ -16,7 +16,8 @@ def choose_backend(
 ) -> Backend:
     """The backend of that name; "auto" takes the best that starts here.
 
-    That is TensorRT where the bundle has verified engines for it and this GPU, else CUDA, else the CPU.
+    That is TensorRT where the bundle has verified engines for it and this GPU, else CUDA, else the CPU. "cuda-graph" is
+    CUDA with the runs that repeat captured as CUDA graphs.
 
     Raises:
         UsageError: no such backend.
@@ -39,7 +40,9 @@ def choose_backend(
         ) from None
     from runtime.ort_cuda import can_start
 
-    return _cuda() if name == "cuda" or (name == "auto" and can_start()) else CpuBackend(threads, prepack=prepack)
+    if name in ("cuda", "cuda-graph") or (name == "auto" and can_start()):
+        return _cuda(graphs=name == "cuda-graph")
+    return CpuBackend(threads, prepack=prepack)
 
 
 def choose_precision(backend: Backend, bundle: Bundle, wanted: str | None) -> Precision:
@@ -106,10 +109,10 @@ def _tensorrt(name: str) -> Backend:
     return TensorRtBackend(CudaGpu(), plans)
 
 
-def _cuda() -> Backend:
+def _cuda(*, graphs: bool) -> Backend:
     from runtime.ort_cuda import CudaBackend, require_provider
 
     require_provider()
     from runtime.cuda import CudaGpu
 
-    return CudaBackend(CudaGpu())
+    return CudaBackend(CudaGpu(), graphs=graphs)

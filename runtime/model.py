@@ -250,8 +250,8 @@ def load(
     Args:
         path: the bundle's folder.
         precision: "fp32", "fp16" or "bf16"; by default the backend's preferred one that the bundle has.
-        backend: "tensorrt", "tensorrt-rtx", "cuda" or "cpu"; "auto" takes verified engines where they run, else CUDA
-            where it starts, else the CPU.
+        backend: "tensorrt", "tensorrt-rtx", "cuda", "cuda-graph" or "cpu"; "auto" takes verified engines where they
+            run, else CUDA where it starts, else the CPU.
         threads: CPU threads; by default one per core.
         prepack: on the CPU, faster vision, prefill and batches for more memory and a slower load; by default only
             graphs below 512 MiB.

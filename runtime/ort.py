@@ -65,7 +65,7 @@ class CpuBackend:
             options.intra_op_num_threads = self._threads
         if not self.prepacks(file):
             options.add_session_config_entry("session.disable_prepacking", "1")
-        return OrtSession(file, options, ["CPUExecutionProvider"], "cpu")
+        return OrtSession(file, options)
 
     def prepacks(self, graph: Path) -> bool:
         """Whether the weights of this graph are copied into the kernels' own layout."""
@@ -95,30 +95,41 @@ class OrtSession:
     """A graph loaded by ONNX Runtime. Only what changed since the last run is bound again."""
 
     def __init__(
-        self, graph: Path, options: onnxruntime.SessionOptions, providers: list[Any], device: str, device_id: int = 0
+        self,
+        graph: Path,
+        options: onnxruntime.SessionOptions,
+        providers: Sequence[Any] = ("CPUExecutionProvider",),
+        device: tuple[str, int] = ("cpu", 0),
     ) -> None:
-        self._graph, self._device, self._device_id = graph, device, device_id
+        """
+        Args:
+            graph: the ONNX file.
+            options, providers: of the session.
+            device: where all that is bound lies.
+        """
+        self._graph, self._device = graph, device
         try:
-            self._session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
+            self._session = onnxruntime.InferenceSession(str(graph), options, providers=list(providers))
         except Exception as error:
             raise explained(error, f"loading {graph}") from error
         self.providers: list[str] = self._session.get_providers()
         self._io = self._session.io_binding()
         self._bound: dict[str, Binding] = {}
 
-    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
+    def run(
+        self,
+        inputs: Mapping[str, Binding],
+        outputs: Mapping[str, Binding],
+        options: onnxruntime.RunOptions | None = None,
+    ) -> None:
         try:
-            for name, binding in inputs.items():
-                # A host tensor of a GPU session is copied when it is bound, so it is bound at every run.
-                if self._changed(name, binding) or (binding.on_host and self._device != "cpu"):
-                    self._io.bind_input(name, *self._memory(binding), binding.shape, binding.address)
-                    self._bound[name] = binding
-            for name, binding in outputs.items():
-                if self._changed(name, binding):
-                    device, device_id, dtype = self._memory(binding)
-                    self._io.bind_output(name, device, device_id, dtype, binding.shape, binding.address)
-                    self._bound[name] = binding
-            self._session.run_with_iobinding(self._io)
+            for bindings, bind in ((inputs, self._io.bind_input), (outputs, self._io.bind_output)):
+                for name, binding in bindings.items():
+                    if self._changed(name, binding):
+                        element_type = _ELEMENT_TYPES[binding.dtype]
+                        bind(name, *self._device, element_type, binding.shape, binding.address)
+                        self._bound[name] = binding
+            self._session.run_with_iobinding(self._io, options)
         except Exception as error:
             self._bound.clear()
             raise explained(error, f"running {self._graph.name}") from error
@@ -126,10 +137,6 @@ class OrtSession:
     def _changed(self, name: str, binding: Binding) -> bool:
         previous = self._bound.get(name)
         return previous is not binding and previous != binding
-
-    def _memory(self, binding: Binding) -> tuple[str, int, int]:
-        element_type = _ELEMENT_TYPES[binding.dtype]
-        return ("cpu", 0, element_type) if binding.on_host else (self._device, self._device_id, element_type)
 
 
 def session_options() -> onnxruntime.SessionOptions:

@@ -1,6 +1,6 @@
 """ONNX Runtime on one NVIDIA GPU, for machines without TensorRT."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,25 +14,30 @@ from runtime.backend import Array, Binding
 from runtime.device_memory import DeviceBuffer, DeviceMemory
 from runtime.gpu import Gpu
 from runtime.ort import OrtSession, session_options
+from runtime.staging import Bound, Staging
 
 _PROVIDER = "CUDAExecutionProvider"
+# ONNX Runtime keeps every graph that it captured as long as the session.
+_MOST_GRAPHS = 64
 
 
 class CudaBackend:
     """The graphs on the GPU. Features and cache stay there: what is bound is device memory of our own."""
 
-    name = "onnxruntime-cuda"
     precisions: tuple[Precision, ...] = (Precision.FP16, Precision.BF16, Precision.FP32)
     whole_window = False
     overlaps = False
 
-    def __init__(self, gpu: Gpu, device_id: int = 0) -> None:
+    def __init__(self, gpu: Gpu, device_id: int = 0, *, graphs: bool = False) -> None:
         """
         Args:
             gpu: the GPU of that number.
             device_id: for ONNX Runtime.
+            graphs: runs that repeat are captured as CUDA graphs.
         """
-        self._memory, self._device_id = DeviceMemory(gpu), device_id
+        self.name = "onnxruntime-cuda-graph" if graphs else "onnxruntime-cuda"
+        self._memory, self._device_id, self._graphs = DeviceMemory(gpu), device_id, graphs
+        self._stream = gpu.open_stream()
 
     def engines(self, bundle: Bundle, precision: Precision) -> tuple[EngineEntry, ...]:
         return ()
@@ -49,16 +54,57 @@ class CudaBackend:
     def host(self, shape: tuple[int, ...], dtype: str) -> Array:
         return self._memory.pinned(shape, dtype)
 
-    def open(self, file: Path, engine: EngineEntry | None = None) -> OrtSession:
-        options = {"device_id": str(self._device_id), "arena_extend_strategy": "kSameAsRequested"}
+    def open(self, file: Path, engine: EngineEntry | None = None) -> "CudaSession":
+        options = {
+            "device_id": str(self._device_id),
+            "arena_extend_strategy": "kSameAsRequested",
+            "enable_cuda_graph": str(int(self._graphs)),
+        }
         providers = [(_PROVIDER, options), "CPUExecutionProvider"]
-        session = OrtSession(file, session_options(), providers, "cuda", self._device_id)
+        session = OrtSession(file, session_options(), providers, ("cuda", self._device_id))
         if _PROVIDER not in session.providers:
             raise IncompatibleError(
                 f"{file.name}: the CUDA provider did not start, so nothing would run on the GPU; "
                 "check the driver and the CUDA libraries with `vlm-trt doctor`"
             )
-        return session
+        return CudaSession(session, self._memory, self._stream, graphs=self._graphs)
+
+
+class CudaSession:
+    """A graph on the GPU: everything it is bound to lies there, host tensors in staging memory at fixed addresses."""
+
+    def __init__(self, session: OrtSession, memory: DeviceMemory, stream: int, *, graphs: bool) -> None:
+        self._session, self._gpu, self._stream, self._graphs = session, memory.gpu, stream, graphs
+        self._staging = Staging(memory, stream, {})
+        self._previous: tuple[Bound, ...] = ()
+        self._captured: dict[tuple[Bound, ...], int] = {}  # by all shapes and addresses → number of the graph
+
+    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
+        placed_in = {name: self._staging.place(name, binding) for name, binding in inputs.items()}
+        placed_out = {name: self._staging.place(name, binding) for name, binding in outputs.items()}
+        self._staging.take(inputs)
+        self._staging.copy_in(placed_in)
+        self._gpu.synchronize(self._stream)  # ONNX Runtime has a stream of its own
+        options = self._graph_options((*placed_in.values(), *placed_out.values()))
+        self._session.run(_bindings(placed_in), _bindings(placed_out), options)
+        self._staging.copy_out(placed_out)
+        self._gpu.synchronize(self._stream)
+        self._staging.give(outputs)
+
+    def _graph_options(self, key: tuple[Bound, ...]) -> onnxruntime.RunOptions | None:
+        """Which CUDA graph a run captures or launches: none at the first run with its shapes and addresses."""
+        if not self._graphs:
+            return None
+        if key == self._previous and len(self._captured) < _MOST_GRAPHS:
+            self._captured.setdefault(key, len(self._captured) + 1)
+        self._previous = key
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(self._captured.get(key, -1)))
+        return options
+
+
+def _bindings(placed: Mapping[str, Bound]) -> dict[str, Binding]:
+    return {name: Binding(one.address, one.shape, one.dtype, on_host=False) for name, one in placed.items()}
 
 
 def require_provider() -> None:

@@ -1,16 +1,14 @@
 """An engine's run: host tensors staged to the device, every shape checked, what repeats replayed as a CUDA graph."""
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from math import prod
 
 from bundle.entries import Profile
 from bundle.errors import IncompatibleError, VlmTrtError
-from runtime.backend import Array, Binding
-from runtime.device_memory import DeviceBuffer, DeviceMemory
+from runtime.backend import Binding
+from runtime.device_memory import DeviceMemory
 from runtime.gpu import Context, Plan
+from runtime.staging import Bound, Staging
 
 
 class EngineSession:
@@ -72,16 +70,6 @@ def _require_profiles(plan: Plan, profiles: Sequence[Profile], name: str) -> Non
                 )
 
 
-@dataclass(frozen=True)
-class Bound:
-    """Where a tensor lies for the engine, and from or to which pinned memory it is copied (0: not at all)."""
-
-    address: int
-    pinned: int
-    shape: tuple[int, ...]
-    size_bytes: int
-
-
 class Phase:
     """One profile of an engine, with its context, its staging memory and the graph of what it does again and again.
 
@@ -91,12 +79,11 @@ class Phase:
 
     def __init__(self, memory: DeviceMemory, context: Context, profile: Profile, stream: int) -> None:
         self.name = profile.name
-        self._memory, self._gpu, self._context, self._stream = memory, memory.gpu, context, stream
+        self._gpu, self._context, self._stream = memory.gpu, context, stream
         self._profile = profile
+        self._staging = Staging(memory, stream, {name: profile.corner(name, 2) for name in profile.shapes})
         self._inputs: dict[str, Bound] = {}
         self._outputs: dict[str, Bound] = {}
-        self._device: dict[str, DeviceBuffer] = {}
-        self._pinned: dict[str, Array] = {}
         self._graph: int | None = None
         self.captures = 0
 
@@ -114,9 +101,7 @@ class Phase:
     def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
         """One run on bound memory, done when this returns."""
         again = self._bind(inputs, outputs)
-        for name, binding in inputs.items():
-            if name in self._pinned:
-                ctypes.memmove(self._inputs[name].pinned, binding.address, binding.size_bytes)
+        self._staging.take(inputs)
         if not again:
             self._work()
         else:
@@ -125,9 +110,7 @@ class Phase:
                 self.captures += 1
             self._gpu.launch(self._graph, self._stream)
         self._gpu.synchronize(self._stream)
-        for name, binding in outputs.items():
-            if name in self._pinned:
-                ctypes.memmove(binding.address, self._outputs[name].pinned, binding.size_bytes)
+        self._staging.give(outputs)
 
     def reset(self) -> None:
         """After a failure: nothing that was bound counts."""
@@ -136,18 +119,14 @@ class Phase:
 
     def _work(self) -> None:
         """All of one run, put on the stream."""
-        for bound in self._inputs.values():
-            if bound.pinned:
-                self._gpu.copy(bound.address, bound.pinned, bound.size_bytes, self._stream)
+        self._staging.copy_in(self._inputs)
         self._context.enqueue(self._stream)
-        for bound in self._outputs.values():
-            if bound.pinned:
-                self._gpu.copy(bound.pinned, bound.address, bound.size_bytes, self._stream)
+        self._staging.copy_out(self._outputs)
 
     def _bind(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> bool:
         """Tells the context what changed; whether nothing did."""
-        new_inputs = {name: self._placed(name, inputs[name]) for name in self._profile.shapes}
-        new_outputs = {name: self._placed(name, binding) for name, binding in outputs.items()}
+        new_inputs = {name: self._staging.place(name, inputs[name]) for name in self._profile.shapes}
+        new_outputs = {name: self._staging.place(name, binding) for name, binding in outputs.items()}
         if (new_inputs, new_outputs) == (self._inputs, self._outputs):
             return True
         self._drop_graph()
@@ -160,22 +139,6 @@ class Phase:
                 self._context.set_address(name, bound.address)
         self._inputs, self._outputs = new_inputs, new_outputs
         return False
-
-    def _placed(self, name: str, binding: Binding) -> Bound:
-        """A device tensor where it lies; a host tensor in staging memory, which stays where it is."""
-        if not binding.on_host:
-            return Bound(binding.address, 0, binding.shape, binding.size_bytes)
-        buffer = self._device.get(name)
-        if buffer is None or prod(buffer.shape) < prod(binding.shape):
-            largest = self._profile.corner(name, 2) if name in self._profile.shapes else binding.shape
-            buffer = self._device[name] = self._memory.buffer(largest, binding.dtype)
-            self._pinned.pop(name, None)
-        if self._memory.is_pinned(binding):
-            self._pinned.pop(name, None)
-            return Bound(buffer.address, binding.address, binding.shape, binding.size_bytes)
-        if name not in self._pinned:
-            self._pinned[name] = self._memory.pinned(buffer.shape, binding.dtype)
-        return Bound(buffer.address, self._pinned[name].ctypes.data, binding.shape, binding.size_bytes)
 
     def _drop_graph(self) -> None:
         if self._graph is not None:

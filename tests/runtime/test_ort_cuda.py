@@ -1,0 +1,73 @@
+"""ONNX Runtime's CUDA backend, its GPU in host memory and its provider the CPU's: binding and staging."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundle.entries import EngineEntry
+from bundle.signature import Component, Precision
+from bundle.store import Bundle
+from models.family import family
+from models.qwen_vl.positions import position_table
+from runtime.backend import NUMPY_DTYPES
+from runtime.device_memory import DeviceMemory
+from runtime.engine import Engine, Step
+from runtime.load import open_engine
+from runtime.model import VisionLanguageModel
+from runtime.ort import CpuBackend, OrtSession, session_options
+from runtime.ort_cuda import CudaBackend, CudaSession
+from tests.host_gpu import HostGpu
+from tests.runtime.sequences import TOKENIZER
+from tests.runtime.test_trt import CONVERSATIONS, GREEDY
+
+
+class OnTheHost(CudaBackend):
+    """The backend, but for the provider: its device memory is the host's, which the CPU's provider can read."""
+
+    def open(self, file: Path, engine: EngineEntry | None = None) -> CudaSession:
+        return CudaSession(OrtSession(file, session_options()), self._memory, self._stream, graphs=self._graphs)
+
+
+def engine_on(bundle: Path, backend: CudaBackend | CpuBackend) -> Engine:
+    return open_engine(Bundle.open(bundle), Precision.FP32, backend)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_answers_are_those_of_the_cpu(graphs: bool, exported: Callable[..., Path]) -> None:
+    bundle = exported("ntk-256")
+    answers = {}
+    for backend in (CpuBackend(threads=1), OnTheHost(HostGpu(), graphs=graphs)):
+        manifest = Bundle.open(bundle).manifest
+        model = VisionLanguageModel(manifest, engine_on(bundle, backend), family("qwen_vl"), TOKENIZER)
+        answers[backend.name] = [one.ids for one in model.generate_batch(CONVERSATIONS, GREEDY)]
+    one, other = answers.values()
+    assert one == other and len(answers) == 2
+
+
+def test_runs_that_repeat_are_given_a_graph(exported: Callable[..., Path]) -> None:
+    """The second run with the same shapes and addresses captures; a run with others is told to capture nothing."""
+    engine = engine_on(exported("ntk-256"), OnTheHost(HostGpu(), graphs=True))
+    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    session = engine._sessions[Component.DECODER]
+    assert isinstance(session, CudaSession)
+    for slot in (0, 1):
+        engine.prefill(slot, np.arange(20), np.full(20, -1), None, table)
+    captured = []
+    for slots in ([0], [0], [0], [0, 1], [0, 1], [0]):
+        engine.decode([Step(slot, 5, table) for slot in slots])
+        captured.append(len(session._captured))
+    assert captured == [0, 1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64"])
+def test_device_memory_holds_every_type(dtype: str) -> None:
+    memory = DeviceMemory(HostGpu())
+    values = np.arange(24).reshape(4, 3, 2).astype(NUMPY_DTYPES[dtype])
+    buffer = memory.upload(values, dtype)
+    np.testing.assert_array_equal(buffer.read(), values)
+    joined = memory.gather([buffer.rows(2, 2), buffer.rows(0, 1)])
+    np.testing.assert_array_equal(joined.read(), values[[2, 3, 0]])
+    buffer.zero_row(1)
+    assert not buffer.read()[1].any() and buffer.read()[0].any()
