@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from bundle.tensorrt import MODULES
 from commands.terminal import table
 from runtime.environment import gpu
 
@@ -21,7 +22,8 @@ _PACKAGES = {
     "onnxruntime": ("run on the CPU", "cpu"),
     "onnxruntime-gpu": ("run on CUDA", "cuda"),
     "tensorrt": ("build and run TensorRT engines", "tensorrt"),
-    "tensorrt-rtx": ("build TensorRT-RTX engines", "tensorrt-rtx"),
+    "tensorrt-rtx": ("build and run TensorRT-RTX engines", "tensorrt-rtx"),
+    "cuda-bindings": ("run on a GPU", "cuda"),
     "torch": ("export and verify", "export"),
     "onnx": ("export and verify", "export"),
     "onnx-ir": ("export and verify", "export"),
@@ -88,8 +90,7 @@ def _abilities() -> list[Ability]:
         _can("export and verify", ["torch", "onnx", "onnx_ir", "onnxscript"], "install the extra: vlm-trt[export]"),
         _can("run on the CPU", ["onnxruntime"], "install the extra: vlm-trt[cpu]"),
         _cuda(),
-        _tensorrt("build TensorRT engines", "tensorrt", "tensorrt"),
-        _tensorrt("build TensorRT-RTX engines", "tensorrt_rtx", "tensorrt-rtx"),
+        *(ability for name, module in MODULES.items() for ability in _engines(name, module)),
     ]
 
 
@@ -113,6 +114,12 @@ def _cuda() -> Ability:
     return Ability(name, False, "needs an NVIDIA GPU, its driver, and the extra: vlm-trt[cuda]")
 
 
-def _tensorrt(name: str, module: str, extra: str) -> Ability:
-    ability = _can(name, [module], f"install the extra: vlm-trt[{extra}]")
-    return ability if not ability.possible or gpu() else Ability(name, True, "running them needs an NVIDIA GPU")
+def _engines(backend: str, module: str) -> list[Ability]:
+    """Building engines, which TensorRT-RTX does without a GPU, and running them."""
+    advice = f"install the extra: vlm-trt[{backend}]"
+    build, run = f"build engines with {backend}", f"run engines with {backend}"
+    buildable = _can(build, [module, "onnx"], f"{advice} and vlm-trt[build]")
+    runnable = _can(run, [module, "cuda.bindings.runtime"], advice)
+    if runnable.possible and gpu() is None:
+        runnable = Ability(run, False, "needs an NVIDIA GPU and its driver")
+    return [buildable, runnable]
