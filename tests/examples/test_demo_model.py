@@ -11,7 +11,7 @@ from evaluation.scenes.scene import COLOURS, SHAPES, SIZES, sample_scene
 from examples.demo_model.batches import CHARACTERS, IGNORED, Batches, cells_of
 from examples.demo_model.checkpoint import write_config, write_weights
 from examples.demo_model.model import QwenVL
-from examples.demo_model.pointing import pointing_loss
+from examples.demo_model.pointing import Places, counting_loss, pointing_loss
 from examples.demo_model.sizes import Sizes
 from exporter.checkpoint import Checkpoint
 from models.family import family
@@ -163,3 +163,51 @@ def test_pointing_sees_where_the_attention_is(untrained: tuple[Path, QwenVL]) ->
         optimizer.step()
         losses.append(loss.item())
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.8 * losses[0]
+
+
+def test_captions_counts_and_relations_point_where_they_should(untrained: tuple[Path, QwenVL]) -> None:
+    """Before each word of a caption, at the thing it names; questions of how many, at as many cells as they answer."""
+    folder, _ = untrained
+    tokenizer = tokenizer_of(folder)
+    colours, words = list(COLOURS), 0
+    batch = Batches(folder, 1, 4, 8, 384, "train", items=True)[0]
+    for (row, at), about in zip(batch.asked.tolist(), batch.about, strict=True):
+        branch = int(batch.branches[row, at])
+        said = tokenizer.decode([int(batch.ids[row, at + 1])]).strip() if at + 1 < batch.ids.shape[1] else ""
+        if batch.tasks[row][branch - 1] == "caption" and said in colours and batch.branches[row, at + 1] == branch:
+            (cell,) = torch.nonzero(about)[:, 0].tolist()
+            assert colours[int(batch.cells.kinds[row, cell, 0])] == said
+            words += 1
+    assert words > 5
+    counted = 0
+    for row, at, about in ((*batch.asked[i].tolist(), batch.about[i]) for i in batch.counted.tolist()):
+        answer = tokenizer.decode([int(batch.targets[row, at])])
+        if batch.tasks[row][int(batch.branches[row, at]) - 1] == "count":
+            assert int(answer) == int(about.sum())
+            counted += 1
+    assert counted > 3
+    assert len(batch.apart) == len(batch.pairs) and batch.apart.abs().max() < 1
+
+
+def test_counting_and_places_are_taught(untrained: tuple[Path, QwenVL]) -> None:
+    """Both losses fall when their heads are taught; counting falls to the entropy of even attention and no further."""
+    folder, _ = untrained
+    torch.manual_seed(0)
+    model, places = QwenVL(Sizes()), Places(Sizes().hidden)
+    for step in (0, 3):  # one picture, two pictures
+        batch = Batches(folder, 1, 4, 2, 384, "train", items=True)[step]
+        features = model.transformer.visual(batch.pixels).flatten(0, 1)
+        taught = [*places.parameters(), *(model.transformer.h[layer].attn.c_attn.weight for layer in (1, 2, 3))]
+        optimizer = torch.optim.Adam(taught, 3e-3)
+        losses = []
+        for _ in range(6):
+            _, *behind = model.states(batch.ids, features, batch.rows, batch.positions, batch.mask())
+            counting, placing = counting_loss(model, behind, batch), places.loss(behind, batch)
+            optimizer.zero_grad()
+            (counting + placing).backward(retain_graph=True)  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append((counting.item(), placing.item()))
+        for series in zip(*losses, strict=True):
+            assert series[-1] < 0.9 * series[0]
+        shown = batch.about[batch.counted].chunk(2, 1)[: batch.pixels.shape[0] // 2]
+        assert losses[-1][0] > sum((part.sum(1) + 1).log().mean().item() for part in shown)

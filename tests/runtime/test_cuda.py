@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bundle.errors import IncompatibleError, ResourceError, VlmTrtError
 from runtime.backends import choose_backend
 from runtime.kernel_cache import KernelCache
+from runtime.plan import TensorRt
 from runtime.try_out import require_loaded, try_out
 
 cuda = pytest.importorskip("runtime.cuda", reason="needs cuda-bindings, which the extra `tensorrt-rtx` installs")
@@ -38,6 +40,15 @@ def test_tensorrt_without_a_gpu_is_said() -> None:
     pytest.importorskip("tensorrt_rtx")
     with pytest.raises(IncompatibleError, match=r"CUDA does not start here .* on the CPU with --backend cpu|no GPU 0"):
         choose_backend("tensorrt-rtx")
+
+
+def test_what_is_no_engine_is_refused_with_tensorrts_own_reason(tmp_path: Path) -> None:
+    """The real runtime reads the head of a plan without a GPU."""
+    pytest.importorskip("tensorrt_rtx")
+    file = tmp_path / "decoder.plan"
+    file.write_bytes(b"no engine" * 100)
+    with pytest.raises(IncompatibleError, match=r"tensorrt-rtx \S+ does not take decoder: .*(?i:magic).*vlm-trt build"):
+        TensorRt("tensorrt-rtx").load(np.memmap(file, np.uint8, "r").data, "decoder", "")
 
 
 def test_an_engine_that_does_not_load_is_said_by_the_process_that_tried(tmp_path: Path) -> None:
