@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,11 @@ Export = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """A function: variant, precision → its bundle, unverified, made once per run and shared by all workers."""
+    """A function: variant, precision → its bundle, unverified, made once per run and shared by all workers.
+
+    Nobody writes into it: `copied` gives a test one of its own.
+    """
+    from bundle.store import Bundle
     from exporter.export import Choices, export
 
     base = tmp_path_factory.getbasetemp()
@@ -67,6 +72,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
                     Precision(precision), tuple(Component), max_seq_tokens=max_seq_tokens, max_batch=max_batch
                 )
                 export(checkpoint, target, choices)
+        manifest = Bundle.open(target).manifest
+        assert not (manifest.verifications or manifest.engines), f"a test wrote into the shared bundle {target}"
+        return target
+
+    return bundle
+
+
+@pytest.fixture
+def copied(exported: Export, tmp_path: Path) -> Export:
+    """Like `exported`, and the test's own, to write into."""
+
+    def bundle(variant: str = "ntk-256", precision: str = "fp32", **limits: int) -> Path:
+        target = tmp_path / f"{variant}-{precision}"
+        shutil.copytree(exported(variant, precision, **limits), target)
         return target
 
     return bundle
@@ -74,17 +93,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 @pytest.fixture(scope="session")
 def verified(exported: Export) -> Export:
-    """Like `exported`, and verified."""
+    """Like `exported`, verified."""
     from bundle.store import Bundle
     from verification.verify import verify
 
     def bundle(variant: str, precision: str = "fp32", **limits: int) -> Path:
-        path = exported(variant, precision, **limits)
-        with (path.parent / "verify.lock").open("w") as lock:
+        unverified = exported(variant, precision, **limits)
+        target = unverified.parent / "verified" / variant
+        with (unverified.parent / "verify.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if Bundle.open(path).manifest.verification(Precision(precision)) is None:
-                verify(path, precision=precision, backend_name="cpu")
-        return path
+            if not target.exists():
+                shutil.copytree(unverified, target)
+            if Bundle.open(target).manifest.verification(Precision(precision)) is None:
+                verify(target, precision=precision, backend_name="cpu")
+        return target
 
     return bundle
 

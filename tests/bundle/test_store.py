@@ -17,11 +17,9 @@ from bundle.store import MANIFEST, Bundle, publish_graphs
 
 
 @pytest.fixture
-def copy(exported: Callable[..., Path], tmp_path: Path) -> Path:
+def copy(copied: Callable[..., Path]) -> Path:
     """A bundle of one's own to damage."""
-    target = tmp_path / "bundle"
-    shutil.copytree(exported("image-224"), target)
-    return target
+    return copied("image-224")
 
 
 def entries(bundle: Bundle) -> tuple[GraphEntry, ...]:

@@ -32,21 +32,9 @@ SM89 = Choices(backend=RTX, targets=("sm89",))
 Copy = Callable[..., Path]
 
 
-@pytest.fixture
-def copied(exported: Callable[..., Path], tmp_path: Path) -> Copy:
-    """A function: variant, precision → a bundle of one's own."""
-
-    def copy(variant: str = "ntk-256", precision: str = "fp16") -> Path:
-        target = tmp_path / f"{variant}-{precision}"
-        shutil.copytree(exported(variant, precision), target)
-        return target
-
-    return copy
-
-
 @pytest.mark.parametrize("variant", (*OWN_VARIANTS, *SHARED_VARIANTS))
 def test_every_golden_variant_builds_in_fp16(variant: str, copied: Copy) -> None:
-    require_engines(copied(variant), ("sm89",))
+    require_engines(copied(variant, "fp16"), ("sm89",))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -78,7 +66,7 @@ def require_engines(path: Path, targets: tuple[str, ...]) -> None:
 
 
 def test_the_command_says_what_it_made_and_what_comes_next(copied: Copy) -> None:
-    path = copied()
+    path = copied("ntk-256", "fp16")
     done = vlm_trt("build", path, "--backend", RTX, "--target", "sm89", "--component", "resampler")
     assert done.exit_code == 0, done.output
     assert "build resampler sm89" in done.output
@@ -88,7 +76,7 @@ def test_the_command_says_what_it_made_and_what_comes_next(copied: Copy) -> None
 
 
 def test_smaller_limits_are_another_variant(copied: Copy) -> None:
-    path = copied()
+    path = copied("ntk-256", "fp16")
     (whole,) = build(path, Choices(backend=RTX, targets=("sm89",), components=(Component.DECODER,)))
     (small,) = build(path, Choices(backend=RTX, targets=("sm89",), components=(Component.DECODER,), max_batch=1))
     assert small.variant != whole.variant and small.limits.max_batch == 1
@@ -99,7 +87,7 @@ def test_smaller_limits_are_another_variant(copied: Copy) -> None:
 
 
 def test_a_second_build_takes_the_place_of_the_first(copied: Copy) -> None:
-    path = copied()
+    path = copied("ntk-256", "fp16")
     first = build(path, Choices(backend=RTX, targets=("sm89",), components=(Component.RESAMPLER,)))
     second = build(path, Choices(backend=RTX, targets=("sm89",), components=(Component.RESAMPLER,)))
     assert [entry.plan.path for entry in first] == [entry.plan.path for entry in second]
@@ -107,7 +95,7 @@ def test_a_second_build_takes_the_place_of_the_first(copied: Copy) -> None:
 
 
 def test_an_engine_left_behind_by_a_new_export_is_stale_and_replaced(copied: Copy) -> None:
-    path = copied()
+    path = copied("ntk-256", "fp16")
     chosen = Choices(backend=RTX, targets=("sm89",), components=(Component.RESAMPLER,))
     (old,) = build(path, chosen)
     export_another(path, Component.RESAMPLER)
@@ -135,7 +123,7 @@ def export_another(path: Path, component: Component) -> None:
 
 
 def test_a_damaged_plan_is_named_with_what_mends_it(copied: Copy) -> None:
-    path = copied()
+    path = copied("ntk-256", "fp16")
     (entry,) = build(path, Choices(backend=RTX, targets=("sm89",), components=(Component.RESAMPLER,)))
     plan = path / entry.plan.path
     whole = plan.read_bytes()
@@ -152,7 +140,7 @@ def test_a_damaged_plan_is_named_with_what_mends_it(copied: Copy) -> None:
 
 
 def test_two_builders_at_once(copied: Copy) -> None:
-    path = copied()
+    path = copied("ntk-256", "fp16")
     (path / "engines").mkdir()
     with exclusive(path / "engines"), pytest.raises(StorageError, match="is being written by another process; wait"):
         build(path, SM89)
@@ -160,7 +148,7 @@ def test_two_builders_at_once(copied: Copy) -> None:
 
 
 def test_a_builder_that_is_killed_publishes_nothing(copied: Copy) -> None:
-    path = copied()
+    path = copied("ntk-256", "fp16")
     before = sorted(path.rglob("*"))
 
     def kill(share: float) -> None:
@@ -179,23 +167,22 @@ def test_a_builder_that_is_killed_publishes_nothing(copied: Copy) -> None:
 
 def test_a_build_that_is_killed_leaves_the_bundle_as_it_was(copied: Copy) -> None:
     """The command and its builder; the next build clears away what it had staged."""
-    path = copied()
+    path = copied("ntk-256", "fp16")
     command = [sys.executable, "cli.py", "build", str(path), "--backend", RTX, "--target", "sm89,sm120"]
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
-    staged = path / "engines"
-    while not list(staged.glob("**/*.plan")) and running.poll() is None:
+    while not list(path.glob(".engines.staging-*/**/*.plan")) and running.poll() is None:
         time.sleep(0.05)
     os.killpg(running.pid, signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
     assert Bundle.open(path).manifest.engines == ()
-    left = list(path.glob(".engines.staging-*")) + list(staged.glob(".*"))
+    left = list(path.glob(".engines.staging-*")) + list((path / "engines").glob(".*"))
     assert left
     build(path, Choices(backend=RTX, targets=("sm89",), components=(Component.RESAMPLER,)))
     assert not any(folder.exists() for folder in left)
 
 
 def test_graphs_that_failed_verification_are_not_built(copied: Copy) -> None:
-    path = copied()
+    path = copied("ntk-256", "fp16")
     bundle = Bundle.open(path)
     failed = Verification(
         Precision.FP16, "onnxruntime-cpu", False, "reports/x.json",
@@ -212,7 +199,7 @@ def test_a_host_too_small_is_said_before_the_build(
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 300000 kB\nMemAvailable: 102400 kB\n")
     monkeypatch.setattr("bundle.host.MEMINFO", meminfo)
-    path = copied()
+    path = copied("ntk-256", "fp16")
     with pytest.raises(ResourceError, match=r"fp16 decoder needs about 0\.2 GiB .* 0\.1 GiB are free; build"):
         build(path, SM89)
     assert not (path / "engines").exists()
@@ -220,11 +207,11 @@ def test_a_host_too_small_is_said_before_the_build(
 
 def test_a_timing_cache_that_would_hold_nothing_is_refused(copied: Copy, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="tensorrt-rtx times no kernels .* keeps no --timing-cache; leave it out"):
-        build(copied(), Choices(backend=RTX, targets=("sm89",), timing_cache=tmp_path / "timings"))
+        build(copied("ntk-256", "fp16"), Choices(backend=RTX, targets=("sm89",), timing_cache=tmp_path / "timings"))
     assert not (tmp_path / "timings").exists()
 
 
 def test_a_precision_the_bundle_lacks(copied: Copy) -> None:
-    path = copied()
+    path = copied("ntk-256", "fp16")
     with pytest.raises(UsageError, match=r"has no bf16 graphs \(it has fp16\); export them: .*--precision bf16"):
         build(path, Choices(backend=RTX, targets=("sm89",), precision=Precision.BF16))

@@ -1,7 +1,6 @@
 """The TensorRT backend, its CUDA and TensorRT calls on `tests/host_gpu.py`: same answers, same rules as on a GPU."""
 
 import gc
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +29,9 @@ GREEDY = Options(greedy=True, max_new_tokens=8, ignore_eos=True)
 
 
 @pytest.fixture
-def bundle(exported: Callable[..., Path], tmp_path: Path) -> Path:
+def bundle(copied: Callable[..., Path]) -> Path:
     """A bundle of its own, with engines."""
-    path = tmp_path / "bundle"
-    shutil.copytree(exported("ntk-256"), path)
+    path = copied("ntk-256")
     add_engines(path)
     return path
 
@@ -180,9 +178,8 @@ def test_engines_of_other_profiles_than_the_manifest_says_are_refused(bundle: Pa
         backend.open(file, swapped)
 
 
-def test_smaller_limits_of_an_engine_hold(exported: Callable[..., Path], tmp_path: Path) -> None:
-    path = tmp_path / "bundle"
-    shutil.copytree(exported("ntk-256"), path)
+def test_smaller_limits_of_an_engine_hold(copied: Callable[..., Path]) -> None:
+    path = copied("ntk-256")
     add_engines(path, max_batch=2)
     engine = engine_on(path, HostGpu())
     assert (engine.limits.max_batch, len(engine.cache.lengths)) == (2, 2)

@@ -24,10 +24,8 @@ HERE = ("tensorrt-rtx", "1.0", "sm89")
 
 
 @pytest.fixture
-def bundle(exported: Callable[..., Path], tmp_path: Path) -> Path:
-    path = tmp_path / "bundle"
-    shutil.copytree(exported("ntk-256"), path)
-    return path
+def bundle(copied: Callable[..., Path]) -> Path:
+    return copied("ntk-256")
 
 
 def fitting(bundle: Path) -> str:

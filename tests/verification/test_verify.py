@@ -33,8 +33,8 @@ from verification.verify import verify
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("variant", ["ntk-256", "image-224", "no-ntk-no-logn"])
-def test_good_graphs_pass(variant: str, precision: str, exported: Callable[..., Path]) -> None:
-    path = exported(variant, precision)
+def test_good_graphs_pass(variant: str, precision: str, copied: Callable[..., Path]) -> None:
+    path = copied(variant, precision)
     report = verify(path, precision=precision, backend_name="cpu")
     assert report.passed, report.failures
     stages = {one.stage for one in report.figures}
@@ -196,11 +196,8 @@ def test_a_bundle_that_takes_one_picture_at_a_time_is_verified(tmp_path: Path) -
     assert report.passed and any(one.sample.startswith("two_images") for one in report.figures)
 
 
-def test_unverified_graphs_are_not_used(exported: Callable[..., Path], tmp_path: Path) -> None:
-    path = tmp_path / "bundle"
-    shutil.copytree(exported("image-224"), path)
-    manifest = Bundle.open(path).manifest
-    (path / MANIFEST).write_text(replace(manifest, verifications=()).dumps())
+def test_unverified_graphs_are_not_used(exported: Callable[..., Path]) -> None:
+    path = exported("image-224")
     with pytest.raises(
         VerificationError, match=r"not verified.*`vlm-trt verify .* --precision fp32`, or .*--unverified"
     ):
@@ -221,12 +218,12 @@ def test_another_checkpoint_is_not_compared_with(exported: Callable[..., Path]) 
         verify(exported("ntk-256"), against=GOLDEN / "image-224" / "checkpoint", backend_name="cpu")
 
 
-def test_changed_weights_under_the_same_sizes_do_not_pass(exported: Callable[..., Path], tmp_path: Path) -> None:
+def test_changed_weights_under_the_same_sizes_do_not_pass(copied: Callable[..., Path], tmp_path: Path) -> None:
     """A fine-tuned checkpoint has the same config and file sizes: the comparison itself must tell."""
+    path = copied("image-224")
     other = single(tmp_path / "other", lambda t: t.update({"lm_head.weight": t["lm_head.weight"].flip(0)}))
-    report = verify(exported("image-224"), against=other, precision="fp32", backend_name="cpu")
+    report = verify(path, against=other, precision="fp32", backend_name="cpu")
     assert not report.passed
-    verify(exported("image-224"), precision="fp32", backend_name="cpu")  # the shared bundle as it was
 
 
 def test_a_checkpoint_that_is_gone_is_named(exported: Callable[..., Path], tmp_path: Path) -> None:
