@@ -2,21 +2,26 @@
 
 import io
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from bundle.errors import IncompatibleError, StorageError, VlmTrtError
+from commands.options import (
+    BACKENDS,
+    BUILDERS,
+    COMPONENTS,
+    FLOATS,
+    FOLDER,
+    PRECISIONS,
+    answer_options,
+    load_options,
+)
 
-PRECISIONS = click.Choice(["fp32", "fp16", "bf16"])
-COMPONENTS = click.Choice(["vision_encoder", "resampler", "decoder"])
-BACKENDS = click.Choice(["auto", "tensorrt", "tensorrt-rtx", "cuda", "cuda-graph", "cpu"])
-BUILDERS = click.Choice(["tensorrt", "tensorrt-rtx"])
-FOLDER = click.Path(path_type=Path)
-# Which extra brings a package that a command imports when it runs.
-_EXTRAS = {"torch": "export", "onnxscript": "export", "onnx_ir": "export", "onnx": "build"}
+# Packages of the extras for workstations, and which extra brings all that a command needs.
+_OPTIONAL = ("torch", "onnxscript", "onnx_ir", "onnx")
+_EXTRAS = {"build": "build", "quantize": "quantize"}
 
 
 class Main(click.Group):
@@ -33,9 +38,9 @@ class Main(click.Group):
             click.echo(printable(f"vlm-trt: {error}"), err=True)
             ctx.exit(error.exit_code)
         except ModuleNotFoundError as error:
-            extra = _EXTRAS.get((error.name or "").partition(".")[0])
-            if extra is None:
+            if (error.name or "").partition(".")[0] not in _OPTIONAL:
                 raise  # ours: a fault of this program
+            extra = _EXTRAS.get(str(ctx.invoked_subcommand), "export")
             missing = f"{error.name} is not installed, and {ctx.invoked_subcommand} needs it"
             click.echo(f"vlm-trt: {missing}; install the extra: pip install 'vlm-trt[{extra}]'", err=True)
             ctx.exit(IncompatibleError.exit_code)
@@ -69,7 +74,7 @@ def main() -> None:
 @main.command()
 @click.argument("checkpoint", type=FOLDER)
 @click.argument("bundle", type=FOLDER)
-@click.option("--precision", type=PRECISIONS, default="fp16", show_default=True, help="Type of weights and cache.")
+@click.option("--precision", type=FLOATS, default="fp16", show_default=True, help="Type of weights and cache.")
 @click.option("--max-seq-tokens", type=click.IntRange(min=64), help="Cache length.  [default: the training length]")
 @click.option("--max-batch", type=click.IntRange(min=1), help="Sequences at once.  [default: 4]")
 @click.option("--max-images", type=click.IntRange(min=1), help="Pictures per vision-encoder run.  [default: 4]")
@@ -91,7 +96,7 @@ def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("path", metavar="BUNDLE|CHECKPOINT", type=FOLDER)
-@click.option("--precision", type=PRECISIONS, help="What must fit.  [default: fp16]")
+@click.option("--precision", type=FLOATS, help="What must fit.  [default: fp16]")
 @click.option("--max-seq-tokens", type=click.IntRange(min=64), help="Cache length.  [default: the export's]")
 @click.option("--max-batch", type=click.IntRange(min=1), help="Sequences at once.  [default: the export's]")
 @click.option("--gpu", help="A GPU it must fit, such as L4 or A100-80GB.")
@@ -111,6 +116,37 @@ def plan(path: Path, **options: Any) -> None:
     from commands.plan import run
 
     run(path, **options)
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--recipe", required=True, help="int8, int8-weight, int4, or a TOML file.")
+@click.option(
+    "--activations",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Which graphs to quantize: fp32 for ONNX Runtime on the CPU, fp16 for TensorRT.",
+)
+@click.option("--samples", default="synthetic", show_default=True, help="JSONL of pictures and prompts to look at.")
+@click.option("--evaluate", default="synthetic", show_default=True, help="JSONL of questions that judge the result.")
+@click.option("--count", type=click.IntRange(min=1), help="Questions of synthetic.  [default: 400]")
+@click.option("--max-drop", type=click.FloatRange(0, 1), help="Of any task's score.  [default: the recipe's]")
+@click.option("--force", is_flag=True, help="Replace graphs that the bundle already has.")
+def quantize(bundle: Path, **options: Any) -> None:
+    """Add graphs with 8-bit or 4-bit weights to BUNDLE, if their answers hold.
+
+    Scales are chosen from samples that the float graphs answer; then both answer the questions of --evaluate. Graphs
+    whose answers are worse than allowed are not published, and the layers that cost most are named.
+
+    \b
+    Example:
+      vlm-trt quantize bundle --recipe int8 --samples photos.jsonl --evaluate questions.jsonl
+      vlm-trt quantize bundle --recipe int4 --activations fp16
+    """
+    from commands.quantize import run
+
+    run(bundle, **options)
 
 
 @main.command()
@@ -165,43 +201,6 @@ def verify(bundle: Path, **options: Any) -> None:
     from commands.verify import run
 
     run(bundle, **options)
-
-
-def with_options(*options: Any) -> Callable[[Any], Any]:
-    """A decorator that adds options in the order given."""
-
-    def add(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-load_options = with_options(
-    click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: the backend's preferred ones]"),
-    click.option(
-        "--backend",
-        type=BACKENDS,
-        default="auto",
-        show_default=True,
-        help="Where they run.",
-    ),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per core]"),
-    click.option("--unverified", is_flag=True, help="Answer from graphs that are not shown equal to the model."),
-)
-answer_options = with_options(
-    click.option("--system", help="System text.  [default: the model's own]"),
-    click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer.  [default: the model's]"),
-    click.option("--greedy", is_flag=True, default=None, help="Always take the likeliest token."),
-    click.option("--temperature", type=float, help="Sampling temperature.  [default: the model's]"),
-    click.option("--top-k", type=int, help="Sample among this many tokens; 0: all.  [default: the model's]"),
-    click.option("--top-p", type=float, help="Sample within this probability mass.  [default: the model's]"),
-    click.option("--repetition-penalty", type=float, help="Above 1: repeat less.  [default: the model's]"),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling."),
-    click.option("--stop", "stop_strings", multiple=True, help="End the answer at this text; may be repeated."),
-    click.option("--ignore-eos", is_flag=True, help="Generate on to --max-new-tokens, whatever comes."),
-)
 
 
 @main.command()

@@ -49,9 +49,9 @@ class Bundle:
         """
         entry = self.manifest.graph(component, precision)
         if entry is None:
+            part = "" if precision.quantization else f" --component {component}"
             raise BundleError(
-                f"{self.path} has no {precision} {component} graph; "
-                f"export it: vlm-trt export CHECKPOINT {self.path} --precision {precision} --component {component}"
+                f"{self.path} has no {precision} {component} graph; {how_to_make(precision, self.path)}{part}"
             )
         return entry
 
@@ -113,6 +113,15 @@ class Bundle:
 
 def _remedy(file: FileEntry) -> str:
     return "build it again: vlm-trt build" if file.path.startswith("engines/") else "export the checkpoint again"
+
+
+def how_to_make(precision: Precision, bundle: Path | str = "BUNDLE") -> str:
+    """The command that adds graphs of that precision to a bundle."""
+    if precision.quantization is None:
+        return f"export it: vlm-trt export CHECKPOINT {bundle} --precision {precision}"
+    return (
+        f"quantize it: vlm-trt quantize {bundle} --recipe {precision.quantization} --activations {precision.floating}"
+    )
 
 
 def graph_paths(component: Component, precision: Precision) -> tuple[str, str]:

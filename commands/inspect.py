@@ -86,7 +86,8 @@ def _precision_line(manifest: Manifest, precision: Precision) -> str:
         state = "not verified: run vlm-trt verify"
     elif verdict.passed:
         figures = ", ".join(f"{name} {value:.3g}" for name, value in verdict.figures.items())
-        state = f"verified on {verdict.backend} {verdict.created[:10]} ({figures})"
+        judged = "verified" if precision.quantization is None else "its answers held"
+        state = f"{judged} on {verdict.backend} {verdict.created[:10]} ({figures})"
     else:
         state = f"FAILED verification, see {verdict.report}"
     return f"{precision.value:<16} {state}; {cache}"

@@ -16,7 +16,7 @@ from bundle.manifest import Manifest
 from bundle.progress import Bar
 from bundle.signature import Component, Precision
 from bundle.staging import exclusive, require_room, staging_folder, storage_errors
-from bundle.store import Bundle, publish_engines
+from bundle.store import Bundle, how_to_make, publish_engines
 from bundle.tensorrt import load_backend
 from engines.backend import Device, default_backend, device, require_target
 from engines.builder import BuildOptions, Built
@@ -125,15 +125,24 @@ def _prepare(path: Path, choices: Choices) -> Job:
 
 
 def _precision(manifest: Manifest, wanted: Precision | None, path: Path) -> Precision:
-    have = manifest.precisions()
-    if wanted is None and have:
-        return next(precision for precision in PREFERRED if precision in have)
-    if wanted is None or wanted not in have:
-        raise UsageError(
-            f"{path} has no {wanted or ''} graphs (it has {', '.join(have) or 'none'}); "
-            f"export them: vlm-trt export CHECKPOINT {path} --precision {wanted or 'fp16'}"
-        )
-    return wanted
+    """The first of the graphs that may be meant."""
+    have, meant = manifest.precisions(), _meant(wanted)
+    for precision in meant:
+        if precision in have:
+            return precision
+    raise UsageError(
+        f"{path} has no {wanted or meant[0]} graphs for TensorRT (it has {', '.join(have) or 'none'}); "
+        f"{how_to_make(meant[0], path)}"
+    )
+
+
+def _meant(wanted: Precision | None) -> tuple[Precision, ...]:
+    """A recipe's name alone means its graphs with half-precision activations."""
+    if wanted is None:
+        return PREFERRED
+    if wanted.value == wanted.quantization:
+        return tuple(Precision.of(wanted.quantization, one) for one in (Precision.FP16, Precision.BF16))
+    return (wanted,)
 
 
 def _require_memory(graphs: Sequence[GraphEntry]) -> None:

@@ -44,17 +44,30 @@ class ImageSource:
         return read_picture(self.path)
 
 
-@dataclass(frozen=True)
-class Example:
-    """One question and its right answer."""
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """Something to ask a model."""
 
     name: str  # where it stands: "data.jsonl:7"
-    task: str  # the row of the table it counts in
     prompt: str
-    reference: Reference
-    metric: str  # a key of evaluation.metrics.METRICS
     images: tuple[ImageSource, ...]  # they stand before the first turn
     history: tuple[tuple[str, str], ...] = ()  # earlier turns: user, assistant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example(Query):
+    """One question and its right answer."""
+
+    task: str  # the row of the table it counts in
+    reference: Reference
+    metric: str  # a key of evaluation.metrics.METRICS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Query):
+    """Something to watch a model at: the answer is what it is led through; without one, it answers by itself."""
+
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ def synthetic(count: int, seed: int) -> DataSet:
     """
     held_out: Callable[[int, int], Iterable[Example]] = import_module("evaluation.scenes.dataset").held_out_examples
     examples = tuple(held_out(count, seed))
-    return DataSet(f"{SYNTHETIC}, {count} examples, seed {seed}", _fingerprint(examples), examples)
+    return DataSet(f"{SYNTHETIC}, {count} examples, seed {seed}", fingerprint(examples), examples)
 
 
 def read_data(path: Path, parse: ParseAnswer) -> DataSet:
@@ -87,6 +100,27 @@ def read_data(path: Path, parse: ParseAnswer) -> DataSet:
     Raises:
         DataSetError: with file, line and what to do.
     """
+    file, lines = _lines(path)
+    sizes: dict[Path, tuple[int, int]] = {}
+    examples = tuple(_Line(file, number, sizes, parse).example(line) for number, line in enumerate(lines, start=1))
+    return DataSet(file.name, fingerprint(examples), examples)
+
+
+def read_samples(path: Path) -> tuple[Sample, ...]:
+    """The samples of a JSONL file, every line and every picture checked; of a data set, the questions.
+
+    Args:
+        path: as for `read_data`; lines hold images, prompt, and perhaps answer and history.
+    Raises:
+        DataSetError: with file, line and what to do.
+    """
+    file, lines = _lines(path)
+    sizes: dict[Path, tuple[int, int]] = {}
+    return tuple(_Line(file, number, sizes, None).sample(line) for number, line in enumerate(lines, start=1))
+
+
+def _lines(path: Path) -> tuple[Path, list[str]]:
+    """The file that is meant, and its lines."""
     file = _find(path)
     try:
         text = file.read_bytes().decode("utf-8-sig")
@@ -95,12 +129,9 @@ def read_data(path: Path, parse: ParseAnswer) -> DataSet:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise DataSetError(f"{file}:{line}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    lines = text.removesuffix("\n").split("\n")
     if not text.strip():
         raise DataSetError(f"{file} is empty; write one example per line, as docs/evaluation.md shows")
-    sizes: dict[Path, tuple[int, int]] = {}
-    examples = tuple(_Line(file, number, sizes, parse).example(line) for number, line in enumerate(lines, start=1))
-    return DataSet(file.name, _fingerprint(examples), examples)
+    return file, text.removesuffix("\n").split("\n")
 
 
 def _find(path: Path) -> Path:
@@ -128,17 +159,29 @@ class _Line:
     file: Path
     number: int
     sizes: dict[Path, tuple[int, int]]  # of the pictures decoded so far, pixels
-    parse: ParseAnswer
+    parse: ParseAnswer | None  # None where nothing is judged
+
+    def sample(self, text: str) -> Sample:
+        raw = self._object(text, ("images", "prompt"), (*_REQUIRED, *_OPTIONAL, "answer"))
+        answer = raw.get("answer")
+        return Sample(
+            name=f"{self.file.name}:{self.number}",
+            prompt=self._text(raw["prompt"], "prompt"),
+            images=tuple(self._picture(name) for name in self._list(raw["images"], "images", "paths of pictures")),
+            history=tuple(self._turn(turn) for turn in self._list(raw.get("history", []), "history", "turns")),
+            answer=None if answer is None else self._text(answer, "answer"),
+        )
 
     def example(self, text: str) -> Example:
-        raw = self._object(text)
+        raw, parse = self._object(text, _REQUIRED, (*_REQUIRED, *_OPTIONAL)), self.parse
+        assert parse is not None
         metric = self._text(raw["metric"], "metric")
         if metric not in METRICS:
             raise self._wrong(f"metric {metric!r} is unknown; choose one of {', '.join(METRICS)}")
         images = tuple(self._picture(name) for name in self._list(raw["images"], "images", "paths of pictures"))
         sizes = [self.sizes[image.path] for image in images if image.path is not None]
         try:
-            reference = METRICS[metric].check(raw["reference"], lambda answer: self.parse(answer, sizes))
+            reference = METRICS[metric].check(raw["reference"], lambda answer: parse(answer, sizes))
         except ValueError as error:
             raise self._wrong(f"the reference of {metric} {error}") from None
         return Example(
@@ -151,7 +194,7 @@ class _Line:
             history=tuple(self._turn(turn) for turn in self._list(raw.get("history", []), "history", "turns")),
         )
 
-    def _object(self, text: str) -> dict[str, Any]:
+    def _object(self, text: str, required: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
         if not text.strip():
             raise self._wrong("the line is empty; remove it")
         try:
@@ -161,11 +204,11 @@ class _Line:
         except (ValueError, RecursionError) as error:
             raise self._wrong(f"no JSON that can be read ({error}); write one object per line") from None
         if not isinstance(raw, dict):
-            raise self._wrong(f"{_shown(raw)} is no object; every line needs {', '.join(_REQUIRED)}")
-        if unknown := [key for key in raw if key not in (*_REQUIRED, *_OPTIONAL)]:
-            raise self._wrong(f"{unknown[0]!r} is unknown; known are {', '.join((*_REQUIRED, *_OPTIONAL))}")
-        if missing := [key for key in _REQUIRED if key not in raw]:
-            raise self._wrong(f"{missing[0]!r} is missing; every line needs {', '.join(_REQUIRED)}")
+            raise self._wrong(f"{_shown(raw)} is no object; every line needs {', '.join(required)}")
+        if unknown := [key for key in raw if key not in known]:
+            raise self._wrong(f"{unknown[0]!r} is unknown; known are {', '.join(known)}")
+        if missing := [key for key in required if key not in raw]:
+            raise self._wrong(f"{missing[0]!r} is missing; every line needs {', '.join(required)}")
         return raw
 
     def _picture(self, name: Any) -> ImageSource:
@@ -221,8 +264,8 @@ def _shown(raw: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def _fingerprint(examples: Iterable[Example]) -> str:
-    """sha256 over what a model is asked and judged by, one picture in memory at a time."""
+def fingerprint(examples: Iterable[Query]) -> str:
+    """sha256 over what a model is asked, and judged by, one picture in memory at a time."""
     digest, known = sha256(), dict[Path, str]()
     for example in examples:
         pictures = []

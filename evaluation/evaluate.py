@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from bundle.errors import UsageError
-from evaluation.dataset import DataSet, Example
+from evaluation.dataset import DataSet, Example, Query
 from evaluation.intervals import Interval, interval
 from evaluation.metrics import score
 from models.family import family
@@ -110,7 +110,7 @@ def rows(answers: Sequence[Judged]) -> dict[tuple[str, str], list[int]]:
     return found
 
 
-def conversation(example: Example, *, pictures: bool = True) -> list[Message]:
+def conversation(example: Query, *, pictures: bool = True) -> list[Message]:
     """The turns of an example, its pictures before the first: read now, or left empty where only tokens count.
 
     Raises:

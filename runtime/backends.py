@@ -1,10 +1,11 @@
 """Which backend a machine offers, and the choice between them."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from bundle.errors import IncompatibleError, UsageError
 from bundle.signature import Precision
-from bundle.store import Bundle
+from bundle.store import Bundle, how_to_make
 from bundle.tensorrt import MODULES
 from runtime.backend import Backend
 
@@ -53,10 +54,11 @@ def choose_precision(backend: Backend, bundle: Bundle, wanted: str | None) -> Pr
     """
     available = bundle.manifest.precisions()
     if wanted is not None:
+        wanted = _flavour(backend, available, wanted)
         if wanted not in available:
             raise UsageError(
                 f"the bundle has no {wanted} graphs (it has {', '.join(available) or 'none'}); "
-                f"export them: vlm-trt export CHECKPOINT BUNDLE --precision {wanted}"
+                f"{how_to_make(Precision(wanted))}"
             )
         if wanted not in backend.precisions:
             raise IncompatibleError(
@@ -68,9 +70,15 @@ def choose_precision(backend: Backend, bundle: Bundle, wanted: str | None) -> Pr
         have = ", ".join(available) or "no graphs"
         raise IncompatibleError(
             f"{backend.name} runs {', '.join(backend.precisions)} and the bundle has {have}"
-            f"; export one of those: vlm-trt export CHECKPOINT BUNDLE --precision {backend.precisions[0]}"
+            f"; {how_to_make(backend.precisions[0])}"
         )
     return next((precision for precision in fitting if _runs(backend, bundle, precision)), fitting[0])
+
+
+def _flavour(backend: Backend, available: Sequence[Precision], wanted: str) -> str:
+    """A recipe's name means its graphs with the activations that the backend likes best: fp32 on the CPU."""
+    flavours = [one for one in backend.precisions if one in available and one.quantization == wanted]
+    return flavours[0] if flavours else wanted
 
 
 def _runs(backend: Backend, bundle: Bundle, precision: Precision) -> bool:

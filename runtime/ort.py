@@ -28,7 +28,11 @@ class CpuBackend:
 
     name = "onnxruntime-cpu"
     # bf16 graphs have no CPU kernels; fp16 graphs run, with weights up-cast.
-    precisions: tuple[Precision, ...] = (Precision.FP32, Precision.FP16)
+    # Quantized ones are taken when asked for.
+    precisions: tuple[Precision, ...] = (
+        *(Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT8_WEIGHT, Precision.INT4),
+        *(Precision.INT8_FP16, Precision.INT8_WEIGHT_FP16, Precision.INT4_FP16),
+    )
     whole_window = False
     overlaps = False  # both would want the same cores
 
@@ -60,12 +64,16 @@ class CpuBackend:
         return ()
 
     def open(self, file: Path, engine: EngineEntry | None = None) -> "OrtSession":
+        return OrtSession(file, self.options(file))
+
+    def options(self, graph: Path) -> onnxruntime.SessionOptions:
+        """Those of a session on that graph."""
         options = session_options()
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
-        if not self.prepacks(file):
+        if not self.prepacks(graph):
             options.add_session_config_entry("session.disable_prepacking", "1")
-        return OrtSession(file, options)
+        return options
 
     def prepacks(self, graph: Path) -> bool:
         """Whether the weights of this graph are copied into the kernels' own layout."""
@@ -100,16 +108,20 @@ class OrtSession:
         options: onnxruntime.SessionOptions,
         providers: Sequence[Any] = ("CPUExecutionProvider",),
         device: tuple[str, int] = ("cpu", 0),
+        model: bytes | None = None,
     ) -> None:
         """
         Args:
             graph: the ONNX file.
             options, providers: of the session.
             device: where all that is bound lies.
+            model: taken instead of what the file holds; the weights still lie beside the file.
         """
         self._graph, self._device = graph, device
+        if model is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
         try:
-            self._session = onnxruntime.InferenceSession(str(graph), options, providers=list(providers))
+            self._session = onnxruntime.InferenceSession(model or str(graph), options, providers=list(providers))
         except Exception as error:
             raise explained(error, f"loading {graph}") from error
         self.providers: list[str] = self._session.get_providers()

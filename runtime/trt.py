@@ -18,7 +18,11 @@ from runtime.variants import fitting_engines
 class TensorRtBackend:
     """TensorRT or TensorRT-RTX."""
 
-    precisions: tuple[Precision, ...] = (Precision.FP16, Precision.BF16, Precision.FP32)
+    precisions: tuple[Precision, ...] = (
+        *(Precision.FP16, Precision.BF16, Precision.FP32),
+        *(Precision.INT8_FP16, Precision.INT8_WEIGHT_FP16, Precision.INT4_FP16),
+        *(Precision.INT8_BF16, Precision.INT8_WEIGHT_BF16, Precision.INT4_BF16),
+    )
     # In the decode profile attention reads the whole cache in place: the window is always the whole cache.
     whole_window = True
     overlaps = True

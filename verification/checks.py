@@ -12,7 +12,7 @@ from models.messages import Prompt
 from runtime.backend import from_float32, to_float32
 from runtime.engine import Engine, Step
 from verification.figures import SWAP_CHANGE, SWAP_COSINE, Figures, Tolerance, compare, cosine, failure
-from verification.reference import Reference
+from verification.reference import Expected
 from verification.samples import Sample
 
 Floats = NDArray[np.float32]
@@ -45,7 +45,7 @@ def pixels_of(family: Family, engine: Engine, prompt: Prompt) -> Floats:
 
 
 def decode_reference(
-    reference: Reference, family: Family, sample: Sample, pixels: Floats | None, tokens: int
+    reference: Expected, family: Family, sample: Sample, pixels: Floats | None, tokens: int
 ) -> Decoded:
     """The model's greedy continuation, every step computed from the whole sequence."""
     features = None if pixels is None else reference.resampler(reference.vision_encoder(pixels))
@@ -58,7 +58,7 @@ def decode_reference(
     return Decoded(sample, features, alpha, tuple(ids), tuple(logits))
 
 
-def check_vision(name: str, engine: Engine, reference: Reference, pixels: Floats, tolerance: Tolerance) -> Outcome:
+def check_vision(name: str, engine: Engine, reference: Expected, pixels: Floats, tolerance: Tolerance) -> Outcome:
     """The vision encoder, and the resampler on what the encoder's graph made."""
     expected_patches = reference.vision_encoder(pixels)
     patches, features = _encoded(engine, pixels)

@@ -38,6 +38,16 @@ TOLERANCES = {
     Precision.BF16: Tolerance(relative=1e-1, cosine=0.999),
 }
 
+# An engine rounds activations to 8 bits where the graph does, but a value at the edge between two integers may fall to
+# either side, and the layers after it carry that on.
+_QUANTIZED = Tolerance(relative=1e-1, cosine=0.999)
+
+
+def tolerance_of(precision: Precision) -> Tolerance:
+    """How far graphs may be from the model, or engines of quantized graphs from those."""
+    return TOLERANCES[precision] if precision.quantization is None else _QUANTIZED
+
+
 # Another picture must change the logits by more than this share of their largest magnitude, and in the direction
 # the model says.
 SWAP_CHANGE = 1e-3

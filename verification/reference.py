@@ -1,6 +1,7 @@
 """The model itself: our torch modules in fp32 with the checkpoint's weights, run without cache, slots or chunks."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,21 @@ from models.family import Family
 from models.messages import Prompt
 
 Floats = NDArray[np.float32]
+
+
+class Expected(Protocol):
+    """What graphs or engines are compared with."""
+
+    model: ModelConfig
+
+    def vision_encoder(self, pixels: Floats) -> Floats:
+        """[images, 3, H, W] → [images, patches, width]."""
+
+    def resampler(self, vision_features: Floats) -> Floats:
+        """[images, patches, width] → [images, queries, hidden]."""
+
+    def logits(self, ids: Sequence[int], prompt: Prompt, features: Floats | None, rope_alpha: float) -> Floats:
+        """Logits [vocab] after the last of the ids, the whole sequence computed at once."""
 
 
 class Reference:

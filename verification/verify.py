@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bundle.entries import EngineEntry
-from bundle.errors import VerificationError
+from bundle.errors import UsageError, VerificationError
 from bundle.manifest import Verification
 from bundle.signature import Component, Precision
-from bundle.store import Bundle
+from bundle.store import Bundle, how_to_make
 from exporter.checkpoint import Checkpoint
 from exporter.references import require_references
-from models.family import family
+from models.family import Family, family
 from runtime.backends import choose_backend, choose_precision
 from runtime.engine import Engine
 from runtime.load import open_engine
@@ -28,9 +28,10 @@ from verification.checks import (
     decode_reference,
     pixels_of,
 )
-from verification.figures import TOLERANCES, Figures
+from verification.figures import Figures, tolerance_of
+from verification.graph_reference import GraphReference
 from verification.memory import require_memory
-from verification.reference import Reference
+from verification.reference import Expected, Reference
 from verification.samples import samples
 
 Progress = Callable[[str], None]
@@ -85,19 +86,42 @@ def verify(
     backend = choose_backend(backend_name, bundle=bundle)
     chosen = choose_precision(backend, bundle, precision)
     engines = backend.engines(bundle, chosen)
-    model = bundle.manifest.model
-    members = family(model.family)
-    source = _source(bundle, against, members.tokenizer_file)
+    members = family(bundle.manifest.model.family)
     _require_references(bundle, chosen)
-    require_memory(members, model, chosen)
-    progress("load the checkpoint into the torch modules")
-    reference = Reference(source, model, members)
+    if chosen.quantization is None:
+        reference: Expected = _torch_reference(bundle, against, chosen, members, progress)
+    else:
+        reference = _graph_reference(bundle, chosen, members, engines)
     progress(f"load the {chosen} {f'engines of {engines[0].variant}' if engines else 'graphs'} on {backend.name}")
     engine = open_engine(bundle, chosen, backend)
     outcomes = list(_outcomes(bundle, engine, reference, progress))
     report = _report(chosen, backend.name, outcomes, started)
     _publish(bundle, report, engines)
     return report
+
+
+def _torch_reference(
+    bundle: Bundle, against: Path | None, precision: Precision, members: Family, progress: Progress
+) -> Reference:
+    source = _source(bundle, against, members.tokenizer_file)
+    require_memory(members, bundle.manifest.model, precision)
+    progress("load the checkpoint into the torch modules")
+    return Reference(source, bundle.manifest.model, members)
+
+
+def _graph_reference(
+    bundle: Bundle, precision: Precision, members: Family, engines: tuple[EngineEntry, ...]
+) -> GraphReference:
+    """
+    Raises:
+        UsageError: the quantized graphs themselves are asked about, and their verdict is about answers.
+    """
+    if not engines:
+        raise UsageError(
+            f"{precision} graphs are not equal to the model by design; whether their answers are good enough was "
+            f"judged when they were made, and is judged again by: {how_to_make(precision, bundle.path)} --force"
+        )
+    return GraphReference(bundle, precision, members)
 
 
 def _source(bundle: Bundle, against: Path | None, tokenizer_file: str) -> Checkpoint:
@@ -126,12 +150,12 @@ def _require_references(bundle: Bundle, precision: Precision) -> None:
             require_references(bundle.path / entry.graph.path, bundle.path / entry.weights.path)
 
 
-def _outcomes(bundle: Bundle, engine: Engine, reference: Reference, progress: Progress) -> Iterator[Outcome]:
+def _outcomes(bundle: Bundle, engine: Engine, reference: Expected, progress: Progress) -> Iterator[Outcome]:
     """Every check, in the order data flows."""
     manifest = bundle.manifest
     kind = family(manifest.model.family)
     tokenizer = kind.load_tokenizer(bundle.path / manifest.tokenizer.path, manifest.model)
-    tolerance = TOLERANCES[engine.precision]
+    tolerance = tolerance_of(engine.precision)
     decoded: dict[str, Decoded] = {}
     for sample in samples(kind, tokenizer, manifest.model, manifest.limits, NEW_TOKENS):
         pixels = pixels_of(kind, engine, sample.prompt) if sample.prompt.images else None

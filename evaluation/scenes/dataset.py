@@ -4,15 +4,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from evaluation.dataset import Example, ImageSource
+from evaluation.dataset import Example, ImageSource, Sample
 from evaluation.metrics import Facts, Reference
 from evaluation.scenes.questions import Asker, Question, draw_language
 from evaluation.scenes.render import draw_scene, encode_png
-from evaluation.scenes.scene import COLOURS, SHAPES, SIZES, Scene, sample_scene
+from evaluation.scenes.scene import COLOURS, SHAPES, SIZES, Scene, Split, sample_scene
 from evaluation.scenes.words import Language, full_name
 
 # Far from the seeds of any training run.
 _SEED = 0x5EED_0000
+_CALIBRATION_SEED = 0x5EED_0001
 _METRICS = {"caption": "caption_facts", "read": "edit_distance", "ground": "box_iou"}
 
 
@@ -23,9 +24,21 @@ def held_out_examples(count: int, seed: int) -> Iterator[Example]:
         count: how many.
         seed: other seeds give other scenes.
     """
-    random = np.random.default_rng((_SEED, seed))
+    return _examples(np.random.default_rng((_SEED, seed)), count, seed, "held_out")
+
+
+def calibration_samples(count: int, seed: int) -> Iterator[Sample]:
+    """Questions as the training asks them, with their answers: no picture of them is held out, none was trained on."""
+    for example in _examples(np.random.default_rng((_CALIBRATION_SEED, seed)), count, seed, "train"):
+        answer = example.reference if isinstance(example.reference, str) else None
+        yield Sample(
+            name=example.name, prompt=example.prompt, images=example.images, history=example.history, answer=answer
+        )
+
+
+def _examples(random: np.random.Generator, count: int, seed: int, split: Split) -> Iterator[Example]:
     for number in range(count):
-        scenes = tuple(sample_scene(random, "held_out") for _ in range(2 if number % 5 == 4 else 1))
+        scenes = tuple(sample_scene(random, split) for _ in range(2 if number % 5 == 4 else 1))
         language = draw_language(random)
         question = Asker(random, scenes, language).ask()
         pictures = tuple(

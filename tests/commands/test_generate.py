@@ -84,7 +84,7 @@ def test_draw_writes_the_picture(verified: Callable[..., Path], tmp_path: Path) 
     [
         (["--temperature", "0"], 2, r"temperature is 0.0; it must be at least 0.001 \(or --greedy\)"),
         (["--top-p", "2"], 2, "top_p is 2.0; it must be above 0 and at most 1"),
-        (["--precision", "bf16"], 2, r"has no bf16 graphs \(it has .*\); export them: vlm-trt export"),
+        (["--precision", "bf16"], 2, r"has no bf16 graphs \(it has .*\); export it: vlm-trt export"),
         (["--stop", ""], 2, "a stop string is empty; leave it out"),
     ],
 )

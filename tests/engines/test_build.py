@@ -213,5 +213,5 @@ def test_a_timing_cache_that_would_hold_nothing_is_refused(copied: Copy, tmp_pat
 
 def test_a_precision_the_bundle_lacks(copied: Copy) -> None:
     path = copied("ntk-256", "fp16")
-    with pytest.raises(UsageError, match=r"has no bf16 graphs \(it has fp16\); export them: .*--precision bf16"):
+    with pytest.raises(UsageError, match=r"has no bf16 graphs for TensorRT \(it has fp16\); export it: .* bf16"):
         build(path, Choices(backend=RTX, targets=("sm89",), precision=Precision.BF16))

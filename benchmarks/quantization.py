@@ -1,0 +1,144 @@
+"""The demo model in every precision: bytes, answers, engines; and what each part of the int8 recipe is worth.
+
+    python -m benchmarks.quantization /data/scratch > benchmarks/results/quantization.json
+
+Answers are those to held-out drawn scenes, as `vlm-trt quantize` judges them; engines are built by TensorRT-RTX. The
+ablations change one thing of the shipped recipe each, and publish whatever comes out.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bundle.errors import VlmTrtError
+from bundle.signature import Precision
+from calibration.prepare import Choices
+from calibration.quantize import Report, quantize
+from calibration.recipe import Observer, Recipe, read_recipe
+from engines.build import Choices as BuildChoices
+from engines.build import build
+from evaluation.dataset import DataSet, synthetic
+from evaluation.scenes.dataset import calibration_samples
+from exporter.export import Choices as ExportChoices
+from exporter.export import export
+from runtime.environment import environment
+from verification.verify import verify
+
+CHECKPOINT = Path(__file__).parent.parent / "examples" / "demo_model" / "checkpoint"
+RECIPES = ("int8-weight", "int8", "int4")
+TARGETS = ("sm80", "sm89", "sm120")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=1000, help="questions")
+    arguments = parser.parse_args()
+    bundle, questions = arguments.folder / "bundle", synthetic(arguments.count, 0)
+    shutil.rmtree(bundle, ignore_errors=True)
+    for precision in (Precision.FP32, Precision.FP16):
+        say(f"export and verify {precision}")
+        export(CHECKPOINT, bundle, ExportChoices(precision))
+        assert verify(bundle, precision=precision, backend_name="cpu").passed
+    found: dict[str, Any] = {
+        "questions": arguments.count,
+        "precisions": {name: precision_of(bundle, name, questions) for name in RECIPES},
+        "engines": {name: engines_of(bundle, name) for name in ("fp16", *RECIPES)},
+        "ablations": dict(ablations(bundle, arguments.folder, questions)),
+        "environment": environment(),
+    }
+    print(json.dumps(found, indent=1))
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def precision_of(bundle: Path, name: str, questions: DataSet) -> dict[str, Any]:
+    """The flavour for the CPU, judged with the recipe's own limit."""
+    say(f"quantize {name}")
+    found = outcome(quantize(bundle, Choices(read_recipe(name)), questions))
+    say(f"quantize {name} from fp16")
+    few = synthetic(60, 1)  # the CPU has no integer kernels for fp16 activations; its answers say nothing new
+    quantize(bundle, Choices(read_recipe(name), Precision.FP16, max_drop=0.2), few)
+    return found
+
+
+def outcome(report: Report) -> dict[str, Any]:
+    comparison, errors = report.verdict.comparison, [one.error for one in report.layers]
+    return {
+        "bytes": report.quantized_bytes,
+        "float_bytes": report.float_bytes,
+        "seconds": round(report.seconds, 1),
+        "mean_layer_error": round(float(np.mean(errors)), 5),
+        "largest_layer_error": round(max(errors), 5),
+        "same_tokens": comparison.overall.same_tokens,
+        "tasks": {
+            one.task: {"n": one.n, "before": round(one.baseline_score, 4), "difference": round(one.difference, 4)}
+            for one in (*comparison.tasks, comparison.overall)
+        },
+    }
+
+
+def engines_of(bundle: Path, name: str) -> dict[str, Any]:
+    """Bytes of the three engines together per target, or the refusal."""
+    found: dict[str, Any] = {}
+    for target in TARGETS:
+        say(f"build {name} for {target}")
+        try:
+            choices = BuildChoices(backend="tensorrt-rtx", precision=Precision(name), targets=(target,))
+            found[target] = sum(entry.plan.size for entry in build(bundle, choices))
+        except VlmTrtError as error:
+            found[target] = str(error)
+    return found
+
+
+def ablations(bundle: Path, folder: Path, questions: DataSet) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The int8 recipe with one thing changed, on a copy of the bundle."""
+    copy, shipped = folder / "ablations", read_recipe("int8")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(bundle, copy)
+    noise = write_samples(folder / "noise", noise=True)
+    variants: dict[str, tuple[Recipe, str]] = {
+        "as shipped": (shipped, "synthetic"),
+        "no balancing": (replace(shipped, balance=None), "synthetic"),
+        "balance 0.5": (replace(shipped, balance=0.5), "synthetic"),
+        "largest value": (replace(shipped, observer=Observer.MAX), "synthetic"),
+        "percentile 99.99": (replace(shipped, observer=Observer.PERCENTILE), "synthetic"),
+        "entropy": (replace(shipped, observer=Observer.ENTROPY), "synthetic"),
+        "noise instead of pictures": (shipped, str(noise)),
+    }
+    for name, (recipe, samples) in variants.items():
+        say(f"int8, {name}")
+        yield name, outcome(quantize(copy, Choices(recipe, samples=samples, max_drop=1.0, force=True), questions))
+
+
+def write_samples(folder: Path, *, noise: bool, count: int = 96) -> Path:
+    """The drawn samples as a file; with noise, every picture replaced by random pixels of its size."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    random, lines = np.random.default_rng(0), []
+    for sample in calibration_samples(count, 0):
+        for image in sample.images:
+            data = image.read()
+            if noise:
+                size, written = Image.open(BytesIO(data)).size, BytesIO()
+                Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(written, "PNG")
+                data = written.getvalue()
+            (folder / image.name).write_bytes(data)
+        lines.append(json.dumps({"images": [image.name for image in sample.images], "prompt": sample.prompt}))
+    (folder / "samples.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+if __name__ == "__main__":
+    main()

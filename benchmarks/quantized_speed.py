@@ -1,0 +1,114 @@
+"""A quantized model's stages against fp32 on ONNX Runtime CPU, runs paired A B A B.
+
+    python -m benchmarks.quantized_speed /data/scratch > benchmarks/results/quantized_speed.json
+
+A random checkpoint of middle size (decoder 1024×16 layers, vocabulary 151,936; vision 512×8), a prompt of 298 tokens
+with one picture. Random weights answer nothing, so the gate judges two questions and lets everything pass. The floor
+of a decode step: the bytes of the decoder's weights without the embeddings, at the bandwidth measured here.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.bandwidth import bandwidth
+from benchmarks.make_checkpoint import SIZES
+from benchmarks.quantization import write_samples
+from benchmarks.stages import Prompt, decode_ms, exported, prefill_ms, timed
+from bundle.signature import DTYPE_BYTES, Component, Precision
+from bundle.store import Bundle
+from calibration.prepare import Choices
+from calibration.quantize import quantize
+from calibration.recipe import read_recipe
+from evaluation.dataset import synthetic
+from runtime.engine import Engine
+from runtime.environment import environment
+from runtime.load import open_engine
+from runtime.ort import CpuBackend
+from verification.verify import verify
+
+RECIPES = ("int8-weight", "int8", "int4")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", choices=SIZES, default="S")
+    parser.add_argument("--pairs", type=int, default=5)
+    arguments = parser.parse_args()
+    bundle, _ = exported(arguments.folder, arguments.size, 1024)
+    quantized(bundle.path, arguments.folder)
+    bundle = Bundle.open(bundle.path)
+    read = bandwidth("cpu", 1024) / 2  # a pass reads and writes
+    found = {
+        "size": arguments.size,
+        "bytes_read_per_second": read,
+        "stages": {name: compared(bundle, Precision(name), arguments.pairs) for name in RECIPES},
+        "decode_floor_ms": {str(p): floor_ms(bundle, p, read) for p in bundle.manifest.precisions()},
+        "environment": environment(),
+    }
+    print(json.dumps(found, indent=1))
+
+
+def quantized(path: Path, folder: Path) -> None:
+    """Every recipe's graphs into the bundle, once."""
+    have = Bundle.open(path).manifest
+    if have.verification(Precision.FP32) is None:
+        say("verify fp32")
+        assert verify(path, precision="fp32", backend_name="cpu").passed
+    samples = write_samples(folder / "samples", noise=False, count=16)
+    for name in RECIPES:
+        if Precision(name) not in have.precisions():
+            say(f"quantize {name}")
+            choices = Choices(read_recipe(name), samples=str(samples), max_drop=1.0)
+            say(f"  {quantize(path, choices, synthetic(2, 0), say=say).seconds:.0f} s")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def compared(bundle: Bundle, precision: Precision, pairs: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds of both, and the median of the paired ratios fp32 / quantized, per stage."""
+    say(f"measure {precision}")
+    sides = [runs(open_engine(bundle, one, CpuBackend())) for one in (Precision.FP32, precision)]
+    found = {}
+    for stage in sides[0]:
+        before, after = sides[0][stage], sides[1][stage]
+        before(), after()  # warm up
+        times = [(before(), after()) for _ in range(pairs)]
+        found[stage] = {
+            "fp32": round(statistics.median(a for a, _ in times), 2),
+            "quantized": round(statistics.median(b for _, b in times), 2),
+            "times_faster": round(statistics.median(a / b for a, b in times), 2),
+        }
+    return found
+
+
+def runs(engine: Engine) -> dict[str, Callable[[], float]]:
+    """Stage → one timed run of it, in milliseconds."""
+    prompt = Prompt(engine)
+    patches = engine.encode_vision(prompt.pixels)
+    features = engine.backend.upload(np.array(engine.resample(patches).read()[0]), engine.precision.dtype)
+    return {
+        "vision_encoder": lambda: timed(lambda: engine.encode_vision(prompt.pixels)),
+        "resampler": lambda: timed(lambda: engine.resample(patches)),
+        "prefill": lambda: prefill_ms(engine, prompt, features),
+        "decode_step": lambda: decode_ms(engine, prompt, features),
+    }
+
+
+def floor_ms(bundle: Bundle, precision: Precision, bytes_per_second: float) -> float:
+    decoder = bundle.manifest.model.decoder
+    embeddings = decoder.vocab_size * decoder.hidden * DTYPE_BYTES[precision.dtype]
+    read = bundle.graph(Component.DECODER, precision).weights.size - embeddings
+    return round(read / bytes_per_second * 1000, 2)
+
+
+if __name__ == "__main__":
+    main()

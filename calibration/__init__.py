@@ -1,0 +1,1 @@
+"""Graphs in, quantized graphs and a verdict on their answers out."""

@@ -1,0 +1,130 @@
+"""Samples to plans: activations are seen, factors balanced, seen again as they will be, and scales chosen."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from hashlib import sha256
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import onnx_ir as ir
+
+from bundle.progress import Bar
+from bundle.signature import Component
+from calibration import state
+from calibration.balance import activation_of, searched, smoothing
+from calibration.linears import Group
+from calibration.observe import observe
+from calibration.observers import scale_of
+from calibration.prepare import Job
+from calibration.recipe import Kind
+from calibration.rewrite import Activation, Plan
+from calibration.rounding import Floats
+from calibration.state import Seens
+
+CountBar = Callable[[str, int], AbstractContextManager[Bar | None]]
+Factors = dict[tuple[Component, str], Floats]
+_SAVED_EVERY_SECONDS = 20.0
+
+
+def plans(job: Job, count_bar: CountBar, say: Callable[[str], None]) -> dict[Component, Plan]:
+    """What is to be done to each graph.
+
+    Args:
+        job: the recipe's rules, and the samples.
+        count_bar: a progress bar for a label and a number of samples.
+        say: told what runs now.
+    Raises:
+        VerificationError: an activation is not finite.
+    """
+    if job.samples is None:
+        return {component: Plan(work.groups, work.treatments) for component, work in job.work.items()}
+    seen = _observed(job, {}, count_bar, "look at activations")
+    factors: Factors = {}
+    if job.choices.recipe.balance is not None:
+        say("balance activations and weights")
+        factors = _factors(job, seen)
+        if any(one.kind is Kind.INT8 for work in job.work.values() for one in work.treatments):
+            seen = _observed(job, factors, count_bar, "look at them balanced")
+            return {component: _plan(job, component, seen, factors, balanced=True) for component in job.work}
+    return {component: _plan(job, component, seen, factors, balanced=False) for component in job.work}
+
+
+def _plan(job: Job, component: Component, seen: Seens, factors: Factors, *, balanced: bool) -> Plan:
+    """
+    Args:
+        balanced: whether the activations were divided by the factors before they were seen.
+    """
+    work, recipe = job.work[component], job.choices.recipe
+    own = {source: value for (where, source), value in factors.items() if where is component}
+    activations: dict[str, Activation] = {}
+    for group in work.groups:
+        treatments = work.of(group)
+        if not treatments:
+            continue
+        one = seen[component, group.source]
+        whole = any(treatment.kind is Kind.INT8 for treatment in treatments)
+        scale = scale_of(one, recipe.observer, recipe.percentile) if whole else None
+        if scale is not None:  # as the graph stores it
+            scale = float(np.array(scale, np.float16 if job.choices.floating.dtype == "float16" else np.float32))
+        activations[group.source] = activation_of(one, None if balanced else own.get(group.source), scale)
+    return Plan(work.groups, work.treatments, own, activations)
+
+
+def _factors(job: Job, seen: Seens) -> Factors:
+    """For every group behind a norm that only its products read, all of them quantized."""
+    found: Factors = {}
+    for component, work in job.work.items():
+        model = ir.load(job.bundle.path / work.entry.graph.path)
+        for group in work.groups:
+            if group.fold is not None and len(work.of(group)) == len(group.linears):
+                found[component, group.source] = _balanced(job, component, group, model, seen)
+    return found
+
+
+def _balanced(job: Job, component: Component, group: Group, model: ir.Model, seen: Seens) -> Floats:
+    treatments, one = job.work[component].of(group), seen[component, group.source]
+    tensors = {linear.weight: model.graph.initializers[linear.weight].const_value for linear in group.linears}
+    known = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    balance = job.choices.recipe.balance
+    if balance == "search":
+        return searched(one, treatments, known)
+    assert isinstance(balance, float)
+    return smoothing(one, treatments, known, balance)
+
+
+def _observed(job: Job, factors: Factors, count_bar: CountBar, label: str) -> Seens:
+    """All samples answered by the float graphs; what an ended run has seen is not looked at again."""
+    samples = job.samples
+    assert samples is not None
+    groups = {component: [g for g in work.groups if work.of(g)] for component, work in job.work.items()}
+    path = _state_path(job, factors)
+    seen, first = state.load(path)
+    saved = monotonic()
+
+    def progress(done: int) -> None:
+        nonlocal saved
+        if bar is not None:
+            bar.update(1)
+        if monotonic() - saved > _SAVED_EVERY_SECONDS or done == len(samples.samples):
+            state.save(path, seen, done)
+            saved = monotonic()
+
+    with count_bar(label, len(samples.samples)) as bar:
+        if bar is not None and first:
+            bar.update(first)
+        observe(job.float_graphs, samples.samples, groups, seen, factors, first, progress)
+    return seen
+
+
+def _state_path(job: Job, factors: Factors) -> Path:
+    """Where the state of exactly this calibration lies: the same graphs, samples, layers and factors."""
+    assert job.samples is not None
+    digest = sha256(job.samples.sha256.encode())
+    for component, work in job.work.items():
+        digest.update(work.entry.identity.encode())
+        digest.update(" ".join(g.source for g in work.groups if work.of(g)).encode())
+        for (where, source), values in factors.items():
+            if where is component:
+                digest.update(source.encode() + values.tobytes())
+    return job.bundle.path / state.FOLDER / f"{digest.hexdigest()[:16]}.npz"

@@ -1,0 +1,113 @@
+"""What a quantization was asked to do, resolved and checked before the first sample is answered."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from bundle.entries import GraphEntry
+from bundle.errors import UsageError, VerificationError
+from bundle.signature import Component, Precision
+from bundle.store import Bundle
+from calibration.linears import Group, find_groups, find_linears
+from calibration.recipe import Kind, Recipe
+from calibration.rewrite import Treatment, treatment
+from calibration.samples import Samples, find_samples, require_apart
+from evaluation.dataset import SYNTHETIC, DataSet
+from runtime.model import Choice
+from runtime.ort import CpuBackend
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How to quantize what."""
+
+    recipe: Recipe
+    floating: Precision = Precision.FP32  # the graphs to quantize
+    samples: str = SYNTHETIC  # a file, a folder, or the word
+    max_drop: float | None = None  # None: the recipe's
+    force: bool = False  # replace graphs the bundle has
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done to one graph."""
+
+    entry: GraphEntry  # the float one
+    groups: tuple[Group, ...]
+    treatments: tuple[Treatment, ...]
+
+    def of(self, group: Group) -> tuple[Treatment, ...]:
+        """What becomes of the group's products; those that stay as they are left out."""
+        return tuple(one for one in self.treatments if one.linear in group.linears)
+
+
+@dataclass(frozen=True)
+class Job:
+    bundle: Bundle
+    choices: Choices
+    precision: Precision
+    samples: Samples | None  # None where the recipe needs none
+    work: dict[Component, Work]
+
+    @property
+    def float_graphs(self) -> Choice:
+        """The graphs to quantize, as they run here."""
+        return Choice(self.bundle, CpuBackend(), self.choices.floating, 0)
+
+
+def prepare(path: Path, choices: Choices, questions: DataSet) -> Job:
+    """
+    Raises:
+        UsageError: the bundle lacks the float graphs, has the quantized ones already, or the recipe fits no layer.
+        VerificationError: the float graphs are not shown equal to the model.
+        DataSetError: the samples cannot serve, or are among the questions.
+        BundleError: a file is damaged.
+    """
+    bundle, recipe = Bundle.open(path), choices.recipe
+    manifest, floating = bundle.manifest, choices.floating
+    precision = Precision.of(recipe.kind, floating)
+    if any(manifest.graph(component, floating) is None for component in Component):
+        raise UsageError(
+            f"{path} has not all {floating} graphs (it has {', '.join(manifest.precisions()) or 'none'}); quantize "
+            f"others with --activations, or export them: vlm-trt export CHECKPOINT {path} --precision {floating}"
+        )
+    if floating not in CpuBackend.precisions:
+        raise UsageError(
+            f"{floating} graphs do not run on the CPU, so neither samples nor questions can be answered here; "
+            "quantize the fp32 or fp16 graphs"
+        )
+    if precision in manifest.precisions() and not choices.force:
+        raise UsageError(f"{path} already has {precision} graphs; --force replaces them")
+    verdict = manifest.verification(floating)
+    if verdict is None or not verdict.passed:
+        raise VerificationError(
+            f"{path}: the {floating} graphs are {'not verified' if verdict is None else 'failed verification'}, so "
+            f"nothing is quantized from them; run: vlm-trt verify {path} --precision {floating}"
+        )
+    entries = {component: bundle.graph(component, floating) for component in Component}
+    bundle.check(entries.values())
+    work = {component: _work(bundle, entry, recipe) for component, entry in entries.items()}
+    _require_patterns(work, recipe)
+    samples = find_samples(choices.samples) if recipe.needs_samples else None
+    if samples is not None:
+        require_apart(samples, questions.examples, questions.name)
+    return Job(bundle, choices, precision, samples, work)
+
+
+def _work(bundle: Bundle, entry: GraphEntry, recipe: Recipe) -> Work:
+    model = ir.load(bundle.path / entry.graph.path)
+    linears = find_linears(model, entry.component)
+    treated = (treatment(linear, recipe.kind_of(linear.name), recipe.block) for linear in linears)
+    return Work(entry, find_groups(model, linears), tuple(one for one in treated if one is not None))
+
+
+def _require_patterns(work: dict[Component, Work], recipe: Recipe) -> None:
+    """Every pattern of the recipe names a layer of this model: a rule that does nothing is a mistake."""
+    names = [linear.name for one in work.values() for group in one.groups for linear in group.linears]
+    for pattern in recipe.layers:
+        if not any(Recipe(Kind.INT8, 0, layers={pattern: Kind.FLOAT}).kind_of(name) is Kind.FLOAT for name in names):
+            raise UsageError(
+                f"no layer is called {pattern!r}, which the recipe has a rule for; names are like {names[0]} or "
+                f"{names[-1]}"
+            )

@@ -1,0 +1,140 @@
+"""What to quantize and how: data, read from TOML. The shipped ones are in `calibration/recipes/`."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from bundle.errors import UsageError
+
+SHIPPED = Path(__file__).parent / "recipes"
+BLOCKS = (16, 32, 64, 128, 256)
+
+
+class Kind(StrEnum):
+    """What becomes of one matrix."""
+
+    FLOAT = "float"  # left as it is
+    INT8 = "int8"  # weights and activations in 8 bits
+    INT8_WEIGHT = "int8-weight"  # weights in 8 bits, one scale per output
+    INT4 = "int4"  # weights in 4 bits, one scale per block of inputs, and output
+
+
+class Observer(StrEnum):
+    """How the range of an activation is chosen from what was seen of it."""
+
+    MAX = "max"
+    PERCENTILE = "percentile"
+    ENTROPY = "entropy"
+    MSE = "mse"
+
+
+Balance = float | Literal["search"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is quantized."""
+
+    kind: Kind  # of every matrix that no rule names; the precision is called after it
+    max_drop: float  # of any task's score, 0…1, that the result may cost
+    block: int = 128  # inputs that share a scale, for int4
+    observer: Observer = Observer.PERCENTILE
+    percentile: float = 99.99
+    # Moves range between activations and weights of the products behind a norm. A number is SmoothQuant's exponent;
+    # "search" tries several and keeps the one with the least error, as AWQ does; None leaves them.
+    balance: Balance | None = None
+    layers: Mapping[str, Kind] = field(default_factory=dict)  # pattern → kind; the last that fits counts
+
+    def kind_of(self, layer: str) -> Kind:
+        """What becomes of the matrix of that name, such as "decoder.layers.3.mlp.down"."""
+        fitting = [kind for pattern, kind in self.layers.items() if fnmatchcase(layer, pattern)]
+        return fitting[-1] if fitting else self.kind
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether activations have to be seen."""
+        return self.balance is not None or Kind.INT8 in (self.kind, *self.layers.values())
+
+
+def shipped() -> tuple[str, ...]:
+    """The names of the recipes that come with the program."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
+
+
+def read_recipe(name: str) -> Recipe:
+    """A shipped recipe by its name, or any by its file.
+
+    Raises:
+        UsageError: no such recipe, or something in it that is unknown or wrong.
+    """
+    path = SHIPPED / f"{name}.toml" if name in shipped() else Path(name)
+    if not path.is_file():
+        raise UsageError(f"there is no recipe {name}; give a TOML file, or one of {', '.join(shipped())}")
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no TOML ({error}); docs/quantization.md shows a recipe") from None
+    known = [one.name for one in fields(Recipe)]
+    if unknown := [key for key in raw if key not in known]:
+        raise UsageError(f"{path}: {unknown[0]!r} is unknown; a recipe may say {', '.join(known)}")
+    if missing := [key for key in ("kind", "max_drop") if key not in raw]:
+        raise UsageError(f"{path}: {missing[0]!r} is missing; every recipe says kind and max_drop")
+    return Recipe(**{key: _READERS[key](raw[key], f"{path}: {key}") for key in raw})
+
+
+def _kind(raw: Any, where: str) -> Kind:
+    if raw not in list(Kind):
+        raise UsageError(f"{where} is {raw!r}; choose one of {', '.join(Kind)}")
+    return Kind(raw)
+
+
+def _quantized(raw: Any, where: str) -> Kind:
+    if _kind(raw, where) is Kind.FLOAT:
+        raise UsageError(f"{where} is 'float', which quantizes nothing; layers can be kept in float by [layers]")
+    return Kind(raw)
+
+
+def _observer(raw: Any, where: str) -> Observer:
+    if raw not in list(Observer):
+        raise UsageError(f"{where} is {raw!r}; choose one of {', '.join(Observer)}")
+    return Observer(raw)
+
+
+def _number(low: float, high: float) -> Any:
+    def read(raw: Any, where: str) -> float:
+        if isinstance(raw, bool) or not isinstance(raw, int | float) or not low <= raw <= high:
+            raise UsageError(f"{where} is {raw!r}; give a number from {low:g} to {high:g}")
+        return float(raw)
+
+    return read
+
+
+def _block(raw: Any, where: str) -> int:
+    if raw not in BLOCKS or isinstance(raw, bool):
+        raise UsageError(f"{where} is {raw!r}; choose one of {', '.join(map(str, BLOCKS))}")
+    return int(raw)
+
+
+def _balance(raw: Any, where: str) -> Balance:
+    if raw == "search":
+        return "search"
+    try:
+        return float(_number(0, 1)(raw, where))
+    except UsageError:
+        raise UsageError(f"{where} is {raw!r}; give a number from 0 to 1, or 'search'") from None
+
+
+def _layers(raw: Any, where: str) -> dict[str, Kind]:
+    if not isinstance(raw, dict):
+        raise UsageError(f'{where} is {raw!r}; write a table [layers] of lines like "decoder.lm_head" = "float"')
+    return {pattern: _kind(kind, f"{where}.{pattern}") for pattern, kind in raw.items()}
+
+
+_READERS: dict[str, Any] = {
+    "kind": _quantized, "max_drop": _number(0, 1), "block": _block, "observer": _observer,
+    "percentile": _number(50, 100), "balance": _balance, "layers": _layers,
+}  # fmt: skip

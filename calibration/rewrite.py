@@ -1,0 +1,228 @@
+"""A graph with some of its matrices as integers: DequantizeLinear before the products, and for W8A8 QuantizeLinear too.
+
+Operators of `ai.onnx` alone: ONNX Runtime fuses them into its integer kernels when it loads the graph, TensorRT when it
+builds the engine.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.linears import Group, Linear, matrix_columns
+from calibration.recipe import Kind
+from calibration.rounding import INT8_MAX, Floats, Quantized, by_block, by_output, fitting_block
+from calibration.weight_file import WeightFile
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What becomes of one matrix."""
+
+    linear: Linear
+    kind: Kind  # not FLOAT
+    block: int | None = None  # for INT4
+
+
+def treatment(linear: Linear, kind: Kind, block: int) -> Treatment | None:
+    """What becomes of a matrix that is to be of that kind; 8 bits where no block divides its inputs, None for float."""
+    if kind is not Kind.INT4:
+        return None if kind is Kind.FLOAT else Treatment(linear, kind)
+    fitting = fitting_block(linear.inputs, block)
+    return Treatment(linear, Kind.INT8_WEIGHT) if fitting is None else Treatment(linear, kind, fitting)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What is known of one activation from the samples."""
+
+    rows: Floats  # some of its values, [rows, channels]
+    importance: Floats  # mean square per channel
+    scale: float | None = None  # of its 8-bit integers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is to be done to one graph."""
+
+    groups: tuple[Group, ...]
+    treatments: tuple[Treatment, ...]
+    factors: Mapping[str, Floats] = field(default_factory=dict)  # source → what its channels are divided by
+    activations: Mapping[str, Activation] = field(default_factory=dict)  # source → after that division
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far one product is from what it was."""
+
+    layer: str
+    kind: Kind
+    error: float  # relative: of the product on sampled activations, or of the matrix where there are no samples
+    float_bytes: int
+    quantized_bytes: int
+
+
+def rewrite(
+    model: ir.Model, plan: Plan, weights: Path, on_bytes: Callable[[int], None] = lambda _: None
+) -> tuple[str, tuple[LayerError, ...]]:
+    """Changes the graph and writes its weights; their sha256, and the error of every quantized product.
+
+    One matrix is in memory at a time, as integers, and a part of it as floats.
+
+    Args:
+        model: the graph, loaded with its weights mapped; changed in place.
+        plan: what is to be done to it.
+        weights: a new file beside where the graph will lie.
+        on_bytes: told of bytes written.
+    """
+    treatments = {one.linear.weight: one for one in plan.treatments}
+    folded = _folded(plan)
+    errors = []
+    with WeightFile(weights, on_bytes) as file:
+        for name, value in list(model.graph.initializers.items()):
+            tensor = value.const_value
+            assert tensor is not None
+            if name in treatments:
+                errors.append(_replace(model, value, treatments[name], plan, folded.get(name), file))
+            elif isinstance(tensor, ir.ExternalTensor):
+                values = tensor.numpy()
+                if name in folded:
+                    values = (values.astype(np.float32) / folded[name]).astype(values.dtype)
+                value.const_value = file.append(name, values, tensor.dtype)
+        _quantize_activations(model, plan)
+    return file.sha256, tuple(errors)
+
+
+def _folded(plan: Plan) -> dict[str, Floats]:
+    """Weights and biases → what their last axis is divided by."""
+    return {
+        name: plan.factors[group.source]
+        for group in plan.groups
+        if group.fold is not None and group.source in plan.factors
+        for name in (group.fold.weight, group.fold.bias)
+        if name is not None
+    }
+
+
+def _replace(
+    model: ir.Model, value: ir.Value, treatment: Treatment, plan: Plan, divisors: Floats | None, file: WeightFile
+) -> LayerError:
+    """Writes one matrix as integers and puts DequantizeLinear between it and its product."""
+    linear, tensor = treatment.linear, value.const_value
+    assert tensor is not None and value.name
+    done, error = _quantized(tensor, treatment, plan, divisors)
+    dtype = ir.DataType.INT4 if treatment.kind is Kind.INT4 else ir.DataType.INT8
+    scales = done.scales.astype(tensor.dtype.numpy())
+    integers = _initializer(model, f"{linear.weight}.integers", file.append(value.name, done.values, dtype))
+    stored = file.append(linear.scale_name, scales, tensor.dtype)
+    scale = _initializer(model, linear.scale_name, stored)
+    attributes = {"axis": 1} if done.block is None else {"axis": 0, "block_size": done.block}
+    restored = ir.node("DequantizeLinear", [integers, scale], attributes, name=f"{linear.node}_weight")
+    _name(restored, f"{linear.weight}.restored", tensor.dtype)
+    node = next(node for node in model.graph if node.name == linear.node)
+    source = node.inputs[0]
+    assert source is not None
+    product = ir.node("MatMul", [source, restored.outputs[0]], name=linear.node)
+    _take_over(model, node, (restored, product))
+    del model.graph.initializers[value.name]
+    assert isinstance(integers.const_value, ir.ExternalTensor) and integers.const_value.length is not None
+    size = integers.const_value.length + scales.nbytes
+    return LayerError(linear.name, treatment.kind, error, tensor.nbytes, size)
+
+
+def _quantized(
+    tensor: ir.TensorProtocol, treatment: Treatment, plan: Plan, divisors: Floats | None
+) -> tuple[Quantized, float]:
+    """The matrix as integers, made some outputs at a time, and the relative error."""
+    linear = treatment.linear
+    known, factors = plan.activations.get(linear.source), plan.factors.get(linear.source)
+    values = np.empty((linear.inputs, linear.outputs), np.int8)
+    scales, squares = [], np.zeros(2)
+    for columns, matrix in matrix_columns(tensor, linear):
+        if factors is not None:
+            matrix = matrix * factors[:, None]
+        if divisors is not None:
+            matrix = matrix / divisors[columns]
+        done = rounded(matrix, treatment, known, tensor.dtype.numpy())
+        values[:, columns] = done.values
+        scales.append(done.scales)
+        squares += squared_error(matrix, done, treatment.kind, known)
+    joined = Quantized(values, np.concatenate(scales, axis=-1), treatment.block)
+    return joined, float(np.sqrt(squares[0] / squares[1])) if squares[1] else 0.0
+
+
+def rounded(matrix: Floats, treatment: Treatment, known: Activation | None, dtype: Any) -> Quantized:
+    """Some columns of a matrix as integers."""
+    if treatment.kind is not Kind.INT4:
+        return by_output(matrix, dtype)
+    assert treatment.block is not None
+    return by_block(matrix, treatment.block, None if known is None else known.importance, dtype)
+
+
+def squared_error(matrix: Floats, done: Quantized, kind: Kind, known: Activation | None) -> Floats:
+    """Σ of squared errors, and of squares, of the product with the sampled rows; of the matrix where there are none."""
+    restored = done.floats()
+    if known is None:
+        return np.array([np.square(matrix - restored).sum(), np.square(matrix).sum()])
+    right = known.rows @ matrix
+    rows = known.rows if kind is not Kind.INT8 or known.scale is None else _as_integers(known.rows, known.scale)
+    return np.array([np.square(right - rows @ restored).sum(), np.square(right).sum()])
+
+
+def _as_integers(rows: Floats, scale: float) -> Floats:
+    """The values that 8 bits of that scale leave."""
+    return np.asarray(np.clip(np.rint(rows / scale), -INT8_MAX - 1, INT8_MAX) * scale, dtype=np.float32)
+
+
+def _quantize_activations(model: ir.Model, plan: Plan) -> None:
+    """QuantizeLinear and DequantizeLinear between an activation and its W8A8 products."""
+    whole = {one.linear.node for one in plan.treatments if one.kind is Kind.INT8}
+    for group in plan.groups:
+        readers = [linear.node for linear in group.linears if linear.node in whole]
+        if not readers:
+            continue
+        scale = plan.activations[group.source].scale
+        assert scale is not None
+        nodes = [node for node in model.graph if node.name in readers]
+        source = nodes[0].inputs[0]
+        assert source is not None and source.dtype is not None
+        kept = _initializer(model, f"{group.source}.scale", ir.tensor(np.array(scale, source.dtype.numpy())))
+        zero = _initializer(model, f"{group.source}.zero", ir.tensor(_zero(source.dtype)))
+        down = ir.node("QuantizeLinear", [source, kept, zero], name=f"{group.source}_quantize")
+        assert zero.dtype is not None
+        _name(down, f"{group.source}.integers", zero.dtype)
+        up = ir.node("DequantizeLinear", [down.outputs[0], kept, zero], name=f"{group.source}_dequantize")
+        _name(up, f"{group.source}.restored", source.dtype)
+        model.graph.insert_before(nodes[0], (down, up))
+        for node in nodes:
+            node.replace_input_with(0, up.outputs[0])
+
+
+def _zero(dtype: ir.DataType) -> Any:
+    """The integer that stands for 0. TensorRT takes signed ones only; ONNX Runtime's kernels for x86 want unsigned
+    ones, and its own conversion leaves out what several products share. Both stand for the same values.
+    """
+    return np.array(128, np.uint8) if dtype is ir.DataType.FLOAT else np.array(0, np.int8)
+
+
+def _take_over(model: ir.Model, old: ir.Node, new: tuple[ir.Node, ...]) -> None:
+    """The new nodes in the place of the old one; the last of them makes its output."""
+    made, output = old.outputs[0], new[-1].outputs[0]
+    output.name, output.shape, output.type = made.name, made.shape, made.type
+    model.graph.insert_before(old, new)
+    made.replace_all_uses_with(output, replace_graph_outputs=True)
+    model.graph.remove(old, safe=True)
+
+
+def _name(node: ir.Node, name: str, dtype: ir.DataType) -> None:
+    node.outputs[0].name, node.outputs[0].dtype = name, dtype
+
+
+def _initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value

@@ -1,0 +1,230 @@
+"""The whole stage on the demo model: observed, rewritten, judged, published or refused."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundle.errors import BundleError, UsageError, VerificationError
+from bundle.signature import Component, Precision
+from bundle.store import MANIFEST, Bundle
+from calibration import state
+from calibration.observers import Seen
+from calibration.prepare import Choices
+from calibration.quantize import quantize
+from calibration.recipe import Kind, Observer, Recipe, read_recipe
+from engines.build import Choices as BuildChoices
+from engines.build import build
+from evaluation.dataset import DataSet, synthetic
+from evaluation.scenes.dataset import calibration_samples
+from runtime.model import Options, load
+from tests.conftest import ROOT
+from verification.verify import verify
+
+Copy = Callable[..., Path]
+SCENE = ROOT / "examples" / "demo_model" / "scene.png"
+
+
+@pytest.fixture(scope="module")
+def questions() -> DataSet:
+    return synthetic(24, 7)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Sixteen of the drawn samples, as a user's file."""
+    folder, lines = tmp_path_factory.mktemp("samples"), []
+    for sample in calibration_samples(16, 3):
+        for image in sample.images:
+            (folder / image.name).write_bytes(image.read())
+        names = [image.name for image in sample.images]
+        answer = {} if sample.answer is None else {"answer": sample.answer}
+        lines.append(json.dumps({"images": names, "prompt": sample.prompt, **answer}))
+    (folder / "samples.jsonl").write_text("\n".join(lines))
+    return str(folder)
+
+
+@pytest.fixture
+def bundle(demo_bundle: Callable[[str], Path], tmp_path: Path) -> Copy:
+    def copy(precision: str = "fp32") -> Path:
+        shutil.copytree(demo_bundle(precision), tmp_path / "bundle")
+        return tmp_path / "bundle"
+
+    return copy
+
+
+@pytest.mark.parametrize("name", ["int8", "int8-weight", "int4"])
+def test_every_recipe_makes_graphs_that_answer(name: str, bundle: Copy, questions: DataSet, samples: str) -> None:
+    path = bundle()
+    report = quantize(path, Choices(read_recipe(name), samples=samples, max_drop=0.25), questions)
+    assert report.verdict.passed and report.quantized_bytes < report.float_bytes / 2
+    model = load(path, precision=name, backend="cpu")
+    answer = model.generate("What color is the star?", images=[SCENE.read_bytes()], options=Options(greedy=True))
+    assert answer.text
+    opened = Bundle.open(path)
+    verdict = opened.manifest.verification(Precision(name))
+    assert verdict is not None and verdict.passed
+    written = json.loads((path / verdict.report).read_text())
+    assert written["passed"] and len(written["layers"]) == 42 and written["questions"]["sha256"] == questions.sha256
+    assert (written["samples"] is None) == (name == "int8-weight")
+    assert not (path / state.FOLDER).exists() and not list(path.glob(".*staging*"))
+
+
+def test_the_same_samples_give_the_same_bytes(bundle: Copy, questions: DataSet, samples: str) -> None:
+    path, choices = bundle(), Choices(read_recipe("int8"), samples=samples, max_drop=0.25)
+    quantize(path, choices, questions)
+    first = {entry.identity for entry in Bundle.open(path).manifest.graphs}
+    quantize(path, replace(choices, force=True), questions)
+    assert {entry.identity for entry in Bundle.open(path).manifest.graphs} == first
+
+
+def test_half_precision_graphs_become_engines(bundle: Copy, questions: DataSet, samples: str) -> None:
+    """For every generation that has 8-bit products; the recipe's name alone finds them."""
+    path = bundle("fp16")
+    quantize(path, Choices(read_recipe("int8"), Precision.FP16, samples, max_drop=0.25), questions)
+    quantize(path, Choices(read_recipe("int4"), Precision.FP16, samples, max_drop=0.25), questions)
+    for precision in (Precision.INT8, Precision.INT4):
+        entries = build(
+            path, BuildChoices(backend="tensorrt-rtx", precision=precision, targets=("sm80", "sm89", "sm120"))
+        )
+        assert {entry.precision for entry in entries} == {Precision.of(precision.quantization, Precision.FP16)}
+        decoder = next(entry for entry in entries if entry.component is Component.DECODER)
+        assert decoder.layers["QUANTIZE"] > 0 if precision is Precision.INT8 else decoder.layers["DEQUANTIZE"] > 0
+
+
+def test_answers_that_are_too_much_worse_are_not_published(bundle: Copy, questions: DataSet, samples: str) -> None:
+    """Activations cut where half of them lie."""
+    path = bundle()
+    before = (path / MANIFEST).read_text()
+    recipe = Recipe(Kind.INT8, 0.0, observer=Observer.PERCENTILE, percentile=50)
+    with pytest.raises(VerificationError) as caught:
+        quantize(path, Choices(recipe, samples=samples), questions)
+    text = str(caught.value)
+    assert "the int8 answers are too much worse, so nothing is published" in text
+    assert "all fell from" in text and "The layers furthest from what they were: " in text
+    assert (path / MANIFEST).read_text() == before and not (path / "graphs" / "int8").exists()
+    assert not json.loads((path / "reports" / "quantization-int8.json").read_text())["passed"]
+
+
+def test_a_layer_can_be_kept(bundle: Copy, questions: DataSet) -> None:
+    path = bundle()
+    recipe = Recipe(Kind.INT8_WEIGHT, 0.3, layers={"vision_encoder.*": Kind.FLOAT, "*.lm_head": Kind.INT4})
+    report = quantize(path, Choices(recipe), questions)
+    kinds = {one.layer: one.kind for one in report.layers}
+    assert not any(layer.startswith("vision_encoder") for layer in kinds)
+    assert kinds["decoder.lm_head"] is Kind.INT4 and kinds["resampler.key"] is Kind.INT8_WEIGHT
+
+
+def test_a_rule_for_no_layer_is_a_mistake(bundle: Copy, questions: DataSet) -> None:
+    recipe = Recipe(Kind.INT8_WEIGHT, 0.3, layers={"decoder.head": Kind.FLOAT})
+    with pytest.raises(UsageError, match="no layer is called 'decoder.head', .*; names are like vision_encoder"):
+        quantize(bundle(), Choices(recipe), questions)
+
+
+def test_graphs_that_are_there_are_not_replaced_unasked(bundle: Copy, questions: DataSet) -> None:
+    path, choices = bundle(), Choices(read_recipe("int8-weight"), max_drop=0.3)
+    quantize(path, choices, questions)
+    with pytest.raises(UsageError, match="already has int8-weight graphs; --force replaces them"):
+        quantize(path, choices, questions)
+
+
+def test_a_bundle_without_the_float_graphs_is_refused(bundle: Copy, questions: DataSet) -> None:
+    with pytest.raises(UsageError, match=r"has not all fp16 graphs \(it has fp32\); .*--precision fp16"):
+        quantize(bundle(), Choices(read_recipe("int8-weight"), Precision.FP16), questions)
+
+
+def test_graphs_of_unknown_worth_are_not_quantized(copied: Copy, questions: DataSet) -> None:
+    with pytest.raises(VerificationError, match="the fp32 graphs are not verified, .*vlm-trt verify"):
+        quantize(copied("ntk-256"), Choices(read_recipe("int8-weight")), questions)
+
+
+def test_changed_graphs_are_not_quantized(bundle: Copy, questions: DataSet) -> None:
+    path = bundle()
+    weights = path / "graphs" / "fp32" / "decoder.weights"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(BundleError, match="decoder.weights was changed after it was made"):
+        quantize(path, Choices(read_recipe("int8-weight")), questions)
+
+
+def test_an_activation_that_is_not_finite_is_named(
+    bundle: Copy, questions: DataSet, samples: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from calibration import observe
+
+    def broken(name: str, values: np.ndarray) -> np.ndarray:
+        return np.where(values == values.max(), np.nan, values) if name == "mul_315" else values
+
+    shown = observe.ObservedSession._show
+    monkeypatch.setattr(
+        observe.ObservedSession, "_show", lambda self, name, values: shown(self, name, broken(name, values))
+    )
+    sentence = r"the activation mul_315 of the fp32 decoder is not finite at sample samples.jsonl:1, so no scale"
+    with pytest.raises(VerificationError, match=sentence):
+        quantize(bundle(), Choices(read_recipe("int8"), samples=samples), questions)
+
+
+def test_a_calibration_that_was_ended_goes_on_where_it_was(
+    bundle: Copy, questions: DataSet, samples: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from calibration import planning
+
+    path, choices = bundle(), Choices(read_recipe("int8"), samples=samples, max_drop=0.25)
+    monkeypatch.setattr(planning, "_SAVED_EVERY_SECONDS", 0)
+    observed: list[int] = []
+
+    def ended(at: int) -> Callable[..., None]:
+        def observe(*arguments: object) -> None:
+            first = arguments[5]
+            assert isinstance(first, int)
+            observed.append(first)
+            real(*arguments[:6], lambda done: (arguments[6](done), stop() if done == at else None))  # type: ignore[operator, func-returns-value, arg-type]
+
+        def stop() -> None:
+            raise KeyboardInterrupt
+
+        return observe
+
+    real = planning.observe
+    monkeypatch.setattr(planning, "observe", ended(5))
+    with pytest.raises(KeyboardInterrupt):
+        quantize(path, choices, questions)
+    assert list((path / state.FOLDER).glob("*.npz"))
+    monkeypatch.setattr(planning, "observe", ended(-1))
+    assert quantize(path, choices, questions).verdict.passed
+    assert observed == [0, 5, 0]  # the second pass, over balanced activations, is another calibration
+
+
+def test_a_killed_command_leaves_the_bundle_as_it_was(bundle: Copy, samples: str) -> None:
+    path = bundle()
+    before = (path / MANIFEST).read_text()
+    command = [sys.executable, "cli.py", "quantize", str(path), "--recipe", "int8", "--samples", samples]
+    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not list(path.glob(".graphs.staging-*/graphs/int8/*.onnx")) and running.poll() is None:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert (path / MANIFEST).read_text() == before and not (path / "graphs" / "int8").exists()
+
+
+def test_quantized_graphs_are_not_compared_with_the_model(bundle: Copy, questions: DataSet) -> None:
+    path = bundle()
+    quantize(path, Choices(read_recipe("int8-weight"), max_drop=0.3), questions)
+    with pytest.raises(UsageError, match="graphs are not equal to the model by design; .*quantize .*--force"):
+        verify(path, precision="int8-weight", backend_name="cpu")
+
+
+def test_seen_activations_do_not_grow_with_the_samples() -> None:
+    one, random = Seen(16), np.random.default_rng(0)
+    for _ in range(200):
+        one.add(np.ones((64, 16), np.float32), random)
+    assert sum(array.nbytes for array in (one.counts, one.rows, one.keys, one.squares)) < 100_000

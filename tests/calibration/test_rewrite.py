@@ -1,0 +1,169 @@
+"""Quantized graphs compute what their integers say, on ONNX Runtime's integer kernels."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from bundle.signature import Component, Precision
+from bundle.store import Bundle
+from calibration.linears import Fold, find_groups, find_linears, matrix_columns
+from calibration.recipe import Kind
+from calibration.rewrite import Activation, LayerError, Plan, Treatment, rewrite, treatment
+from calibration.rounding import by_output
+from exporter.references import require_references
+
+Exported = Callable[..., Path]
+
+
+def graph_of(exported: Exported, component: Component, precision: str = "fp32") -> Path:
+    bundle = Bundle.open(exported("ntk-256", precision))
+    return bundle.path / bundle.graph(component, Precision(precision)).graph.path
+
+
+def treatments(graph: Path, component: Component, kind: Kind) -> tuple[Treatment, ...]:
+    found = (treatment(one, kind, 64) for one in find_linears(ir.load(graph), component))
+    return tuple(one for one in found if one is not None)
+
+
+def rewritten(graph: Path, plan: Plan, folder: Path) -> tuple[Path, tuple[LayerError, ...]]:
+    model, target = ir.load(graph), folder / graph.name
+    _, errors = rewrite(model, plan, target.with_suffix(".weights"))
+    target.write_bytes(ir.serde.serialize_model(model).SerializeToString())
+    require_references(target, target.with_suffix(".weights"))
+    onnx.checker.check_model(str(target), full_check=True)
+    return target, errors
+
+
+def plan_of(graph: Path, component: Component, kind: Kind, scale: float | None = None) -> Plan:
+    groups = find_groups(ir.load(graph), find_linears(ir.load(graph), component))
+    known = {}
+    if scale is not None:
+        known = {
+            one.source: Activation(np.ones((1, n), np.float32), np.ones(n, np.float32), scale)
+            for one in groups
+            for n in [one.linears[0].inputs]
+        }
+    return Plan(groups, treatments(graph, component, kind), {}, known)
+
+
+def run(graph: Path, **inputs: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    found: np.ndarray = session.run(None, inputs)[0]
+    return found
+
+
+def fused(graph: Path, folder: Path) -> Counter[str]:
+    """Operators after ONNX Runtime's own optimizations."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(folder / "optimized.onnx", load_external_data=False).graph.node
+    return Counter(node.op_type for node in nodes)
+
+
+@pytest.mark.parametrize("kind", [Kind.INT8_WEIGHT, Kind.INT4, Kind.INT8])
+@pytest.mark.parametrize("component", list(Component))
+def test_every_product_becomes_one_integer_kernel(
+    component: Component, kind: Kind, exported: Exported, tmp_path: Path
+) -> None:
+    graph = graph_of(exported, component)
+    plan = plan_of(graph, component, kind, scale=0.05 if kind is Kind.INT8 else None)
+    found = fused(rewritten(graph, plan, tmp_path)[0], tmp_path)
+    kernel = "MatMulIntegerToFloat" if kind is Kind.INT8 else "MatMulNBits"
+    assert found[kernel] == len(plan.treatments) and found["DequantizeLinear"] == found["MatMul"] == found["Gemm"] == 0
+
+
+def test_the_graph_computes_with_the_integers_it_holds(exported: Exported, tmp_path: Path) -> None:
+    """The resampler of two: a graph whose weights are the restored ones gives the same."""
+    graph = graph_of(exported, Component.RESAMPLER)
+    plan = plan_of(graph, Component.RESAMPLER, Kind.INT8_WEIGHT)
+    quantized, _ = rewritten(graph, plan, tmp_path)
+    model = ir.load(graph)
+    for one in plan.treatments:
+        value = model.graph.initializers[one.linear.weight]
+        assert value.const_value is not None
+        (matrix,) = [matrix for _, matrix in matrix_columns(value.const_value, one.linear)]
+        value.const_value = ir.tensor(by_output(matrix).floats(), name=value.name)
+    restored = tmp_path / "restored.onnx"
+    ir.save(model, restored, external_data="restored.data")
+    width = int(model.graph.inputs[0].shape[2])  # type: ignore[index, arg-type]
+    patches = int(model.graph.inputs[0].shape[1])  # type: ignore[index, arg-type]
+    features = np.random.default_rng(0).standard_normal((2, patches, width)).astype(np.float32)
+    one, other = run(quantized, vision_features=features), run(restored, vision_features=features)
+    difference = float(np.abs(one - other).max() / np.abs(other).max())
+    assert difference < 5e-2  # ONNX Runtime's kernel rounds activations to 8 bits by blocks of its own
+    assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9995
+
+
+@pytest.mark.parametrize("component", [Component.VISION_ENCODER, Component.DECODER])
+def test_norms_and_gated_products_can_give_their_range_away(component: Component, exported: Exported) -> None:
+    graph = graph_of(exported, component)
+    groups = find_groups(ir.load(graph), find_linears(ir.load(graph), component))
+    folds = {linear.name.rpartition(".")[2]: group.fold for group in groups for linear in group.linears}
+    assert folds["output"] is None
+    assert isinstance(folds["qkv"], Fold) and folds["qkv"].weight.endswith("attention_norm.weight")
+    assert isinstance(folds["up"], Fold) and folds["up"].weight.endswith("mlp_norm.weight")
+    if component is Component.DECODER:
+        assert isinstance(folds["down"], Fold) and folds["down"].weight.endswith("mlp.up.weight")
+        assert isinstance(folds["lm_head"], Fold)
+    else:
+        assert folds["down"] is None  # a GELU lies between
+
+
+def test_an_activation_that_others_read_is_not_balanced(exported: Exported) -> None:
+    graph = graph_of(exported, Component.RESAMPLER)
+    groups = find_groups(ir.load(graph), find_linears(ir.load(graph), Component.RESAMPLER))
+    folds = {linear.name: group.fold for group in groups for linear in group.linears}
+    assert folds["resampler.value"] is None and folds["resampler.projection"] is not None
+
+
+def test_balancing_changes_nothing_but_the_rounding(exported: Exported, tmp_path: Path) -> None:
+    """Factors of any size: what the norms lose, the products have."""
+    graph = graph_of(exported, Component.VISION_ENCODER)
+    plain = plan_of(graph, Component.VISION_ENCODER, Kind.INT8_WEIGHT)
+    random = np.random.default_rng(2)
+    factors = {
+        group.source: random.uniform(0.25, 4, group.linears[0].inputs).astype(np.float32)
+        for group in plain.groups
+        if group.fold is not None
+    }
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "balanced").mkdir()
+    unbalanced, _ = rewritten(graph, plain, tmp_path / "plain")
+    balanced, _ = rewritten(graph, replace(plain, factors=factors), tmp_path / "balanced")
+    side = int(ir.load(graph).graph.inputs[0].shape[2])  # type: ignore[index, arg-type]
+    pixels = random.standard_normal((1, 3, side, side)).astype(np.float32)
+    right = run(graph, pixel_values=pixels)
+    for other in (unbalanced, balanced):
+        assert np.corrcoef(right.ravel(), run(other, pixel_values=pixels).ravel())[0, 1] > 0.997
+
+
+def test_fp16_graphs_keep_fp16_scales(exported: Exported, tmp_path: Path) -> None:
+    graph = graph_of(exported, Component.DECODER, "fp16")
+    target, _ = rewritten(graph, plan_of(graph, Component.DECODER, Kind.INT8, scale=0.05), tmp_path)
+    scales = [
+        tensor for tensor in onnx.load(target, load_external_data=False).graph.initializer
+        if tensor.name.endswith(".scale")
+    ]  # fmt: skip
+    assert scales and {tensor.data_type for tensor in scales} == {onnx.TensorProto.FLOAT16}
+
+
+def test_errors_name_every_layer_and_what_it_takes(exported: Exported, tmp_path: Path) -> None:
+    graph = graph_of(exported, Component.DECODER)
+    (tmp_path / "8").mkdir()
+    (tmp_path / "4").mkdir()
+    _, eight = rewritten(graph, plan_of(graph, Component.DECODER, Kind.INT8_WEIGHT), tmp_path / "8")
+    _, four = rewritten(graph, plan_of(graph, Component.DECODER, Kind.INT4), tmp_path / "4")
+    assert len(eight) == len(four) > 4 and {one.layer for one in eight} == {one.layer for one in four}
+    for one, other in zip(eight, four, strict=True):
+        assert 0 < one.error < 0.03 and one.quantized_bytes < one.float_bytes / 3
+        if other.kind is Kind.INT4:
+            assert 0.03 < other.error < 0.4 and other.quantized_bytes < one.quantized_bytes
