@@ -129,10 +129,11 @@ def plan(path: Path, **options: Any) -> None:
     help="Which graphs to quantize: fp32 for ONNX Runtime on the CPU, fp16 for TensorRT.",
 )
 @click.option("--samples", default="synthetic", show_default=True, help="JSONL of pictures and prompts to look at.")
-@click.option("--evaluate", default="synthetic", show_default=True, help="JSONL of questions that judge the result.")
+@click.option("--evaluate", default="synthetic", show_default=True, help="JSONL of questions that judge, or none.")
 @click.option("--count", type=click.IntRange(min=1), help="Questions of synthetic.  [default: 400]")
 @click.option("--max-drop", type=click.FloatRange(0, 1), help="Of any task's score.  [default: the recipe's]")
 @click.option("--force", is_flag=True, help="Replace graphs that the bundle already has.")
+@click.option("--unverified", is_flag=True, help="Quantize graphs that are not shown equal to the model.")
 def quantize(bundle: Path, **options: Any) -> None:
     """Add graphs with 8-bit or 4-bit weights to BUNDLE, if their answers hold.
 
@@ -190,13 +191,18 @@ def build(bundle: Path, **options: Any) -> None:
     show_default=True,
     help="Where they run.",
 )
+@click.option("--evaluate", help="JSONL of questions that judge quantized graphs.  [default: synthetic]")
+@click.option("--max-drop", type=click.FloatRange(0, 1), help="Of their tasks' scores.  [default: the recipe's]")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def verify(bundle: Path, **options: Any) -> None:
-    """Compare BUNDLE's graphs with the model and record the verdict.
+    """Compare BUNDLE's graphs or engines with the model and record the verdict.
+
+    Quantized graphs are judged by their answers, engines built from them by what those graphs compute.
 
     \b
     Example:
       vlm-trt verify bundle --against Qwen-VL-Chat
+      vlm-trt verify bundle --precision int8 --evaluate questions.jsonl
     """
     from commands.verify import run
 

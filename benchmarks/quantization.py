@@ -74,6 +74,7 @@ def precision_of(bundle: Path, name: str, questions: DataSet) -> dict[str, Any]:
 
 
 def outcome(report: Report) -> dict[str, Any]:
+    assert report.verdict is not None
     comparison, errors = report.verdict.comparison, [one.error for one in report.layers]
     return {
         "bytes": report.quantized_bytes,

@@ -1,15 +1,25 @@
 """The verdict on quantized graphs: their answers against those of the graphs they were made from."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
 
+from bundle.manifest import Verification
+from bundle.progress import Bar
+from bundle.signature import Component, Precision
+from bundle.store import Bundle
 from calibration.rewrite import LayerError
 from evaluation.baseline import Comparison, Difference, compare
 from evaluation.dataset import DataSet
-from evaluation.evaluate import Evaluation, evaluate
+from evaluation.evaluate import evaluate
 from evaluation.result import Result, as_baseline, setup_of
 from runtime.model import Choice
+from runtime.ort import CpuBackend
 
+CountBar = Callable[[str, int], AbstractContextManager[Bar | None]]
 NEW_TOKENS = 64
 _NAMED_LAYERS = 5
 
@@ -20,33 +30,74 @@ class Verdict:
 
     comparison: Comparison
     failures: tuple[str, ...]  # sentences
+    questions: DataSet
+    max_drop: float
 
     @property
     def passed(self) -> bool:
         return not self.failures
 
 
-def answers(choice: Choice, data: DataSet, progress: Callable[[int], None]) -> Result:
-    """The graphs' greedy answers to every question; they are out of memory when this returns."""
-    model = choice.load()
-    found: Evaluation = evaluate(model, data, NEW_TOKENS, progress=lambda _: progress(1))
-    return Result(data, setup_of(model, str(choice.bundle.path), NEW_TOKENS), found)
-
-
-def judge(quantized: Result, unquantized: Result, max_drop: float) -> Verdict:
-    """Whether no task lost more than allowed.
+def judge(floats: Choice, quantized: Choice, questions: DataSet, max_drop: float, count_bar: CountBar) -> Verdict:
+    """Both graphs' greedy answers to every question, one after the other, and whether no task lost more than allowed.
 
     A task of few questions may lose the share of one answer: less cannot be told from chance.
     """
-    tokenizer = quantized.setup.tokenizer_sha256
-    comparison = compare(quantized.evaluation, tokenizer, as_baseline(unquantized))
+    before, after = (_answers(choice, questions, count_bar) for choice in (floats, quantized))
+    comparison = compare(after.evaluation, after.setup.tokenizer_sha256, as_baseline(before))
     failures = [
         f"{one.task} fell from {one.baseline_score:.3f} to {one.baseline_score + one.difference:.3f}, by more than "
         f"{allowed(one, max_drop):.3f}"
         for one in (*comparison.tasks, comparison.overall)
         if -one.difference > allowed(one, max_drop) + 1e-9
     ]
-    return Verdict(comparison, tuple(failures))
+    return Verdict(comparison, tuple(failures), questions, max_drop)
+
+
+def record(bundle: Bundle, precision: Precision, verdict: Verdict, report: Mapping[str, Any]) -> None:
+    """The verdict into the manifest, about the bundle's graphs as they are, and the report beside it."""
+    overall, path = verdict.comparison.overall, report_path(precision)
+    graphs = [bundle.graph(component, precision) for component in Component]
+    entry = Verification(
+        precision=precision,
+        backend=CpuBackend.name,
+        passed=verdict.passed,
+        report=path,
+        graphs=tuple(sorted(graph.identity for graph in graphs)),
+        engines=(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        figures={"score": overall.baseline_score + overall.difference, "difference": overall.difference},
+    )
+    bundle.record(entry, as_text({**report, "judged": document(verdict)}))
+
+
+def report_path(precision: Precision) -> str:
+    return f"reports/quantization-{precision}.json"
+
+
+def document(verdict: Verdict) -> dict[str, Any]:
+    """The verdict as JSON values."""
+    questions = verdict.questions
+    return {
+        "passed": verdict.passed,
+        "failures": verdict.failures,
+        "max_drop": verdict.max_drop,
+        "questions": {"name": questions.name, "sha256": questions.sha256, "count": len(questions.examples)},
+        "tasks": [asdict(one) for one in verdict.comparison.tasks],
+        "overall": asdict(verdict.comparison.overall),
+    }
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+
+
+def _answers(choice: Choice, questions: DataSet, count_bar: CountBar) -> Result:
+    """The graphs are out of memory when this returns."""
+    model = choice.load()
+    with count_bar(f"ask {choice.precision}", len(questions.examples)) as bar:
+        found = evaluate(model, questions, NEW_TOKENS, progress=lambda _: None if bar is None else bar.update(1))
+    return Result(questions, setup_of(model, str(choice.bundle.path), NEW_TOKENS), found)
 
 
 def allowed(one: Difference, max_drop: float) -> float:

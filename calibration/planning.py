@@ -1,7 +1,6 @@
 """Samples to plans: activations are seen, factors balanced, seen again as they will be, and scales chosen."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic
@@ -9,10 +8,10 @@ from time import monotonic
 import numpy as np
 import onnx_ir as ir
 
-from bundle.progress import Bar
 from bundle.signature import Component
 from calibration import state
 from calibration.balance import activation_of, searched, smoothing
+from calibration.gate import CountBar
 from calibration.linears import Group
 from calibration.observe import observe
 from calibration.observers import scale_of
@@ -22,7 +21,6 @@ from calibration.rewrite import Activation, Plan
 from calibration.rounding import Floats
 from calibration.state import Seens
 
-CountBar = Callable[[str, int], AbstractContextManager[Bar | None]]
 Factors = dict[tuple[Component, str], Floats]
 _SAVED_EVERY_SECONDS = 20.0
 

@@ -27,6 +27,7 @@ class Choices:
     samples: str = SYNTHETIC  # a file, a folder, or the word
     max_drop: float | None = None  # None: the recipe's
     force: bool = False  # replace graphs the bundle has
+    unverified: bool = False  # quantize graphs that were not shown equal to the model
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,12 @@ class Job:
     choices: Choices
     precision: Precision
     samples: Samples | None  # None where the recipe needs none
+    questions: DataSet | None
     work: dict[Component, Work]
+
+    @property
+    def max_drop(self) -> float:
+        return self.choices.recipe.max_drop if self.choices.max_drop is None else self.choices.max_drop
 
     @property
     def float_graphs(self) -> Choice:
@@ -56,7 +62,7 @@ class Job:
         return Choice(self.bundle, CpuBackend(), self.choices.floating, 0)
 
 
-def prepare(path: Path, choices: Choices, questions: DataSet) -> Job:
+def prepare(path: Path, choices: Choices, questions: DataSet | None) -> Job:
     """
     Raises:
         UsageError: the bundle lacks the float graphs, has the quantized ones already, or the recipe fits no layer.
@@ -80,19 +86,20 @@ def prepare(path: Path, choices: Choices, questions: DataSet) -> Job:
     if precision in manifest.precisions() and not choices.force:
         raise UsageError(f"{path} already has {precision} graphs; --force replaces them")
     verdict = manifest.verification(floating)
-    if verdict is None or not verdict.passed:
+    if not choices.unverified and (verdict is None or not verdict.passed):
         raise VerificationError(
             f"{path}: the {floating} graphs are {'not verified' if verdict is None else 'failed verification'}, so "
-            f"nothing is quantized from them; run: vlm-trt verify {path} --precision {floating}"
+            f"nothing is quantized from them; run: vlm-trt verify {path} --precision {floating}, or accept that with "
+            "--unverified"
         )
     entries = {component: bundle.graph(component, floating) for component in Component}
     bundle.check(entries.values())
     work = {component: _work(bundle, entry, recipe) for component, entry in entries.items()}
     _require_patterns(work, recipe)
     samples = find_samples(choices.samples) if recipe.needs_samples else None
-    if samples is not None:
+    if samples is not None and questions is not None:
         require_apart(samples, questions.examples, questions.name)
-    return Job(bundle, choices, precision, samples, work)
+    return Job(bundle, choices, precision, samples, questions, work)
 
 
 def _work(bundle: Bundle, entry: GraphEntry, recipe: Recipe) -> Work:

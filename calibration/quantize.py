@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,14 +13,13 @@ import onnx_ir as ir
 
 from bundle.entries import GraphEntry
 from bundle.errors import VerificationError
-from bundle.manifest import Verification
 from bundle.progress import Bar
 from bundle.signature import Component, Precision
-from bundle.staging import replace_file, require_room, staging_folder
+from bundle.staging import replace_file, require_room, staging_folder, storage_errors
 from bundle.store import MANIFEST, Bundle, file_entry, graph_paths, publish_graphs
 from calibration import state
-from calibration.gate import Verdict, answers, costliest, judge
-from calibration.planning import CountBar, plans
+from calibration.gate import CountBar, Verdict, as_text, costliest, document, judge, record, report_path
+from calibration.planning import plans
 from calibration.prepare import Choices, Job, prepare
 from calibration.rewrite import LayerError, Plan, rewrite
 from evaluation.dataset import DataSet
@@ -41,8 +39,7 @@ class Report:
 
     precision: Precision
     layers: tuple[LayerError, ...]
-    verdict: Verdict
-    max_drop: float
+    verdict: Verdict | None  # None: not judged yet
     float_bytes: int  # of all graphs' weights
     quantized_bytes: int
     seconds: float
@@ -52,7 +49,7 @@ class Report:
 def quantize(
     path: Path,
     choices: Choices,
-    questions: DataSet,
+    questions: DataSet | None,
     say: Callable[[str], None] = lambda _: None,
     byte_bar: ByteBar = no_bar,
     count_bar: CountBar = no_bar,
@@ -62,7 +59,8 @@ def quantize(
     Args:
         path: the bundle, with verified float graphs.
         choices: recipe and samples.
-        questions: what the answers are judged by; no picture of it is among the samples.
+        questions: what the answers are judged by; no picture of it is among the samples. None publishes graphs
+            without a verdict, which nothing answers from before `judge_published` has given one.
         say: told what runs now.
         byte_bar, count_bar: progress bars for a label and a total.
     Returns:
@@ -81,24 +79,41 @@ def quantize(
         written = [_write(job, component, plan, staging, byte_bar) for component, plan in planned.items()]
         entries = tuple(entry for entry, _ in written)
         layers = tuple(error for _, errors in written for error in errors)
-        verdict = _verdict(job, staging, entries, questions, count_bar)
+        verdict = _verdict(job, staging, entries, count_bar)
         report = Report(
             precision=job.precision,
             layers=layers,
             verdict=verdict,
-            max_drop=_max_drop(choices),
             float_bytes=float_bytes,
             quantized_bytes=sum(entry.weights.size for entry in entries),
             seconds=perf_counter() - started,
-            path=f"reports/quantization-{job.precision}.json",
+            path=report_path(job.precision),
         )
-        _publish(job, report, questions, staging, entries)
+        _publish(job, report, staging, entries)
     state.clear(path)
     return report
 
 
-def _max_drop(choices: Choices) -> float:
-    return choices.recipe.max_drop if choices.max_drop is None else choices.max_drop
+def judge_published(
+    path: Path, precision: Precision, questions: DataSet, max_drop: float, count_bar: CountBar = no_bar
+) -> Verdict:
+    """A verdict on quantized graphs of a bundle, recorded in any case.
+
+    Args:
+        path: the bundle, with the float graphs that they were made from.
+        precision: of the quantized ones.
+        questions: what the answers are judged by.
+        max_drop: of any task's score that they may cost.
+        count_bar: a progress bar for a label and a number of questions.
+    Raises:
+        BundleError: graphs are missing or damaged.
+    """
+    bundle = Bundle.open(path)
+    sides = [Choice(bundle, CpuBackend(), one, 0) for one in (precision.floating, precision)]
+    verdict = judge(sides[0], sides[1], questions, max_drop, count_bar)
+    target = path / report_path(precision)
+    record(bundle, precision, verdict, json.loads(target.read_text(encoding="utf-8")) if target.exists() else {})
+    return verdict
 
 
 def _write(
@@ -123,69 +138,56 @@ def _write(
     return entry, errors
 
 
-def _verdict(
-    job: Job, staging: Path, entries: tuple[GraphEntry, ...], questions: DataSet, count_bar: CountBar
-) -> Verdict:
-    """The staged graphs' answers against those of the float ones."""
+def _verdict(job: Job, staging: Path, entries: tuple[GraphEntry, ...], count_bar: CountBar) -> Verdict | None:
+    """The staged graphs' answers against those of the float ones; None where there are no questions."""
+    if job.questions is None:
+        return None
     manifest, tokenizer = job.bundle.manifest, job.bundle.manifest.tokenizer.path
     (staging / tokenizer).parent.mkdir()
     shutil.copyfile(job.bundle.path / tokenizer, staging / tokenizer)
     alone = replace(manifest, graphs=entries, engines=(), verifications=())
     replace_file(staging / MANIFEST, alone.dumps())
-    results = []
-    for choice in (job.float_graphs, Choice(Bundle.open(staging), CpuBackend(), job.precision, 0)):
-        with count_bar(f"ask {choice.precision}", len(questions.examples)) as bar:
-            results.append(answers(choice, questions, (lambda _: None) if bar is None else bar.update))
-    return judge(results[1], results[0], _max_drop(job.choices))
+    staged = Choice(Bundle.open(staging), CpuBackend(), job.precision, 0)
+    return judge(job.float_graphs, staged, job.questions, job.max_drop, count_bar)
 
 
-def _publish(job: Job, report: Report, questions: DataSet, staging: Path, entries: tuple[GraphEntry, ...]) -> None:
+def _publish(job: Job, report: Report, staging: Path, entries: tuple[GraphEntry, ...]) -> None:
     """
     Raises:
         VerificationError: the verdict is bad; the report is in the bundle, the graphs are not.
     """
-    text = json.dumps(document(job, report, questions), indent=1, ensure_ascii=False) + "\n"
-    target = job.bundle.path / report.path
-    if not report.verdict.passed:
-        target.parent.mkdir(exist_ok=True)
-        replace_file(target, text)
+    made, verdict, target = _document(job, report), report.verdict, job.bundle.path / report.path
+    if verdict is None:
+        publish_graphs(job.bundle, staging, entries)
+        _write_report(target, {**made, "judged": None})
+    elif verdict.passed:
+        publish_graphs(job.bundle, staging, entries)
+        record(job.bundle, job.precision, verdict, made)
+    else:
+        _write_report(target, {**made, "judged": document(verdict)})
         raise VerificationError(
             f"{job.bundle.path}: the {job.precision} answers are too much worse, so nothing is published: "
-            f"{'; '.join(report.verdict.failures)}. The layers furthest from what they were: "
-            f"{costliest(report.layers)}; keep some of them in float (a recipe's [layers]), or allow more with "
-            f"--max-drop. All of it is in {target}"
+            f"{'; '.join(verdict.failures)}. The layers furthest from what they were: {costliest(report.layers)}; "
+            f"keep some of them in float (a recipe's [layers]), or allow more with --max-drop. All of it is in {target}"
         )
-    overall = report.verdict.comparison.overall
-    publish_graphs(job.bundle, staging, entries)
-    verdict = Verification(
-        precision=job.precision,
-        backend=CpuBackend.name,
-        passed=True,
-        report=report.path,
-        graphs=tuple(sorted(entry.identity for entry in entries)),
-        engines=(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        figures={"score": overall.baseline_score + overall.difference, "difference": overall.difference},
-    )
-    job.bundle.record(verdict, text)
 
 
-def document(job: Job, report: Report, questions: DataSet) -> dict[str, Any]:
-    """The report as JSON values."""
+def _write_report(target: Path, report: dict[str, Any]) -> None:
+    with storage_errors(target):
+        target.parent.mkdir(exist_ok=True)
+    replace_file(target, as_text(report))
+
+
+def _document(job: Job, report: Report) -> dict[str, Any]:
+    """What was done, as JSON values."""
     samples = job.samples
     return {
         "precision": job.precision,
-        "passed": report.verdict.passed,
-        "failures": report.verdict.failures,
-        "max_drop": report.max_drop,
         "recipe": asdict(job.choices.recipe),
         "samples": None
         if samples is None
         else {"name": samples.name, "sha256": samples.sha256, "count": len(samples.samples)},
         "coverage": None if samples is None else samples.coverage,
-        "questions": {"name": questions.name, "sha256": questions.sha256, "count": len(questions.examples)},
-        "tasks": [asdict(one) for one in report.verdict.comparison.tasks],
-        "overall": asdict(report.verdict.comparison.overall),
         "layers": [asdict(one) for one in sorted(report.layers, key=lambda one: -one.error)],
         "float_bytes": report.float_bytes,
         "quantized_bytes": report.quantized_bytes,

@@ -1,12 +1,12 @@
 """`vlm-trt quantize`: progress on stderr, then what it saved and what it cost, layer by layer and task by task."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from bundle.signature import Precision
 from bundle.store import Bundle
+from calibration.gate import Verdict
 from calibration.prepare import Choices
 from calibration.quantize import Report, quantize
 from calibration.recipe import read_recipe
@@ -15,6 +15,7 @@ from evaluation.dataset import SYNTHETIC, DataSet, read_data, synthetic
 from models.family import family
 
 COUNT = 400  # synthetic questions
+NOBODY = "none"
 _SHOWN_LAYERS = 8
 
 
@@ -27,42 +28,52 @@ def run(
     count: int | None,
     max_drop: float | None,
     force: bool,
+    unverified: bool,
 ) -> None:
-    choices = Choices(read_recipe(recipe), Precision(activations), samples, max_drop, force)
-    questions = _questions(bundle, evaluate, count)
+    choices = Choices(read_recipe(recipe), Precision(activations), samples, max_drop, force, unverified)
+    asked = None if evaluate == NOBODY else questions(bundle, evaluate, count)
     if choices.recipe.needs_samples and samples == SYNTHETIC:
         say("samples: drawn scenes; give pictures and questions of your own with --samples")
-    report = quantize(bundle, choices, questions, say, byte_bar, count_bar)
-    click.echo(_shown(report))
+    report = quantize(bundle, choices, asked, say, byte_bar, count_bar)
+    if report.verdict is not None:
+        click.echo(f"{shown(report.verdict)}\n")
+    click.echo(_layers(report))
     say(
         f"{report.precision}: {size(report.quantized_bytes)} instead of {size(report.float_bytes)}, "
         f"{report.seconds:.0f} s; {report.path}"
     )
-    say(f'Next: vlm-trt generate {bundle} "What is this?" --image photo.jpg --precision {report.precision}')
+    if report.verdict is None:
+        say(
+            f"not judged, so nothing answers from them yet; run: vlm-trt verify {bundle} --precision {report.precision}"
+        )
+    else:
+        say(f'Next: vlm-trt generate {bundle} "What is this?" --image photo.jpg --precision {report.precision}')
 
 
-def _questions(bundle: Path, data: str, count: int | None) -> DataSet:
+def questions(bundle: Path, data: str, count: int | None) -> DataSet:
+    """What judges: drawn scenes, or a user's file."""
     if data == SYNTHETIC:
         return synthetic(COUNT if count is None else count, 0)
     return read_data(Path(data), family(Bundle.open(bundle).manifest.model.family).parse_answer)
 
 
-def _shown(report: Report) -> str:
-    comparison = report.verdict.comparison
-    tasks = [
+def shown(verdict: Verdict) -> str:
+    """A row per task."""
+    comparison = verdict.comparison
+    rows = [
         (
             one.task, str(one.n), f"{one.baseline_score:.3f}", f"{one.baseline_score + one.difference:.3f}",
             f"{one.difference:+.3f}", "–" if one.same_tokens is None else f"{one.same_tokens:.1%}",
         )
         for one in (*comparison.tasks, comparison.overall)
     ]  # fmt: skip
+    return table(rows, ("task", " n", " before", " after", " difference", " same tokens"))
+
+
+def _layers(report: Report) -> str:
     worst = sorted(report.layers, key=lambda one: -one.error)[:_SHOWN_LAYERS]
-    layers = [
+    rows = [
         (one.layer, one.kind.value, f"{one.error:.2%}", size(one.float_bytes), size(one.quantized_bytes))
         for one in worst
     ]
-    header: dict[str, Any] = {
-        "tasks": ("task", " n", " before", " after", " difference", " same tokens"),
-        "layers": (f"furthest of {len(report.layers)} layers", "kind", " error", " before", " after"),
-    }
-    return f"{table(tasks, header['tasks'])}\n\n{table(layers, header['layers'])}"
+    return table(rows, (f"furthest of {len(report.layers)} layers", "kind", " error", " before", " after"))

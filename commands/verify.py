@@ -7,13 +7,33 @@ from pathlib import Path
 
 import click
 
-from bundle.errors import VerificationError
-from commands.terminal import say, table
+from bundle.errors import UsageError, VerificationError
+from bundle.signature import Precision
+from bundle.tensorrt import MODULES
+from calibration.gate import document
+from calibration.quantize import judge_published
+from calibration.recipe import read_recipe
+from commands.quantize import questions, shown
+from commands.terminal import count_bar, say, table
+from evaluation.dataset import SYNTHETIC
 from verification.figures import Figures
 from verification.verify import verify
 
 
-def run(bundle: Path, against: Path | None, precision: str | None, backend: str, as_json: bool) -> None:
+def run(
+    bundle: Path,
+    against: Path | None,
+    precision: str | None,
+    backend: str,
+    evaluate: str | None,
+    max_drop: float | None,
+    as_json: bool,
+) -> None:
+    if precision is not None and Precision(precision).quantization is not None and backend not in MODULES:
+        _judge(bundle, Precision(precision), backend, evaluate, max_drop, as_json)
+        return
+    if evaluate is not None or max_drop is not None:
+        raise UsageError("--evaluate and --max-drop are about quantized graphs; name them with --precision")
     report = verify(bundle, against, precision, backend, progress=lambda what: say(f"  {what} ..."))
     if as_json:
         click.echo(json.dumps(asdict(report), indent=2))
@@ -29,6 +49,24 @@ def run(bundle: Path, against: Path | None, precision: str | None, backend: str,
             "failed); they stay refused. Export again in a wider precision, or report this model"
         )
     say(f"verified: {report.precision} on {report.backend}, {len(report.figures)} comparisons, {report.seconds:.1f} s")
+
+
+def _judge(
+    bundle: Path, precision: Precision, backend: str, evaluate: str | None, max_drop: float | None, as_json: bool
+) -> None:
+    """The answers of quantized graphs against those of the graphs they were made from."""
+    if backend not in ("auto", "cpu"):
+        raise UsageError(f"quantized graphs are judged on the CPU; leave out --backend {backend}")
+    assert precision.quantization is not None
+    allowed = read_recipe(precision.quantization).max_drop if max_drop is None else max_drop
+    verdict = judge_published(bundle, precision, questions(bundle, evaluate or SYNTHETIC, None), allowed, count_bar)
+    click.echo(json.dumps(document(verdict), indent=2, ensure_ascii=False) if as_json else shown(verdict))
+    if not verdict.passed:
+        raise VerificationError(
+            f"{bundle}: the {precision} answers are too much worse ({'; '.join(verdict.failures)}); the graphs stay "
+            "refused. Quantize with other samples, or keep more layers in float"
+        )
+    say(f"its answers held: {precision}, {len(verdict.questions.examples)} questions")
 
 
 def _worst(figures: Sequence[Figures]) -> list[tuple[str, ...]]:

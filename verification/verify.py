@@ -10,7 +10,7 @@ from bundle.entries import EngineEntry
 from bundle.errors import UsageError, VerificationError
 from bundle.manifest import Verification
 from bundle.signature import Component, Precision
-from bundle.store import Bundle, how_to_make
+from bundle.store import Bundle
 from exporter.checkpoint import Checkpoint
 from exporter.references import require_references
 from models.family import Family, family
@@ -118,8 +118,8 @@ def _graph_reference(
     """
     if not engines:
         raise UsageError(
-            f"{precision} graphs are not equal to the model by design; whether their answers are good enough was "
-            f"judged when they were made, and is judged again by: {how_to_make(precision, bundle.path)} --force"
+            f"{precision} graphs are not equal to the model by design; whether their answers are good enough is judged "
+            f"by: vlm-trt verify {bundle.path} --precision {precision}"
         )
     return GraphReference(bundle, precision, members)
 

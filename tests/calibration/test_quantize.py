@@ -19,7 +19,7 @@ from bundle.store import MANIFEST, Bundle
 from calibration import state
 from calibration.observers import Seen
 from calibration.prepare import Choices
-from calibration.quantize import quantize
+from calibration.quantize import judge_published, quantize
 from calibration.recipe import Kind, Observer, Recipe, read_recipe
 from engines.build import Choices as BuildChoices
 from engines.build import build
@@ -73,7 +73,8 @@ def test_every_recipe_makes_graphs_that_answer(name: str, bundle: Copy, question
     verdict = opened.manifest.verification(Precision(name))
     assert verdict is not None and verdict.passed
     written = json.loads((path / verdict.report).read_text())
-    assert written["passed"] and len(written["layers"]) == 42 and written["questions"]["sha256"] == questions.sha256
+    assert len(written["layers"]) == 42 and written["judged"]["passed"]
+    assert written["judged"]["questions"]["sha256"] == questions.sha256
     assert (written["samples"] is None) == (name == "int8-weight")
     assert not (path / state.FOLDER).exists() and not list(path.glob(".*staging*"))
 
@@ -111,7 +112,7 @@ def test_answers_that_are_too_much_worse_are_not_published(bundle: Copy, questio
     assert "the int8 answers are too much worse, so nothing is published" in text
     assert "all fell from" in text and "The layers furthest from what they were: " in text
     assert (path / MANIFEST).read_text() == before and not (path / "graphs" / "int8").exists()
-    assert not json.loads((path / "reports" / "quantization-int8.json").read_text())["passed"]
+    assert not json.loads((path / "reports" / "quantization-int8.json").read_text())["judged"]["passed"]
 
 
 def test_a_layer_can_be_kept(bundle: Copy, questions: DataSet) -> None:
@@ -219,8 +220,25 @@ def test_a_killed_command_leaves_the_bundle_as_it_was(bundle: Copy, samples: str
 def test_quantized_graphs_are_not_compared_with_the_model(bundle: Copy, questions: DataSet) -> None:
     path = bundle()
     quantize(path, Choices(read_recipe("int8-weight"), max_drop=0.3), questions)
-    with pytest.raises(UsageError, match="graphs are not equal to the model by design; .*quantize .*--force"):
+    with pytest.raises(UsageError, match="graphs are not equal to the model by design; .*vlm-trt verify"):
         verify(path, precision="int8-weight", backend_name="cpu")
+
+
+def test_graphs_that_nobody_judged_are_not_used_before(bundle: Copy, questions: DataSet) -> None:
+    """Made where the questions cannot be answered, judged elsewhere; a bad verdict stays."""
+    path = bundle()
+    assert quantize(path, Choices(read_recipe("int8-weight")), None).verdict is None
+    with pytest.raises(VerificationError, match="int8-weight graphs are not verified, .*vlm-trt verify .*int8-weight"):
+        load(path, precision="int8-weight", backend="cpu")
+    assert judge_published(path, Precision.INT8_WEIGHT, questions, 0.3).passed
+    load(path, precision="int8-weight", backend="cpu")
+    written = json.loads((path / "reports" / "quantization-int8-weight.json").read_text())
+    assert written["judged"]["passed"] and len(written["layers"]) == 42
+    recipe = Recipe(Kind.INT8, 0.0, observer=Observer.PERCENTILE, percentile=50)
+    quantize(path, Choices(recipe), None)
+    assert not judge_published(path, Precision.INT8, questions, 0.0).passed
+    with pytest.raises(VerificationError, match="int8 graphs are failed verification"):
+        load(path, precision="int8", backend="cpu")
 
 
 def test_seen_activations_do_not_grow_with_the_samples() -> None:
