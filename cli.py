@@ -120,7 +120,7 @@ def plan(path: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("bundle", type=FOLDER)
-@click.option("--recipe", required=True, help="int8, int8-weight, int4, or a TOML file.")
+@click.option("--recipe", required=True, help="int8, int8-weight, int4, fp8, or a TOML file.")
 @click.option(
     "--activations",
     type=click.Choice(["fp32", "fp16"]),

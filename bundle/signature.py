@@ -40,6 +40,9 @@ class Precision(StrEnum):
     INT4 = "int4"
     INT4_FP16 = "int4-fp16"
     INT4_BF16 = "int4-bf16"
+    FP8 = "fp8"
+    FP8_FP16 = "fp8-fp16"
+    FP8_BF16 = "fp8-bf16"
 
     @property
     def floating(self) -> "Precision":
@@ -49,7 +52,7 @@ class Precision(StrEnum):
 
     @property
     def quantization(self) -> str | None:
-        """The kind of recipe: "int8", "int8-weight" or "int4"; None for the floating-point ones."""
+        """The kind of recipe: "int8", "int8-weight", "int4" or "fp8"; None for the floating-point ones."""
         kind = self.value.removesuffix(f"-{self.floating}")
         return None if kind == self.floating else kind
 

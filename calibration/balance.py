@@ -50,16 +50,16 @@ def searched(seen: Seen, treatments: Sequence[Treatment], tensors: Mapping[str, 
     return candidates[int(np.argmin(costs))]
 
 
-def activation_of(seen: Seen, factors: Floats | None, scale: float | None) -> Activation:
+def activation_of(seen: Seen, factors: Floats | None, limit: float) -> Activation:
     """What the rewriting needs of an activation seen before its channels were divided by the factors."""
     divisor = np.ones(seen.channels, np.float32) if factors is None else factors
     importance = np.asarray(seen.squares / max(seen.rows_seen, 1) / np.square(divisor), dtype=np.float32)
-    return Activation(seen.rows / divisor, importance, scale)
+    return Activation(seen.rows / divisor, importance, limit)
 
 
 def _cost(seen: Seen, treatment: Treatment, matrix: Floats, factors: Floats) -> float:
     """Σ of squared errors of the product; both halves of the balance are in it."""
-    known = activation_of(seen, factors, None)
+    known = activation_of(seen, factors, float((seen.largest / factors).max()))
     balanced = matrix * factors[:, None]
     done = rounded(balanced, treatment, known, np.dtype(np.float32))
     return float(squared_error(balanced, done, treatment.kind, known)[0])

@@ -87,8 +87,8 @@ def _coarser(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
     return counts
 
 
-def scale_of(seen: Seen, observer: Observer, percentile: float) -> float:
-    """What one step of the 8-bit integers stands for; 1 where nothing but zero was seen."""
+def range_of(seen: Seen, observer: Observer, percentile: float) -> float:
+    """The largest magnitude that 8 bits shall show; 1 where nothing but zero was seen."""
     if seen.limit == 0:
         return 1.0
     ranges: dict[Observer, Callable[[], float]] = {
@@ -97,7 +97,7 @@ def scale_of(seen: Seen, observer: Observer, percentile: float) -> float:
         Observer.ENTROPY: lambda: _best(seen, _divergence),
         Observer.MSE: lambda: _best(seen, _squared_error),
     }
-    return min(ranges[observer](), seen.limit) / INT8_MAX
+    return min(ranges[observer](), seen.limit)
 
 
 def _percentile(seen: Seen, percentile: float) -> float:

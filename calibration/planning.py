@@ -5,7 +5,6 @@ from hashlib import sha256
 from pathlib import Path
 from time import monotonic
 
-import numpy as np
 import onnx_ir as ir
 
 from bundle.signature import Component
@@ -14,9 +13,8 @@ from calibration.balance import activation_of, searched, smoothing
 from calibration.gate import CountBar
 from calibration.linears import Group
 from calibration.observe import observe
-from calibration.observers import scale_of
+from calibration.observers import range_of
 from calibration.prepare import Job
-from calibration.recipe import Kind
 from calibration.rewrite import Activation, Plan
 from calibration.rounding import Floats
 from calibration.state import Seens
@@ -42,7 +40,7 @@ def plans(job: Job, count_bar: CountBar, say: Callable[[str], None]) -> dict[Com
     if job.choices.recipe.balance is not None:
         say("balance activations and weights")
         factors = _factors(job, seen)
-        if any(one.kind is Kind.INT8 for work in job.work.values() for one in work.treatments):
+        if any(one.kind.rounds_activations for work in job.work.values() for one in work.treatments):
             seen = _observed(job, factors, count_bar, "look at them balanced")
             return {component: _plan(job, component, seen, factors, balanced=True) for component in job.work}
     return {component: _plan(job, component, seen, factors, balanced=False) for component in job.work}
@@ -61,11 +59,8 @@ def _plan(job: Job, component: Component, seen: Seens, factors: Factors, *, bala
         if not treatments:
             continue
         one = seen[component, group.source]
-        whole = any(treatment.kind is Kind.INT8 for treatment in treatments)
-        scale = scale_of(one, recipe.observer, recipe.percentile) if whole else None
-        if scale is not None:  # as the graph stores it
-            scale = float(np.array(scale, np.float16 if job.choices.floating.dtype == "float16" else np.float32))
-        activations[group.source] = activation_of(one, None if balanced else own.get(group.source), scale)
+        factors_left = None if balanced else own.get(group.source)
+        activations[group.source] = activation_of(one, factors_left, range_of(one, recipe.observer, recipe.percentile))
     return Plan(work.groups, work.treatments, own, activations)
 
 

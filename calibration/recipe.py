@@ -21,6 +21,11 @@ class Kind(StrEnum):
     INT8 = "int8"  # weights and activations in 8 bits
     INT8_WEIGHT = "int8-weight"  # weights in 8 bits, one scale per output
     INT4 = "int4"  # weights in 4 bits, one scale per block of inputs, and output
+    FP8 = "fp8"  # weights and activations as floats of 8 bits (E4M3)
+
+    @property
+    def rounds_activations(self) -> bool:
+        return self in (Kind.INT8, Kind.FP8)
 
 
 class Observer(StrEnum):
@@ -57,7 +62,7 @@ class Recipe:
     @property
     def needs_samples(self) -> bool:
         """Whether activations have to be seen."""
-        return self.balance is not None or Kind.INT8 in (self.kind, *self.layers.values())
+        return self.balance is not None or any(kind.rounds_activations for kind in (self.kind, *self.layers.values()))
 
 
 def shipped() -> tuple[str, ...]:

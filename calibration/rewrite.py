@@ -14,8 +14,21 @@ import onnx_ir as ir
 
 from calibration.linears import Group, Linear, matrix_columns
 from calibration.recipe import Kind
-from calibration.rounding import INT8_MAX, Floats, Quantized, by_block, by_output, fitting_block
+from calibration.rounding import (
+    FP8,
+    FP8_MAX,
+    INT8_MAX,
+    Floats,
+    Quantized,
+    as_fp8,
+    by_block,
+    by_output,
+    fitting_block,
+    fp8,
+)
 from calibration.weight_file import WeightFile
+
+_STORED = {Kind.INT4: ir.DataType.INT4, Kind.FP8: ir.DataType.FLOAT8E4M3FN}
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,11 @@ class Activation:
 
     rows: Floats  # some of its values, [rows, channels]
     importance: Floats  # mean square per channel
-    scale: float | None = None  # of its 8-bit integers
+    limit: float  # the largest magnitude to be shown, where it is rounded itself
+
+    def scale(self, kind: Kind, dtype: Any) -> float:
+        """Of its 8-bit numbers, as the graph stores it."""
+        return float(np.array(self.limit / (FP8_MAX if kind is Kind.FP8 else INT8_MAX), dtype))
 
 
 @dataclass(frozen=True)
@@ -114,9 +131,12 @@ def _replace(
     linear, tensor = treatment.linear, value.const_value
     assert tensor is not None and value.name
     done, error = _quantized(tensor, treatment, plan, divisors)
-    dtype = ir.DataType.INT4 if treatment.kind is Kind.INT4 else ir.DataType.INT8
     scales = done.scales.astype(tensor.dtype.numpy())
-    integers = _initializer(model, f"{linear.weight}.integers", file.append(value.name, done.values, dtype))
+    integers = _initializer(
+        model,
+        f"{linear.weight}.integers",
+        file.append(value.name, done.values, _STORED.get(treatment.kind, ir.DataType.INT8)),
+    )
     stored = file.append(linear.scale_name, scales, tensor.dtype)
     scale = _initializer(model, linear.scale_name, stored)
     attributes = {"axis": 1} if done.block is None else {"axis": 0, "block_size": done.block}
@@ -139,7 +159,7 @@ def _quantized(
     """The matrix as integers, made some outputs at a time, and the relative error."""
     linear = treatment.linear
     known, factors = plan.activations.get(linear.source), plan.factors.get(linear.source)
-    values = np.empty((linear.inputs, linear.outputs), np.int8)
+    values = np.empty((linear.inputs, linear.outputs), FP8 if treatment.kind is Kind.FP8 else np.int8)
     scales, squares = [], np.zeros(2)
     for columns, matrix in matrix_columns(tensor, linear):
         if factors is not None:
@@ -156,6 +176,8 @@ def _quantized(
 
 def rounded(matrix: Floats, treatment: Treatment, known: Activation | None, dtype: Any) -> Quantized:
     """Some columns of a matrix as integers."""
+    if treatment.kind is Kind.FP8:
+        return as_fp8(matrix, dtype)
     if treatment.kind is not Kind.INT4:
         return by_output(matrix, dtype)
     assert treatment.block is not None
@@ -168,43 +190,51 @@ def squared_error(matrix: Floats, done: Quantized, kind: Kind, known: Activation
     if known is None:
         return np.array([np.square(matrix - restored).sum(), np.square(matrix).sum()])
     right = known.rows @ matrix
-    rows = known.rows if kind is not Kind.INT8 or known.scale is None else _as_integers(known.rows, known.scale)
+    rows = _as_shown(known, kind) if kind.rounds_activations else known.rows
     return np.array([np.square(right - rows @ restored).sum(), np.square(right).sum()])
 
 
-def _as_integers(rows: Floats, scale: float) -> Floats:
-    """The values that 8 bits of that scale leave."""
-    return np.asarray(np.clip(np.rint(rows / scale), -INT8_MAX - 1, INT8_MAX) * scale, dtype=np.float32)
+def _as_shown(known: Activation, kind: Kind) -> Floats:
+    """The sampled rows as 8 bits show them."""
+    scale = known.scale(kind, np.float32)
+    if kind is Kind.FP8:
+        return np.asarray(fp8(known.rows / scale).astype(np.float32) * scale)
+    return np.asarray(np.clip(np.rint(known.rows / scale), -INT8_MAX - 1, INT8_MAX) * scale, dtype=np.float32)
 
 
 def _quantize_activations(model: ir.Model, plan: Plan) -> None:
-    """QuantizeLinear and DequantizeLinear between an activation and its W8A8 products."""
-    whole = {one.linear.node for one in plan.treatments if one.kind is Kind.INT8}
+    """QuantizeLinear and DequantizeLinear between an activation and the products that take it in 8 bits."""
+    kinds = {one.linear.node: one.kind for one in plan.treatments if one.kind.rounds_activations}
     for group in plan.groups:
-        readers = [linear.node for linear in group.linears if linear.node in whole]
-        if not readers:
-            continue
-        scale = plan.activations[group.source].scale
-        assert scale is not None
-        nodes = [node for node in model.graph if node.name in readers]
-        source = nodes[0].inputs[0]
-        assert source is not None and source.dtype is not None
-        kept = _initializer(model, f"{group.source}.scale", ir.tensor(np.array(scale, source.dtype.numpy())))
-        zero = _initializer(model, f"{group.source}.zero", ir.tensor(_zero(source.dtype)))
-        down = ir.node("QuantizeLinear", [source, kept, zero], name=f"{group.source}_quantize")
-        assert zero.dtype is not None
-        _name(down, f"{group.source}.integers", zero.dtype)
-        up = ir.node("DequantizeLinear", [down.outputs[0], kept, zero], name=f"{group.source}_dequantize")
-        _name(up, f"{group.source}.restored", source.dtype)
-        model.graph.insert_before(nodes[0], (down, up))
-        for node in nodes:
-            node.replace_input_with(0, up.outputs[0])
+        for kind in sorted({kinds[linear.node] for linear in group.linears if linear.node in kinds}):
+            readers = [linear.node for linear in group.linears if kinds.get(linear.node) is kind]
+            nodes = [node for node in model.graph if node.name in readers]
+            _quantize_activation(model, group.source, plan.activations[group.source], kind, nodes)
 
 
-def _zero(dtype: ir.DataType) -> Any:
-    """The integer that stands for 0. TensorRT takes signed ones only; ONNX Runtime's kernels for x86 want unsigned
+def _quantize_activation(model: ir.Model, name: str, known: Activation, kind: Kind, nodes: list[ir.Node]) -> None:
+    """Between one activation and those products of it."""
+    source, name = nodes[0].inputs[0], f"{name}.{kind}"
+    assert source is not None and source.dtype is not None
+    dtype = source.dtype.numpy()
+    scale = _initializer(model, f"{name}.scale", ir.tensor(np.array(known.scale(kind, dtype), dtype)))
+    zero = _initializer(model, f"{name}.zero", ir.tensor(_zero(kind, source.dtype)))
+    down = ir.node("QuantizeLinear", [source, scale, zero], name=f"{name}_quantize")
+    assert zero.dtype is not None
+    _name(down, f"{name}.shown", zero.dtype)
+    up = ir.node("DequantizeLinear", [down.outputs[0], scale, zero], name=f"{name}_dequantize")
+    _name(up, f"{name}.restored", source.dtype)
+    model.graph.insert_before(nodes[0], (down, up))
+    for node in nodes:
+        node.replace_input_with(0, up.outputs[0])
+
+
+def _zero(kind: Kind, dtype: ir.DataType) -> Any:
+    """The number that stands for 0. TensorRT takes signed integers only; ONNX Runtime's kernels for x86 want unsigned
     ones, and its own conversion leaves out what several products share. Both stand for the same values.
     """
+    if kind is Kind.FP8:
+        return np.array(0, FP8)
     return np.array(128, np.uint8) if dtype is ir.DataType.FLOAT else np.array(0, np.int8)
 
 

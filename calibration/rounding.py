@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int8]
 
-INT8_MAX, INT4_MAX = 127, 7
+INT8_MAX, INT4_MAX, FP8_MAX = 127, 7, 448
+FP8 = ml_dtypes.float8_e4m3fn
 # Columns are quantized some at a time, so that a matrix is never there whole in fp32.
 _CHUNK_VALUES = 4 << 20
 # Shares of the largest magnitude that a 4-bit scale may stand for: cutting one weight can serve fifteen others.
@@ -18,9 +21,9 @@ _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 
 @dataclass(frozen=True)
 class Quantized:
-    """A matrix [inputs, outputs] as integers times scales."""
+    """A matrix [inputs, outputs] as numbers of few bits times scales."""
 
-    values: Integers  # [inputs, outputs]
+    values: NDArray[Any]  # [inputs, outputs], int8 or FP8
     scales: Floats  # [outputs], or [inputs / block, outputs]
     block: int | None
 
@@ -39,6 +42,17 @@ def by_output(matrix: Floats, dtype: type[np.floating] | np.dtype[np.floating] =
     """
     scales = _stored(np.abs(matrix).max(axis=0) / INT8_MAX, dtype)
     return Quantized(_rounded(matrix, scales, INT8_MAX), scales, None)
+
+
+def as_fp8(matrix: Floats, dtype: type[np.floating] | np.dtype[np.floating] = np.float32) -> Quantized:
+    """Floats of 8 bits (E4M3), one scale per output: its largest weight becomes the largest of the type."""
+    scales = _stored(np.abs(matrix).max(axis=0) / FP8_MAX, dtype)
+    return Quantized(fp8(matrix / scales), scales, None)
+
+
+def fp8(values: Floats) -> NDArray[Any]:
+    """The nearest of the type; what is larger than all of them becomes the largest."""
+    return np.clip(values, -FP8_MAX, FP8_MAX).astype(FP8)
 
 
 def by_block(

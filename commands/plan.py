@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from bundle.config import Limits, ModelConfig, require_limits, usual_limits
-from bundle.signature import DTYPE_BYTES, Component, Precision
+from bundle.signature import DTYPE_BYTES, FLOATS, Component, Precision
 from bundle.store import MANIFEST, Bundle
 from commands.terminal import say, size, table
 from engines.gpus import GPUS, Gpu, gpu_named
@@ -43,7 +43,7 @@ def run(
         gpu=chosen,
         vram_bytes=None if vram_gib is None else int(vram_gib * GIB),
     )
-    plans = {one: plan(model, limits, one, weight_bytes(model, one)) for one in Precision}
+    plans = {one: plan(model, limits, one, weight_bytes(model, one)) for one in FLOATS}
     asked = Precision(precision) if precision else Precision.FP16
     if as_json:
         click.echo(json.dumps(_document(plans, machine), indent=2))

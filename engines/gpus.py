@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bundle.errors import UsageError
-from bundle.signature import Precision
+from bundle.signature import FLOATS, Precision
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Gpu:
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """What it computes in: bf16 came with sm80."""
-        return tuple(one for one in Precision if one is not Precision.BF16 or int(self.target[2:]) >= 80)
+        return tuple(one for one in FLOATS if one is not Precision.BF16 or int(self.target[2:]) >= 80)
 
 
 def _gpu(name: str, target: str, gigabytes: float, gigabytes_per_second: float) -> Gpu:

@@ -18,7 +18,7 @@ import torch
 
 from bundle.config import ModelConfig
 from bundle.errors import UnsupportedError
-from bundle.signature import DTYPE_BYTES, Precision
+from bundle.signature import DTYPE_BYTES, FLOATS, Precision
 from exporter.checkpoint import Checkpoint
 from exporter.layouts import blocks
 from exporter.modules.build import TORCH_DTYPES
@@ -104,7 +104,7 @@ def load_weights(weights: Sequence[Weight], model: ModelConfig, checkpoint: Chec
 
 def _converted(block: torch.Tensor, weight: Weight, dtype: str, checkpoint: Checkpoint) -> torch.Tensor:
     """The block in its final type, all of it finite."""
-    precision = next(p for p in Precision if p.dtype == dtype)
+    precision = next(p for p in FLOATS if p.dtype == dtype)
     values = block.to(TORCH_DTYPES[precision])
     # NaN propagates; isfinite is 50 times slower. Nothing that is not finite becomes finite by conversion.
     if values.numel() == 0 or torch.stack(torch.aminmax(values)).isfinite().all():

@@ -31,7 +31,7 @@ class CpuBackend:
     # Quantized ones are taken when asked for.
     precisions: tuple[Precision, ...] = (
         *(Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT8_WEIGHT, Precision.INT4),
-        *(Precision.INT8_FP16, Precision.INT8_WEIGHT_FP16, Precision.INT4_FP16),
+        *(Precision.INT8_FP16, Precision.INT8_WEIGHT_FP16, Precision.INT4_FP16, Precision.FP8, Precision.FP8_FP16),
     )
     whole_window = False
     overlaps = False  # both would want the same cores

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bundle.signature import Component
 from calibration import state
-from calibration.observers import BINS, KEPT_ROWS, Seen, scale_of
+from calibration.observers import BINS, KEPT_ROWS, Seen, range_of
 from calibration.recipe import Observer
 
 
@@ -59,14 +59,14 @@ def test_max_is_the_largest_and_percentile_leaves_outliers_out() -> None:
     usual = values(0, 5000)
     usual[0, 0] = 1000
     found = seen(usual)
-    assert scale_of(found, Observer.MAX, 0) * 127 == 1000
-    assert 3 < scale_of(found, Observer.PERCENTILE, 99.9) * 127 < 5
+    assert range_of(found, Observer.MAX, 0) == 1000
+    assert 3 < range_of(found, Observer.PERCENTILE, 99.9) < 5
 
 
 @pytest.mark.parametrize("observer", [Observer.MSE, Observer.ENTROPY])
 def test_searched_ranges_lie_between_the_bulk_and_the_largest(observer: Observer) -> None:
     found = seen(values(0, 20000))
-    assert 1 < scale_of(found, observer, 0) * 127 <= found.limit
+    assert 1 < range_of(found, observer, 0) <= found.limit
 
 
 def test_the_range_of_least_error_has_less_error_than_the_largest() -> None:
@@ -76,18 +76,17 @@ def test_the_range_of_least_error_has_less_error_than_the_largest() -> None:
     def error(scale: float) -> float:
         return float(np.square(usual - np.clip(np.rint(usual / scale), -128, 127) * scale).mean())
 
-    assert error(scale_of(found, Observer.MSE, 0)) < error(scale_of(found, Observer.MAX, 0))
+    assert error(range_of(found, Observer.MSE, 0) / 127) < error(range_of(found, Observer.MAX, 0) / 127)
 
 
 @pytest.mark.parametrize("observer", list(Observer))
 def test_an_activation_that_is_always_zero_has_a_scale(observer: Observer) -> None:
-    assert scale_of(seen(np.zeros((4, 8), np.float32)), observer, 99) == 1.0
+    assert range_of(seen(np.zeros((4, 8), np.float32)), observer, 99) == 1.0
 
 
 @pytest.mark.parametrize("observer", list(Observer))
 def test_a_constant_activation_is_in_its_range(observer: Observer) -> None:
-    scale = scale_of(seen(np.full((4, 8), 0.3, np.float32)), observer, 99)
-    assert 0.29 < scale * 127 <= 0.3 + 1e-6
+    assert 0.29 < range_of(seen(np.full((4, 8), 0.3, np.float32)), observer, 99) <= 0.3 + 1e-6
 
 
 def test_state_is_read_as_it_was_written(tmp_path: Path) -> None:

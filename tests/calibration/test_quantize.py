@@ -61,7 +61,7 @@ def bundle(demo_bundle: Callable[[str], Path], tmp_path: Path) -> Copy:
     return copy
 
 
-@pytest.mark.parametrize("name", ["int8", "int8-weight", "int4"])
+@pytest.mark.parametrize("name", ["int8", "int8-weight", "int4", "fp8"])
 def test_every_recipe_makes_graphs_that_answer(name: str, bundle: Copy, questions: DataSet, samples: str) -> None:
     path = bundle()
     report = quantize(path, Choices(read_recipe(name), samples=samples, max_drop=0.25), questions)

@@ -9,7 +9,7 @@ from calibration.recipe import Kind, Recipe, read_recipe, shipped
 
 
 def test_the_shipped_recipes_are_called_after_what_they_make() -> None:
-    assert shipped() == ("int4", "int8", "int8-weight")
+    assert shipped() == ("fp8", "int4", "int8", "int8-weight")
     assert [read_recipe(name).kind.value for name in shipped()] == list(shipped())
 
 
@@ -30,7 +30,7 @@ def test_only_weights_in_8_bits_need_no_samples() -> None:
         ("kind = ", "is no TOML"),
         ('kind = "int8"', "'max_drop' is missing"),
         ('kind = "int8"\nmax_drop = 0.1\nblok = 3', "'blok' is unknown; a recipe may say kind, max_drop, block"),
-        ('kind = "int9"\nmax_drop = 0.1', "kind is 'int9'; choose one of float, int8, int8-weight, int4"),
+        ('kind = "int9"\nmax_drop = 0.1', "kind is 'int9'; choose one of float, int8, int8-weight, int4, fp8"),
         ('kind = "float"\nmax_drop = 0.1', "kind is 'float', which quantizes nothing"),
         ('kind = "int8"\nmax_drop = 3', "max_drop is 3; give a number from 0 to 1"),
         ('kind = "int8"\nmax_drop = true', "max_drop is True; give a number"),
@@ -52,7 +52,5 @@ def test_a_wrong_recipe_is_refused(text: str, sentence: str, tmp_path: Path) -> 
 
 
 def test_a_recipe_that_is_not_there() -> None:
-    with pytest.raises(
-        UsageError, match="there is no recipe int3; give a TOML file, or one of int4, int8, int8-weight"
-    ):
+    with pytest.raises(UsageError, match="there is no recipe int3; give a TOML file, or one of fp8, int4, int8"):
         read_recipe("int3")

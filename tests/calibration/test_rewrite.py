@@ -41,12 +41,12 @@ def rewritten(graph: Path, plan: Plan, folder: Path) -> tuple[Path, tuple[LayerE
     return target, errors
 
 
-def plan_of(graph: Path, component: Component, kind: Kind, scale: float | None = None) -> Plan:
+def plan_of(graph: Path, component: Component, kind: Kind, limit: float | None = None) -> Plan:
     groups = find_groups(ir.load(graph), find_linears(ir.load(graph), component))
     known = {}
-    if scale is not None:
+    if limit is not None:
         known = {
-            one.source: Activation(np.ones((1, n), np.float32), np.ones(n, np.float32), scale)
+            one.source: Activation(np.ones((1, n), np.float32), np.ones(n, np.float32), limit)
             for one in groups
             for n in [one.linears[0].inputs]
         }
@@ -75,7 +75,7 @@ def test_every_product_becomes_one_integer_kernel(
     component: Component, kind: Kind, exported: Exported, tmp_path: Path
 ) -> None:
     graph = graph_of(exported, component)
-    plan = plan_of(graph, component, kind, scale=0.05 if kind is Kind.INT8 else None)
+    plan = plan_of(graph, component, kind, limit=6.0 if kind is Kind.INT8 else None)
     found = fused(rewritten(graph, plan, tmp_path)[0], tmp_path)
     kernel = "MatMulIntegerToFloat" if kind is Kind.INT8 else "MatMulNBits"
     assert found[kernel] == len(plan.treatments) and found["DequantizeLinear"] == found["MatMul"] == found["Gemm"] == 0
@@ -148,7 +148,7 @@ def test_balancing_changes_nothing_but_the_rounding(exported: Exported, tmp_path
 
 def test_fp16_graphs_keep_fp16_scales(exported: Exported, tmp_path: Path) -> None:
     graph = graph_of(exported, Component.DECODER, "fp16")
-    target, _ = rewritten(graph, plan_of(graph, Component.DECODER, Kind.INT8, scale=0.05), tmp_path)
+    target, _ = rewritten(graph, plan_of(graph, Component.DECODER, Kind.INT8, limit=6.0), tmp_path)
     scales = [
         tensor for tensor in onnx.load(target, load_external_data=False).graph.initializer
         if tensor.name.endswith(".scale")

@@ -46,7 +46,7 @@ def test_what_was_not_judged_is_judged_by_verify(bundle: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "code", "sentence"),
     [
-        (["--recipe", "int3"], 2, "there is no recipe int3; give a TOML file, or one of int4, int8, int8-weight"),
+        (["--recipe", "int3"], 2, "there is no recipe int3; give a TOML file, or one of fp8, int4, int8, int8-weight"),
         (["--recipe", "int8", "--samples", "gone.jsonl"], 2, "gone.jsonl is no file and no folder"),
         (["--recipe", "int8", "--evaluate", "gone.jsonl"], 2, "gone.jsonl is no file and no folder"),
         (["--recipe", "int8", "--activations", "fp16"], 2, r"has not all fp16 graphs \(it has fp32\)"),
