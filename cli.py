@@ -132,6 +132,7 @@ def plan(path: Path, **options: Any) -> None:
 @click.option("--evaluate", default="synthetic", show_default=True, help="JSONL of questions that judge, or none.")
 @click.option("--count", type=click.IntRange(min=1), help="Questions of synthetic.  [default: 400]")
 @click.option("--max-drop", type=click.FloatRange(0, 1), help="Of any task's score.  [default: the recipe's]")
+@click.option("--auto", is_flag=True, help="Leave the fewest layers in float that let the answers hold.")
 @click.option("--force", is_flag=True, help="Replace graphs that the bundle already has.")
 @click.option("--unverified", is_flag=True, help="Quantize graphs that are not shown equal to the model.")
 def quantize(bundle: Path, **options: Any) -> None:

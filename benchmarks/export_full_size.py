@@ -69,6 +69,15 @@ def watched(*arguments: object) -> tuple[float, int]:
 
 def resident_bytes(pid: int) -> int:
     """Resident memory of a process and of all below it; memory that two of them share counts twice."""
+    total = 0
+    for member in family_of(pid):
+        with suppress(OSError):
+            total += int(Path(f"/proc/{member}/statm").read_text().split()[1])
+    return total * os.sysconf("SC_PAGE_SIZE")
+
+
+def family_of(pid: int) -> set[int]:
+    """A process and all below it."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -76,11 +85,7 @@ def resident_bytes(pid: int) -> int:
     family = {pid}
     while grown := {child for child, parent in parents.items() if parent in family} - family:
         family |= grown
-    total = 0
-    for member in family:
-        with suppress(OSError):
-            total += int(Path(f"/proc/{member}/statm").read_text().split()[1])
-    return total * os.sysconf("SC_PAGE_SIZE")
+    return family
 
 
 def plain_copy(source: Path, target: Path) -> tuple[float, int]:

@@ -38,12 +38,11 @@ class Verdict:
         return not self.failures
 
 
-def judge(floats: Choice, quantized: Choice, questions: DataSet, max_drop: float, count_bar: CountBar) -> Verdict:
-    """Both graphs' greedy answers to every question, one after the other, and whether no task lost more than allowed.
+def judge(before: Result, after: Result, max_drop: float) -> Verdict:
+    """Whether no task lost more than allowed, from the float graphs' answers to the quantized ones'.
 
     A task of few questions may lose the share of one answer: less cannot be told from chance.
     """
-    before, after = (_answers(choice, questions, count_bar) for choice in (floats, quantized))
     comparison = compare(after.evaluation, after.setup.tokenizer_sha256, as_baseline(before))
     failures = [
         f"{one.task} fell from {one.baseline_score:.3f} to {one.baseline_score + one.difference:.3f}, by more than "
@@ -51,7 +50,7 @@ def judge(floats: Choice, quantized: Choice, questions: DataSet, max_drop: float
         for one in (*comparison.tasks, comparison.overall)
         if -one.difference > allowed(one, max_drop) + 1e-9
     ]
-    return Verdict(comparison, tuple(failures), questions, max_drop)
+    return Verdict(comparison, tuple(failures), after.data, max_drop)
 
 
 def record(bundle: Bundle, precision: Precision, verdict: Verdict, report: Mapping[str, Any]) -> None:
@@ -92,8 +91,8 @@ def as_text(report: Mapping[str, Any]) -> str:
     return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
 
 
-def _answers(choice: Choice, questions: DataSet, count_bar: CountBar) -> Result:
-    """The graphs are out of memory when this returns."""
+def ask(choice: Choice, questions: DataSet, count_bar: CountBar) -> Result:
+    """Greedy answers to every question; the graphs are out of memory when this returns."""
     model = choice.load()
     with count_bar(f"ask {choice.precision}", len(questions.examples)) as bar:
         found = evaluate(model, questions, NEW_TOKENS, progress=lambda _: None if bar is None else bar.update(1))

@@ -65,12 +65,12 @@ def _plan(job: Job, component: Component, seen: Seens, factors: Factors, *, bala
 
 
 def _factors(job: Job, seen: Seens) -> Factors:
-    """For every group behind a norm that only its products read, all of them quantized."""
+    """For every group whose activation can be divided, and has a product to be quantized."""
     found: Factors = {}
     for component, work in job.work.items():
         model = ir.load(job.bundle.path / work.entry.graph.path)
         for group in work.groups:
-            if group.fold is not None and len(work.of(group)) == len(group.linears):
+            if group.fold is not None and work.of(group):
                 found[component, group.source] = _balanced(job, component, group, model, seen)
     return found
 

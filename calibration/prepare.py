@@ -27,6 +27,7 @@ class Choices:
     samples: str = SYNTHETIC  # a file, a folder, or the word
     max_drop: float | None = None  # None: the recipe's
     force: bool = False  # replace graphs the bundle has
+    auto: bool = False  # leave the fewest layers in float that let the answers hold
     unverified: bool = False  # quantize graphs that were not shown equal to the model
 
 

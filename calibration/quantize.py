@@ -1,32 +1,30 @@
 """Bundle in, quantized graphs in the same bundle: observed, rewritten, and published if their answers hold."""
 
 import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-
-import onnx_ir as ir
 
 from bundle.entries import GraphEntry
 from bundle.errors import VerificationError
 from bundle.progress import Bar
 from bundle.signature import Component, Precision
 from bundle.staging import replace_file, require_room, staging_folder, storage_errors
-from bundle.store import MANIFEST, Bundle, file_entry, graph_paths, publish_graphs
+from bundle.store import Bundle, publish_graphs
 from calibration import state
-from calibration.gate import CountBar, Verdict, as_text, costliest, document, judge, record, report_path
+from calibration.attempt import Attempt, Bars, ByteBar, attempt
+from calibration.gate import CountBar, Verdict, as_text, ask, costliest, document, judge, record, report_path
 from calibration.planning import plans
 from calibration.prepare import Choices, Job, prepare
-from calibration.rewrite import LayerError, Plan, rewrite
+from calibration.rewrite import LayerError, Plan
+from calibration.search import fewest_kept
 from evaluation.dataset import DataSet
+from evaluation.result import Result
 from runtime.model import Choice
 from runtime.ort import CpuBackend
-
-ByteBar = Callable[[str, int], AbstractContextManager[Bar | None]]
 
 
 def no_bar(label: str, total: int) -> AbstractContextManager[Bar | None]:
@@ -39,6 +37,7 @@ class Report:
 
     precision: Precision
     layers: tuple[LayerError, ...]
+    kept: tuple[str, ...]  # layers that the search left in float
     verdict: Verdict | None  # None: not judged yet
     float_bytes: int  # of all graphs' weights
     quantized_bytes: int
@@ -70,28 +69,35 @@ def quantize(
         UsageError, DataSetError, BundleError: as `prepare` has it; nothing is written.
         StorageError: no room, or no permission.
     """
-    started = perf_counter()
+    started, bars = perf_counter(), Bars(byte_bar, count_bar)
     job = prepare(path, choices, questions)
     float_bytes = sum(work.entry.weights.size for work in job.work.values())
     require_room(path, float_bytes)
     planned = plans(job, count_bar, say)
+    before = None if questions is None else ask(job.float_graphs, questions, count_bar)
+    kept: frozenset[str] = frozenset()
+    if choices.auto and before is not None:
+        kept = fewest_kept(lambda layers: _tried(job, planned, layers, before, bars), say)
     with staging_folder(path / "graphs") as staging:
-        written = [_write(job, component, plan, staging, byte_bar) for component, plan in planned.items()]
-        entries = tuple(entry for entry, _ in written)
-        layers = tuple(error for _, errors in written for error in errors)
-        verdict = _verdict(job, staging, entries, count_bar)
+        made = attempt(job, planned, kept, before, staging, bars)
         report = Report(
             precision=job.precision,
-            layers=layers,
-            verdict=verdict,
+            layers=made.layers,
+            kept=tuple(sorted(kept)),
+            verdict=made.verdict,
             float_bytes=float_bytes,
-            quantized_bytes=sum(entry.weights.size for entry in entries),
+            quantized_bytes=sum(entry.weights.size for entry in made.entries),
             seconds=perf_counter() - started,
             path=report_path(job.precision),
         )
-        _publish(job, report, staging, entries)
+        _publish(job, report, staging, made.entries)
     state.clear(path)
     return report
+
+
+def _tried(job: Job, planned: Mapping[Component, Plan], kept: frozenset[str], before: Result, bars: Bars) -> Attempt:
+    with staging_folder(job.bundle.path / "graphs") as staging:
+        return attempt(job, planned, kept, before, staging, bars)
 
 
 def judge_published(
@@ -109,46 +115,13 @@ def judge_published(
         BundleError: graphs are missing or damaged.
     """
     bundle = Bundle.open(path)
-    sides = [Choice(bundle, CpuBackend(), one, 0) for one in (precision.floating, precision)]
-    verdict = judge(sides[0], sides[1], questions, max_drop, count_bar)
+    before, after = (
+        ask(Choice(bundle, CpuBackend(), one, 0), questions, count_bar) for one in (precision.floating, precision)
+    )
+    verdict = judge(before, after, max_drop)
     target = path / report_path(precision)
     record(bundle, precision, verdict, json.loads(target.read_text(encoding="utf-8")) if target.exists() else {})
     return verdict
-
-
-def _write(
-    job: Job, component: Component, plan: Plan, staging: Path, byte_bar: ByteBar
-) -> tuple[GraphEntry, tuple[LayerError, ...]]:
-    """One quantized graph into the staging folder."""
-    source = job.work[component].entry
-    graph, weights = graph_paths(component, job.precision)
-    (staging / graph).parent.mkdir(parents=True, exist_ok=True)
-    model = ir.load(job.bundle.path / source.graph.path)
-    with byte_bar(f"quantize {component}", source.weights.size) as bar:
-        on_bytes = (lambda _: None) if bar is None else bar.update
-        digest, errors = rewrite(model, plan, staging / weights, on_bytes)
-    (staging / graph).write_bytes(ir.serde.serialize_model(model).SerializeToString())
-    entry = GraphEntry(
-        component=component,
-        precision=job.precision,
-        opset=source.opset,
-        graph=file_entry(staging, graph),
-        weights=file_entry(staging, weights, digest),
-    )
-    return entry, errors
-
-
-def _verdict(job: Job, staging: Path, entries: tuple[GraphEntry, ...], count_bar: CountBar) -> Verdict | None:
-    """The staged graphs' answers against those of the float ones; None where there are no questions."""
-    if job.questions is None:
-        return None
-    manifest, tokenizer = job.bundle.manifest, job.bundle.manifest.tokenizer.path
-    (staging / tokenizer).parent.mkdir()
-    shutil.copyfile(job.bundle.path / tokenizer, staging / tokenizer)
-    alone = replace(manifest, graphs=entries, engines=(), verifications=())
-    replace_file(staging / MANIFEST, alone.dumps())
-    staged = Choice(Bundle.open(staging), CpuBackend(), job.precision, 0)
-    return judge(job.float_graphs, staged, job.questions, job.max_drop, count_bar)
 
 
 def _publish(job: Job, report: Report, staging: Path, entries: tuple[GraphEntry, ...]) -> None:
@@ -168,7 +141,8 @@ def _publish(job: Job, report: Report, staging: Path, entries: tuple[GraphEntry,
         raise VerificationError(
             f"{job.bundle.path}: the {job.precision} answers are too much worse, so nothing is published: "
             f"{'; '.join(verdict.failures)}. The layers furthest from what they were: {costliest(report.layers)}; "
-            f"keep some of them in float (a recipe's [layers]), or allow more with --max-drop. All of it is in {target}"
+            "keep some of them in float (a recipe's [layers], or --auto, which finds them), or allow more with "
+            f"--max-drop. All of it is in {target}"
         )
 
 
@@ -188,6 +162,7 @@ def _document(job: Job, report: Report) -> dict[str, Any]:
         if samples is None
         else {"name": samples.name, "sha256": samples.sha256, "count": len(samples.samples)},
         "coverage": None if samples is None else samples.coverage,
+        "kept": report.kept,
         "layers": [asdict(one) for one in sorted(report.layers, key=lambda one: -one.error)],
         "float_bytes": report.float_bytes,
         "quantized_bytes": report.quantized_bytes,

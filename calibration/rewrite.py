@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from calibration.linears import Group, Linear, matrix_columns
 from calibration.recipe import Kind
@@ -105,10 +106,7 @@ def rewrite(
             if name in treatments:
                 errors.append(_replace(model, value, treatments[name], plan, folded.get(name), file))
             elif isinstance(tensor, ir.ExternalTensor):
-                values = tensor.numpy()
-                if name in folded:
-                    values = (values.astype(np.float32) / folded[name]).astype(values.dtype)
-                value.const_value = file.append(name, values, tensor.dtype)
+                value.const_value = file.append(name, _left_in_float(name, tensor, plan, folded), tensor.dtype)
         _quantize_activations(model, plan)
     return file.sha256, tuple(errors)
 
@@ -122,6 +120,24 @@ def _folded(plan: Plan) -> dict[str, Floats]:
         for name in (group.fold.weight, group.fold.bias)
         if name is not None
     }
+
+
+def _left_in_float(name: str, tensor: ir.TensorProtocol, plan: Plan, folded: Mapping[str, Floats]) -> NDArray[Any]:
+    """A weight that is not quantized, with its side of every balance."""
+    values = tensor.numpy()
+    takes = next(
+        (g for g in plan.groups if g.source in plan.factors and name in [one.weight for one in g.linears]), None
+    )
+    if takes is None and name not in folded:
+        return values
+    found = values.astype(np.float32)
+    if takes is not None:
+        (linear,) = (one for one in takes.linears if one.weight == name)
+        factors = plan.factors[takes.source]
+        found = found * (factors if linear.transposed else factors[:, None])
+    if name in folded:
+        found = found / folded[name]
+    return found.astype(values.dtype)
 
 
 def _replace(

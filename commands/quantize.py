@@ -27,10 +27,9 @@ def run(
     evaluate: str,
     count: int | None,
     max_drop: float | None,
-    force: bool,
-    unverified: bool,
+    **options: bool,
 ) -> None:
-    choices = Choices(read_recipe(recipe), Precision(activations), samples, max_drop, force, unverified)
+    choices = Choices(read_recipe(recipe), Precision(activations), samples, max_drop, **options)
     asked = None if evaluate == NOBODY else questions(bundle, evaluate, count)
     if choices.recipe.needs_samples and samples == SYNTHETIC:
         say("samples: drawn scenes; give pictures and questions of your own with --samples")
@@ -38,6 +37,8 @@ def run(
     if report.verdict is not None:
         click.echo(f"{shown(report.verdict)}\n")
     click.echo(_layers(report))
+    if report.kept:
+        say(f"left in float: {', '.join(report.kept)}")
     say(
         f"{report.precision}: {size(report.quantized_bytes)} instead of {size(report.float_bytes)}, "
         f"{report.seconds:.0f} s; {report.path}"

@@ -124,6 +124,18 @@ def test_a_layer_can_be_kept(bundle: Copy, questions: DataSet) -> None:
     assert kinds["decoder.lm_head"] is Kind.INT4 and kinds["resampler.key"] is Kind.INT8_WEIGHT
 
 
+def test_the_layers_that_have_to_stay_are_found(bundle: Copy, questions: DataSet, samples: str) -> None:
+    """Only the resampler's activations are rounded, and cut where half of them lie."""
+    path, said = bundle(), list[str]()
+    floats = {"vision_encoder.*": Kind.FLOAT, "decoder.*": Kind.FLOAT}
+    recipe = Recipe(Kind.INT8, 0.0, observer=Observer.PERCENTILE, percentile=50, layers=floats)
+    report = quantize(path, Choices(recipe, samples=samples, auto=True), questions, said.append)
+    assert report.verdict is not None and report.verdict.passed and 0 < len(report.kept) <= 5
+    assert len(report.layers) == 5 - len(report.kept)
+    assert any("layers in float: the answers do not (" in line for line in said)
+    assert json.loads((path / report.path).read_text())["kept"] == list(report.kept)
+
+
 def test_a_rule_for_no_layer_is_a_mistake(bundle: Copy, questions: DataSet) -> None:
     recipe = Recipe(Kind.INT8_WEIGHT, 0.3, layers={"decoder.head": Kind.FLOAT})
     with pytest.raises(UsageError, match="no layer is called 'decoder.head', .*; names are like vision_encoder"):

@@ -146,6 +146,36 @@ def test_balancing_changes_nothing_but_the_rounding(exported: Exported, tmp_path
         assert np.corrcoef(right.ravel(), run(other, pixel_values=pixels).ravel())[0, 1] > 0.997
 
 
+@pytest.mark.parametrize("component", list(Component))
+def test_what_stays_in_float_has_its_side_of_the_balance(
+    component: Component, exported: Exported, tmp_path: Path
+) -> None:
+    """Balanced, and nothing quantized: the weights of every product and of what it follows differ, the function not."""
+    graph = graph_of(exported, component)
+    plan, random = plan_of(graph, component, Kind.INT8_WEIGHT), np.random.default_rng(5)
+    factors = {
+        group.source: random.uniform(0.5, 2, group.linears[0].inputs).astype(np.float32)
+        for group in plan.groups
+        if group.fold is not None
+    }
+    target, errors = rewritten(graph, replace(plan, treatments=(), factors=factors), tmp_path)
+    assert factors and errors == ()
+    weights = [ir.load(path).graph.initializers for path in (graph, target)]
+    changed = {
+        name for name, value in weights[0].items()
+        if (value.const_value.numpy() != weights[1][name].const_value.numpy()).any()  # type: ignore[union-attr]
+    }  # fmt: skip
+    for group in plan.groups:
+        if group.fold is not None:
+            assert {group.fold.weight, *(linear.weight for linear in group.linears)} <= changed
+    value = ir.load(graph).graph.inputs[0]
+    assert value.name is not None and value.shape is not None
+    shape = [axis if isinstance(axis, int) else 1 for axis in value.shape]
+    if component is not Component.DECODER:
+        given = {value.name: random.standard_normal(shape).astype(np.float32)}
+        np.testing.assert_allclose(run(target, **given), run(graph, **given), rtol=1e-3, atol=1e-4)
+
+
 def test_fp16_graphs_keep_fp16_scales(exported: Exported, tmp_path: Path) -> None:
     graph = graph_of(exported, Component.DECODER, "fp16")
     target, _ = rewritten(graph, plan_of(graph, Component.DECODER, Kind.INT8, limit=6.0), tmp_path)

@@ -1,0 +1,99 @@
+"""Graphs of one plan in a staging folder, and their answers: what is published if they hold, or tried again if not."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from bundle.entries import GraphEntry
+from bundle.progress import Bar
+from bundle.signature import Component
+from bundle.staging import replace_file
+from bundle.store import MANIFEST, Bundle, file_entry, graph_paths
+from calibration.gate import CountBar, Verdict, ask, judge
+from calibration.prepare import Job
+from calibration.rewrite import LayerError, Plan, rewrite
+from evaluation.result import Result
+from runtime.model import Choice
+from runtime.ort import CpuBackend
+
+ByteBar = Callable[[str, int], AbstractContextManager[Bar | None]]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Progress bars for a label and a total."""
+
+    bytes: ByteBar
+    count: CountBar
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What lies in the staging folder."""
+
+    entries: tuple[GraphEntry, ...]
+    layers: tuple[LayerError, ...]
+    verdict: Verdict | None  # None: nobody asked
+
+
+def attempt(
+    job: Job, plans: Mapping[Component, Plan], kept: frozenset[str], before: Result | None, staging: Path, bars: Bars
+) -> Attempt:
+    """Writes the quantized graphs and asks them what the float ones were asked.
+
+    Args:
+        job: whose graphs.
+        plans: what is to be done to each graph.
+        kept: layers that stay in float nevertheless.
+        before: the float graphs' answers; None asks nothing.
+        staging: an empty folder.
+        bars: progress.
+    """
+    written = [_write(job, component, without(plan, kept), staging, bars) for component, plan in plans.items()]
+    entries = tuple(entry for entry, _ in written)
+    layers = tuple(error for _, errors in written for error in errors)
+    if before is None:
+        return Attempt(entries, layers, None)
+    after = ask(_staged(job, staging, entries), before.data, bars.count)
+    return Attempt(entries, layers, judge(before, after, job.max_drop))
+
+
+def without(plan: Plan, kept: frozenset[str]) -> Plan:
+    """The plan with those layers left in float."""
+    return replace(plan, treatments=tuple(one for one in plan.treatments if one.linear.name not in kept))
+
+
+def _write(
+    job: Job, component: Component, plan: Plan, staging: Path, bars: Bars
+) -> tuple[GraphEntry, tuple[LayerError, ...]]:
+    """One quantized graph into the staging folder."""
+    source = job.work[component].entry
+    graph, weights = graph_paths(component, job.precision)
+    (staging / graph).parent.mkdir(parents=True, exist_ok=True)
+    model = ir.load(job.bundle.path / source.graph.path)
+    with bars.bytes(f"quantize {component}", source.weights.size) as bar:
+        on_bytes = (lambda _: None) if bar is None else bar.update
+        digest, errors = rewrite(model, plan, staging / weights, on_bytes)
+    (staging / graph).write_bytes(ir.serde.serialize_model(model).SerializeToString())
+    entry = GraphEntry(
+        component=component,
+        precision=job.precision,
+        opset=source.opset,
+        graph=file_entry(staging, graph),
+        weights=file_entry(staging, weights, digest),
+    )
+    return entry, errors
+
+
+def _staged(job: Job, staging: Path, entries: tuple[GraphEntry, ...]) -> Choice:
+    """The staged graphs as a bundle of their own."""
+    manifest, tokenizer = job.bundle.manifest, job.bundle.manifest.tokenizer.path
+    (staging / tokenizer).parent.mkdir()
+    shutil.copyfile(job.bundle.path / tokenizer, staging / tokenizer)
+    alone = replace(manifest, graphs=entries, engines=(), verifications=())
+    replace_file(staging / MANIFEST, alone.dumps())
+    return Choice(Bundle.open(staging), CpuBackend(), job.precision, 0)

@@ -1,0 +1,41 @@
+"""The fewest layers to leave in float, so that the answers hold."""
+
+from collections.abc import Callable
+
+from calibration.attempt import Attempt
+
+
+def fewest_kept(try_with: Callable[[frozenset[str]], Attempt], say: Callable[[str], None]) -> frozenset[str]:
+    """The shortest beginning of the layers, the one with the largest error first, that suffices to be left in float.
+
+    Doubled until the answers hold, then halved between the last two: about twice the logarithm of the number of layers
+    in attempts. It is the fewest in that order; another set of as many might do as well.
+
+    Args:
+        try_with: makes and judges the graphs with those layers in float.
+        say: told of every attempt.
+    Returns:
+        The layers; all of them where nothing less suffices.
+    """
+    first = try_with(frozenset())
+    order = [one.layer for one in sorted(first.layers, key=lambda one: -one.error)]
+
+    def holds(count: int) -> bool:
+        made = first if count == 0 else try_with(frozenset(order[:count]))
+        assert made.verdict is not None
+        how = "hold" if made.verdict.passed else f"do not ({'; '.join(made.verdict.failures)})"
+        say(f"{count} of {len(order)} layers in float: the answers {how}")
+        return made.verdict.passed
+
+    if holds(0):
+        return frozenset()
+    fails, suffices = 0, 1
+    while suffices < len(order) and not holds(suffices):
+        fails, suffices = suffices, min(2 * suffices, len(order))
+    while suffices - fails > 1:
+        middle = (fails + suffices) // 2
+        if holds(middle):
+            suffices = middle
+        else:
+            fails = middle
+    return frozenset(order[:suffices])

@@ -1,0 +1,33 @@
+"""The fewest layers in float: found in few attempts, and never fewer than suffice."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calibration.attempt import Attempt
+from calibration.gate import Verdict
+from calibration.recipe import Kind
+from calibration.rewrite import LayerError
+from calibration.search import fewest_kept
+from evaluation.baseline import Comparison, Difference
+from evaluation.dataset import DataSet
+from evaluation.intervals import Interval
+
+NOTHING = Comparison("", (), Difference("all", "", 1, 1.0, 0.0, Interval(0, 0, "wilson"), None, None))
+
+
+@given(st.integers(1, 60), st.data())
+def test_as_many_as_suffice_and_no_more(layers: int, data: st.DataObject) -> None:
+    needed = data.draw(st.integers(0, layers))
+    errors = tuple(LayerError(f"layer {at}", Kind.INT8, float(at), 4, 1) for at in range(layers))
+    said: list[str] = []
+
+    def try_with(kept: frozenset[str]) -> Attempt:
+        assert kept == {f"layer {at}" for at in range(layers - len(kept), layers)}, "the largest error first"
+        failures = () if len(kept) >= needed else ("all fell",)
+        return Attempt((), errors, Verdict(NOTHING, failures, DataSet("", "", ()), 0.0))
+
+    found = fewest_kept(try_with, said.append)
+    assert len(found) == needed
+    assert len(said) <= 2 * layers.bit_length() + 1
+    if needed:
+        assert said[0] == f"0 of {layers} layers in float: the answers do not (all fell)"
