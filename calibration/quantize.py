@@ -17,6 +17,7 @@ from bundle.store import Bundle, publish_graphs
 from calibration import state
 from calibration.attempt import Attempt, Bars, ByteBar, attempt
 from calibration.gate import CountBar, Verdict, as_text, ask, costliest, document, judge, record, report_path
+from calibration.picture import error_picture
 from calibration.planning import plans
 from calibration.prepare import Choices, Job, prepare
 from calibration.rewrite import LayerError, Plan
@@ -38,6 +39,7 @@ class Report:
     precision: Precision
     layers: tuple[LayerError, ...]
     kept: tuple[str, ...]  # layers that the search left in float
+    limits: Mapping[str, float]  # activation → the largest magnitude that 8 bits show of it
     verdict: Verdict | None  # None: not judged yet
     float_bytes: int  # of all graphs' weights
     quantized_bytes: int
@@ -84,6 +86,7 @@ def quantize(
             precision=job.precision,
             layers=made.layers,
             kept=tuple(sorted(kept)),
+            limits=_limits(planned),
             verdict=made.verdict,
             float_bytes=float_bytes,
             quantized_bytes=sum(entry.weights.size for entry in made.entries),
@@ -93,6 +96,14 @@ def quantize(
         _publish(job, report, staging, made.entries)
     state.clear(path)
     return report
+
+
+def _limits(planned: Mapping[Component, Plan]) -> dict[str, float]:
+    return {
+        f"{component}.{source}": known.limit
+        for component, plan in planned.items()
+        for source, known in plan.activations.items()
+    }
 
 
 def _tried(job: Job, planned: Mapping[Component, Plan], kept: frozenset[str], before: Result, bars: Bars) -> Attempt:
@@ -130,6 +141,7 @@ def _publish(job: Job, report: Report, staging: Path, entries: tuple[GraphEntry,
         VerificationError: the verdict is bad; the report is in the bundle, the graphs are not.
     """
     made, verdict, target = _document(job, report), report.verdict, job.bundle.path / report.path
+    _write_picture(report, target.with_suffix(".svg"))
     if verdict is None:
         publish_graphs(job.bundle, staging, entries)
         _write_report(target, {**made, "judged": None})
@@ -144,6 +156,13 @@ def _publish(job: Job, report: Report, staging: Path, entries: tuple[GraphEntry,
             "keep some of them in float (a recipe's [layers], or --auto, which finds them), or allow more with "
             f"--max-drop. All of it is in {target}"
         )
+
+
+def _write_picture(report: Report, target: Path) -> None:
+    title = f"{report.precision}: error of each layer's product, relative, on the samples"
+    with storage_errors(target):
+        target.parent.mkdir(exist_ok=True)
+    replace_file(target, error_picture(title, report.layers))
 
 
 def _write_report(target: Path, report: dict[str, Any]) -> None:
@@ -163,6 +182,7 @@ def _document(job: Job, report: Report) -> dict[str, Any]:
         else {"name": samples.name, "sha256": samples.sha256, "count": len(samples.samples)},
         "coverage": None if samples is None else samples.coverage,
         "kept": report.kept,
+        "activation_limits": dict(report.limits),
         "layers": [asdict(one) for one in sorted(report.layers, key=lambda one: -one.error)],
         "float_bytes": report.float_bytes,
         "quantized_bytes": report.quantized_bytes,

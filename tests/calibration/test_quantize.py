@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -76,6 +77,8 @@ def test_every_recipe_makes_graphs_that_answer(name: str, bundle: Copy, question
     assert len(written["layers"]) == 42 and written["judged"]["passed"]
     assert written["judged"]["questions"]["sha256"] == questions.sha256
     assert (written["samples"] is None) == (name == "int8-weight")
+    picture = ElementTree.fromstring((path / verdict.report).with_suffix(".svg").read_text())
+    assert len(picture.findall(".//{*}rect")) >= 42
     assert not (path / state.FOLDER).exists() and not list(path.glob(".*staging*"))
 
 
