@@ -96,7 +96,7 @@ def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("path", metavar="BUNDLE|CHECKPOINT", type=FOLDER)
-@click.option("--precision", type=FLOATS, help="What must fit.  [default: fp16]")
+@click.option("--precision", type=PRECISIONS, help="What must fit.  [default: fp16]")
 @click.option("--max-seq-tokens", type=click.IntRange(min=64), help="Cache length.  [default: the export's]")
 @click.option("--max-batch", type=click.IntRange(min=1), help="Sequences at once.  [default: the export's]")
 @click.option("--gpu", help="A GPU it must fit, such as L4 or A100-80GB.")

@@ -48,7 +48,8 @@ def main() -> None:
     folder = arguments.folder
     checkpoint, bundle, recipe = folder / "checkpoint", folder / "bundle", folder / "int4.toml"
     shutil.rmtree(bundle, ignore_errors=True)
-    write_checkpoint(checkpoint, arguments.size)
+    if not checkpoint.exists():
+        write_checkpoint(checkpoint, arguments.size)
     found: dict[str, Any] = {"size": arguments.size, "target": arguments.target, "environment": environment()}
     found["export_fp16"] = command("export", checkpoint, bundle, "--precision", "fp16")
     shutil.rmtree(checkpoint)

@@ -18,6 +18,9 @@ from commands.terminal import say, size, table
 from engines.gpus import GPUS, Gpu, gpu_named
 from engines.plan import GIB, Machine, Plan, plan, require_fit, shortfalls
 from models.family import family, family_of
+from models.weights import Weight
+
+_INT4_BLOCK = 128  # inputs that share a scale in the shipped recipe
 
 
 def run(
@@ -43,8 +46,8 @@ def run(
         gpu=chosen,
         vram_bytes=None if vram_gib is None else int(vram_gib * GIB),
     )
-    plans = {one: plan(model, limits, one, weight_bytes(model, one)) for one in FLOATS}
-    asked = Precision(precision) if precision else Precision.FP16
+    asked = _asked(precision)
+    plans = {one: plan(model, limits, one, weight_bytes(model, one)) for one in dict.fromkeys((*FLOATS, asked))}
     if as_json:
         click.echo(json.dumps(_document(plans, machine), indent=2))
     else:
@@ -70,24 +73,44 @@ def _where(machine: Machine) -> str:
     return "this host; --gpu NAME asks of a GPU, too" if machine.vram_bytes is None else "the device"
 
 
+def _asked(precision: str | None) -> Precision:
+    """A recipe's name alone means, for a GPU, fp16 activations."""
+    asked = Precision(precision or "fp16")
+    return Precision.of(asked.quantization, Precision.FP16) if asked.value == asked.quantization else asked
+
+
 def weight_bytes(model: ModelConfig, precision: Precision) -> dict[Component, int]:
-    """Bytes of each graph's weights."""
+    """Bytes of each graph's weights, quantized as the shipped recipe of that kind does it."""
     found = dict.fromkeys(Component, 0)
     for weight in family(model.family).weight_map(model).weights:
-        found[weight.component] += prod(weight.shape) * (4 if weight.full_precision else DTYPE_BYTES[precision.dtype])
+        found[weight.component] += _bytes_of(weight, precision)
     return found
 
 
+def _bytes_of(weight: Weight, precision: Precision) -> int:
+    """One weight: of a matrix, integers and their scales."""
+    values, size = prod(weight.shape), 4 if weight.full_precision else DTYPE_BYTES[precision.dtype]
+    matrix = len(weight.shape) == 2 and weight.name.endswith(".weight") and weight.name != "embedding.weight"
+    if precision.quantization is None or not matrix:
+        return values * size
+    if precision.quantization == "int4" and weight.component is Component.DECODER and weight.name != "lm_head.weight":
+        return values // 2 + values // _INT4_BLOCK * size
+    outputs = weight.shape[0] if weight.name == "lm_head.weight" else weight.shape[1]
+    return values + outputs * size
+
+
 def _alternatives(model: ModelConfig, plans: Mapping[Precision, Plan], asked: Precision) -> list[tuple[str, Plan]]:
-    """Smaller settings, the nearest first: fewer sequences, a shorter cache, half precision, and those together."""
+    """Smaller settings, the nearest first: fewer sequences, a shorter cache, half precision, 8 and 4 bits, and those
+    together."""
     limits = plans[asked].limits
-    smaller = [asked] + ([Precision.FP16] if asked is not Precision.FP16 else [])
+    narrower = (Precision.FP16, Precision.INT8_WEIGHT_FP16, Precision.INT4_FP16)
+    smaller = dict.fromkeys((asked, *narrower) if asked.quantization is None else (asked, Precision.INT4_FP16))
     batches = range(limits.max_batch, 0, -1)
     lengths = [limits.max_seq_tokens // (1 << halvings) // 64 * 64 for halvings in range(8)]
     lengths = [n for n in lengths if n >= model.resampler.queries + 64]
     found = []
     for precision in smaller:
-        weights = plans[precision].weight_bytes
+        weights = weight_bytes(model, precision)
         tried = [(batch, limits.max_seq_tokens) for batch in batches] + [(limits.max_batch, n) for n in lengths]
         for batch, length in [*tried, *((1, n) for n in lengths)]:
             words = [f"--precision {precision}"] if precision is not asked else []
@@ -135,8 +158,8 @@ def _gpu_row(gpu: Gpu, machine: Machine, plans: list[Plan]) -> tuple[str, ...]:
 
 
 def _gpu_cell(gpu: Gpu, memory: int, one: Plan) -> str:
-    if one.precision not in gpu.precisions:
-        return "needs sm80"
+    if needed := gpu.lacks(one.precision):
+        return f"needs {needed}"
     return f"{one.floor_ms(gpu):.2f} ms" if one.vram_bytes <= memory else "does not fit"
 
 

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 
 from bundle.errors import UsageError
-from bundle.signature import FLOATS, Precision
+from bundle.signature import Precision
+
+_LEAST = {Precision.BF16: 80}
+_LEAST_OF_KIND = {"int4": 80, "fp8": 89}
 
 
 @dataclass(frozen=True)
@@ -13,10 +16,10 @@ class Gpu:
     memory_bytes: int
     bandwidth: float  # bytes per second to its memory
 
-    @property
-    def precisions(self) -> tuple[Precision, ...]:
-        """What it computes in: bf16 came with sm80."""
-        return tuple(one for one in FLOATS if one is not Precision.BF16 or int(self.target[2:]) >= 80)
+    def lacks(self, precision: Precision) -> str | None:
+        """The compute capability that the precision needs, where this GPU has less: bf16 and INT4 sm80, FP8 sm89."""
+        least = max(_LEAST.get(precision.floating, 0), _LEAST_OF_KIND.get(precision.quantization or "", 0))
+        return f"sm{least}" if int(self.target[2:]) < least else None
 
 
 def _gpu(name: str, target: str, gigabytes: float, gigabytes_per_second: float) -> Gpu:

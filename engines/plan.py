@@ -144,8 +144,8 @@ def shortfalls(asked: Plan, machine: Machine) -> list[str]:
         found.append(
             f"running needs {_gib(asked.vram_bytes)} of device memory and the {device} has {_gib(machine.device_bytes)}"
         )
-    if machine.gpu is not None and asked.precision not in machine.gpu.precisions:
-        found.append(f"{asked.precision} needs sm80 and the {device} is {machine.gpu.target}")
+    if machine.gpu is not None and (capability := machine.gpu.lacks(asked.precision)):
+        found.append(f"{asked.precision} needs {capability} and the {device} is {machine.gpu.target}")
     return found
 
 

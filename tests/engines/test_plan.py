@@ -144,3 +144,20 @@ def test_the_command_on_a_small_checkpoint() -> None:
 def test_a_folder_that_is_neither(tmp_path: Path) -> None:
     refused = vlm_trt("plan", tmp_path)
     assert refused.exit_code == 3 and "config.json" in refused.output
+
+
+def test_quantized_weights_are_counted_as_the_recipes_make_them(official: ModelConfig) -> None:
+    """8 bits: half of fp16 but for the embeddings; 4 bits: the decoder's matrices are an eighth, with scales."""
+    half, eight, four = (plan_of(official, one) for one in (Precision.FP16, Precision.INT8_FP16, Precision.INT4_FP16))
+    embeddings = 2 * 151936 * 4096
+    assert eight.weights == pytest.approx(embeddings + (half.weights - embeddings) / 2, rel=0.01)
+    matrices = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    assert eight.weights - four.weights == pytest.approx(matrices * (1 / 2 - 2 / 128), rel=0.01)
+    assert four.kv_bytes == half.kv_bytes
+
+
+def test_each_kind_needs_its_gpu(official: ModelConfig) -> None:
+    t4, a100 = (Machine(gpu=gpu_named(name)) for name in ("T4", "A100-80GB"))
+    assert "int4-fp16 needs sm80 and the T4 is sm75" in shortfalls(plan_of(official, Precision.INT4_FP16), t4)
+    assert shortfalls(plan_of(official, Precision.FP8_FP16), a100)[0] == "fp8-fp16 needs sm89 and the A100-80GB is sm80"
+    assert not any("needs sm" in one for one in shortfalls(plan_of(official, Precision.INT8_FP16), t4))
