@@ -16,7 +16,7 @@ from bundle.config import ModelConfig
 from evaluation.scenes.questions import Asker, Question, draw_language
 from evaluation.scenes.render import draw_scene
 from evaluation.scenes.scene import COLOURS, SHAPES, SIZES, Box, Scene, Split, sample_scene
-from evaluation.scenes.words import CHINESE, ENGLISH
+from examples.demo_model.names import Attributes, boxes_in, items_in, names_in, namings_of
 from models.messages import Image, Message, Text
 from models.qwen_vl.config import read_config
 from models.qwen_vl.preprocess import preprocess
@@ -27,7 +27,6 @@ CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_CHARACTERS = 5
 LETTERS_PER_CELL = 2
 IGNORED = -100
-Attributes = frozenset[str]  # of "red", "circle", "large" …
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,10 @@ class Batch:
     asked: Tensor  # [n, 2]: row and position from which each last answer is begun, and those within its boxes
     about: Tensor  # [n, 2·cells] fp32: 1 for the cells of either picture that the question, or the box, is about
     words: Tensor  # [words, 2]: row and position of each token that names a thing, or begins to
-    pairs: Tensor  # [relations, 4]: row and position as in `asked`, and the last word of the first and second name
     named: Tensor  # [words, 2·cells] fp32: 1 for the cells of the things that are named so far
+    counted: Tensor  # [questions] row of `asked` for each question of how many, or of what two pictures have in common
+    pairs: Tensor  # [relations, 4]: row and position as in `asked`, and the last word of the first and second name
+    apart: Tensor  # [relations, 2] fp32: from the second thing to the first, as shares of the picture
 
     def mask(self) -> Tensor:
         """Which positions each may see, bool [batch, 1, seq, seq]."""
@@ -77,11 +78,21 @@ class Batch:
         own = numbers[learnt]
         return torch.bincount(own)[own].float()
 
+    def answers_to(self, task: str) -> Tensor:
+        """Of each learnt position, in the same order, whether its question is of that task."""
+        asked = torch.zeros(self.targets.shape, dtype=torch.bool)
+        for row, tasks in enumerate(self.tasks):
+            for number, own in enumerate(tasks, start=1):
+                asked[row] |= (self.branches[row] == number) & (own == task)
+        return asked[self.targets != IGNORED]
+
 
 class Batches(torch.utils.data.Dataset[Batch]):
     """The batch of every step, made from the step's number alone: a run that is resumed sees the same ones."""
 
-    def __init__(self, folder: Path, seed: int, steps: int, sequences: int, tokens: int, split: Split) -> None:
+    def __init__(
+        self, folder: Path, seed: int, steps: int, sequences: int, tokens: int, split: Split, *, items: bool = False
+    ) -> None:
         """
         Args:
             folder: the checkpoint's, with config and tokenizer.
@@ -90,12 +101,14 @@ class Batches(torch.utils.data.Dataset[Batch]):
             sequences: per batch; in every fourth batch each has two pictures.
             tokens: per sequence, filled with questions; 0: pictures and cells only.
             split: which scenes.
+            items: whether the decoder is shown every item of a caption, not the first alone.
         """
         self._model: ModelConfig = read_config(folder)
         self._tokenizer = Tokenizer(folder / "qwen.tiktoken", self._model.resampler.queries)
         self._seed, self._steps, self._sequences, self._tokens = seed, steps, sequences, tokens
         self._split: Split = split
-        self.attributes = attributes_of(self._tokenizer, self._model.decoder.vocab_size)
+        self.items = items
+        self.namings = namings_of(self._tokenizer, self._model.decoder.vocab_size)
 
     def __len__(self) -> int:
         return self._steps
@@ -151,7 +164,9 @@ class _Packed:
         self.asked: list[int] = []
         self.about: list[tuple[tuple[int, Box], ...]] = []
         self.words: list[tuple[int, Attributes]] = []
+        self.counted: list[int] = []
         self.pairs: list[tuple[int, int, int]] = []
+        self.apart: list[tuple[float, float]] = []
 
     def add(self, question: Question, batches: Batches, max_tokens: int) -> bool:
         """A branch, if it fits; every answer in it is learnt, up to the token that ends it."""
@@ -168,21 +183,7 @@ class _Packed:
         if len(self.ids) + len(ids) - self.shared > max_tokens:
             return False
         self.tasks.append(question.task)
-        begins = len(self.ids) + len(asked) - self.shared - 1
-        self.asked.append(begins)
-        self.about.append(question.about)
-        self._point_boxes(ids[self.shared :], question.about)
-        named: Attributes = frozenset()  # "small red circle": each word adds to those before it
-        ends: list[int] = []  # of the names in the question
-        for at, token in enumerate(ids[self.shared :], len(self.ids)):
-            following = named | batches.attributes[token] if token in batches.attributes else frozenset()
-            if named and not following and at <= begins:
-                ends.append(at - 1)
-            named = following
-            if named:
-                self.words.append((at, named))
-        if question.task == "relation" and len(ends) == 2:
-            self.pairs.append((begins, ends[0], ends[1]))
+        self._point(question, ids[self.shared :], len(asked) - self.shared - 1, batches)
         self.ids += ids[self.shared :]
         self.targets += targets[self.shared :]
         self.positions += range(self.shared, len(ids))
@@ -190,35 +191,33 @@ class _Packed:
         self.rows += [-1] * (len(ids) - self.shared)
         return True
 
-    def _point_boxes(self, branch: list[int], about: tuple[tuple[int, Box], ...]) -> None:
-        """Every position within the k-th box of a branch is about the k-th place."""
-        inside, count = False, 0
-        for at, token in enumerate(branch, len(self.ids)):
-            if token == self._tokenizer.special["<box>"]:
-                inside, count = True, count + 1
-            elif token == self._tokenizer.special["</box>"]:
-                inside = False
-            if inside and about:
-                self.asked.append(at)
-                self.about.append((about[min(count, len(about)) - 1],))
+    def _point(self, question: Question, branch: list[int], begins: int, batches: Batches) -> None:
+        """What the decoder is shown of a branch whose last answer begins at `begins`; before the branch is added."""
+        start, about = len(self.ids), question.about
+        if question.task in ("count", "compare"):
+            self.counted.append(len(self.asked))
+        self.asked.append(start + begins)
+        self.about.append(about)
+        for at, number in boxes_in(branch, self._tokenizer) if about else ():
+            self.asked.append(start + at)
+            self.about.append((about[min(number, len(about) - 1)],))
+        if batches.items and question.task == "caption":
+            self._point_items(start + begins, branch[begins + 1 :])
+        words, ends = names_in(branch, batches.namings)
+        self.words += [(start + at, named) for at, named in words]
+        ends = [start + at for at in ends if at < begins]
+        if question.task == "relation" and len(ends) == 2:
+            self.pairs.append((start + begins, ends[0], ends[1]))
+            (first, second) = (_centre(box) for _, box in about)
+            self.apart.append((first[0] - second[0], first[1] - second[1]))
 
-
-def attributes_of(tokenizer: Tokenizer, vocab_size: int) -> dict[int, Attributes]:
-    """The colours, shapes and sizes that a token's text names, in either language, for every token that names one."""
-    words: list[tuple[str, str]] = []  # as it is said, what it means
-    for language in (ENGLISH, CHINESE):
-        for names in (language.colours, language.shapes, language.sizes):
-            words += [(name, meaning) for meaning, name in names.items()]
-    found: dict[int, Attributes] = {}
-    for token in range(vocab_size):
-        text = tokenizer.decode([token]).strip()
-        named = [(word, meaning) for word, meaning in words if word in text]
-        rest = text
-        for word, _ in sorted(named, key=lambda pair: -len(pair[0])):
-            rest = rest.replace(word, "")
-        if named and rest in ("", "s", "es"):
-            found[token] = frozenset(meaning for _, meaning in named)
-    return found
+    def _point_items(self, begins: int, answer: list[int]) -> None:
+        """To what a caption says next, from every position of it."""
+        picture, scene = len(self.scenes) - 1, self.scenes[-1]
+        boxes = [thing.box for thing in scene.things] + [scene.writing.box for _ in [0] if scene.writing is not None]
+        for at, number in items_in(answer, self._tokenizer):
+            self.asked.append(begins + at)
+            self.about.append(((picture, boxes[number]),))
 
 
 def _padded(
@@ -235,6 +234,8 @@ def _padded(
     for i, places in enumerate(places for one in packed for places in one.about):
         for picture, box in places:
             about[i, picture * grid * grid + _cell(box, grid)] = 1
+    starts = np.cumsum([0, *(len(one.asked) for one in packed)])
+    counted = [start + at for start, one in zip(starts, packed, strict=False) for at in one.counted]
     words = [(row, at, attributes) for row, one in enumerate(packed) for at, attributes in one.words]
     named = torch.zeros(len(words), 2 * grid * grid)
     for i, (row, _, attributes) in enumerate(words):
@@ -246,7 +247,9 @@ def _padded(
         pixels, cells, stacked("ids", 0), rows, stacked("positions", 0), stacked("branches", -1),
         stacked("targets", IGNORED), tuple(tuple(one.tasks) for one in packed),
         torch.tensor(asked).reshape(-1, 2), about, torch.tensor([word[:2] for word in words]).reshape(-1, 2),
-        torch.tensor([(row, *pair) for row, one in enumerate(packed) for pair in one.pairs]).reshape(-1, 4), named,
+        named, torch.tensor(counted, dtype=torch.int64),
+        torch.tensor([(row, *pair) for row, one in enumerate(packed) for pair in one.pairs]).reshape(-1, 4),
+        torch.tensor([apart for one in packed for apart in one.apart]).reshape(-1, 2),
     )  # fmt: skip
 
 
@@ -285,4 +288,9 @@ def cells_of(scenes: Sequence[Scene], grid: int) -> Cells:
 
 
 def _cell(box: Box, grid: int) -> int:
-    return int((box[1] + box[3]) / 2 * grid) * grid + int((box[0] + box[2]) / 2 * grid)
+    x, y = _centre(box)
+    return int(y * grid) * grid + int(x * grid)
+
+
+def _centre(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2

@@ -44,20 +44,25 @@ def plot(log: Path, target: Path) -> None:
     from matplotlib import pyplot
 
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    offset = 0
+    offset, begun = 0, {}
     for stage in dict.fromkeys(row["stage"] for row in rows):
+        begun[stage] = offset
         own = [row for row in rows if row["stage"] == stage]
         for row in own:
             row["at"] = offset + row["step"]
         offset = max(row["at"] for row in own)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 4.6))
     for name in ("cells", "answers"):
-        for stage in dict.fromkeys(row["stage"] for row in rows):
-            known = [row for row in rows if row["stage"] == stage and name in row]
-            if known:
-                left.plot([row["at"] for row in known], [row[name] for row in known], label=f"{name} ({stage})")
-    left.set(xlabel="step", ylabel="loss", yscale="log", title="training loss")
-    left.legend(fontsize="small")
+        known = [row for row in rows if name in row]
+        left.plot([row["at"] for row in known], [row[name] for row in known], label=name, linewidth=0.9)
+    for stage, start in begun.items():
+        left.axvline(start, color="grey", linewidth=0.5)
+        left.annotate(
+            stage, (start, 1), xycoords=("data", "axes fraction"), xytext=(3, -4), textcoords="offset points",
+            rotation=90, verticalalignment="top", fontsize="x-small",
+        )  # fmt: skip
+    left.set(xlabel="step", ylabel="loss", yscale="log", title="training loss, by stage")
+    left.legend(fontsize="small", loc="lower left")
     for name in sorted({name for row in rows for name in row if name.startswith("right_")}):
         known = [row for row in rows if name in row]
         right.plot([row["at"] for row in known], [row[name] for row in known], label=name.removeprefix("right_"))

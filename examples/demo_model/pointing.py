@@ -2,13 +2,20 @@
 
 Looking something up by its name is what a small decoder learns last from answers alone: at first every image token gets
 the same small part of the attention, and an answer says little about which of them was meant. Told the cells, a head
-learns it in minutes; what to do with what it finds, the answers teach.
+learns it in minutes; what to do with what it finds, the answers teach. Two things they teach too slowly:
+
+- How many: attention is a mean, and the mean of equal things is the same for one and for five. So two heads rest on the
+  first position beside the cells they count: of n cells and the rest each gets 1/(n + 1), and the rest says n.
+- Which side: that places matter is heard only through a "left" or a "below". So small heads, thrown away after
+  training, say where a named thing lies, and from the beginning of the answer how far two of them are apart.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from examples.demo_model.batches import Batch
 from examples.demo_model.model import DecoderLayer, QwenVL, rotated
@@ -17,6 +24,8 @@ from examples.demo_model.model import DecoderLayer, QwenVL, rotated
 # it is about; from the question of a relation to its first and its second name.
 NAMED, ABOUT = (1, 0), (3, 0)
 FIRST, SECOND = (2, 1), (2, 2)
+# From the beginning of an answer to the cells of one picture that are counted, and to the first position.
+COUNTED = ((3, 1), (3, 2))
 
 
 def pointing_loss(model: QwenVL, behind: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -33,6 +42,49 @@ def pointing_loss(model: QwenVL, behind: Sequence[Tensor], batch: Batch) -> Tens
         for head, name in ((FIRST, 2), (SECOND, 3)):
             attention = _attention(model, head, behind, batch, batch.pairs[:, :2])
             total = total - attention.gather(1, batch.pairs[:, name, None]).mean()
+    return total
+
+
+class Places(nn.Module):
+    """Where a named thing lies, said where its name ends, and how far the two things of a relation are apart."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.centre, self.apart = nn.Linear(hidden, 2), nn.Linear(hidden, 2)
+
+    def loss(self, behind: Sequence[Tensor], batch: Batch) -> Tensor:
+        clear = batch.named.sum(1) == 1
+        rows, at = batch.words[clear].T
+        said = self.centre(behind[NAMED[0]][rows, at])
+        total = functional.smooth_l1_loss(said, _centres(batch.named[clear]), beta=0.1)
+        if len(batch.pairs):
+            rows, at = batch.pairs[:, 0], batch.pairs[:, 1]
+            said = self.apart(behind[FIRST[0]][rows, at])
+            total = total + functional.smooth_l1_loss(said, batch.apart, beta=0.1)
+        return total
+
+
+def _centres(cells: Tensor) -> Tensor:
+    """Column and row [n, 2], as shares of the picture, of the one cell of either that is marked in [n, 2·cells]."""
+    own = cells.shape[1] // 2
+    grid = math.isqrt(own)
+    at = cells.argmax(1) % own
+    return (torch.stack((at % grid, at // grid), 1) + 0.5) / grid
+
+
+def counting_loss(model: QwenVL, behind: Sequence[Tensor], batch: Batch) -> Tensor:
+    """How far the heads that count are from even attention on the counted cells and the first position."""
+    if not len(batch.counted):
+        return torch.zeros(())
+    own = batch.about.shape[1] // 2  # cells of a picture
+    pictures = torch.nonzero(batch.rows[0] >= 0).reshape(-1, own)
+    counted = batch.about[batch.counted].chunk(2, 1)
+    total = torch.zeros(())
+    for head, cells, about in zip(COUNTED, pictures, counted, strict=False):
+        attention = _attention(model, head, behind, batch, batch.asked[batch.counted])
+        wanted = functional.pad(about, (1, 0), value=1.0)
+        looked = torch.cat((attention[:, :1], attention[:, cells]), 1)
+        total = total - ((wanted * looked).sum(1) / wanted.sum(1)).mean()
     return total
 
 

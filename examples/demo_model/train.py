@@ -10,6 +10,8 @@
 4. `questions`: the same, but a short answer counts nearly as much as a long one (by tokens, captions and boxes are nine
    tenths of the answers, and a "left" or a "red" is hardly heard beside them), and the decoder is shown where to look
    (`pointing.py`): at what a "red circle" names, and at what the question is about.
+5. `details`: the same, and it is shown how to count, how to compare places, and what a caption says next.
+6. `practice`: the same from a lower rate; counting goes on to gain longest.
 
 Every `--save-every` steps the run is stored; the same command goes on where it was stopped. At the end RUN_FOLDER/
 checkpoint is a Qwen-VL-Chat checkpoint in the official layout (bf16), loss.png the curve, log.jsonl the figures.
@@ -32,10 +34,13 @@ from evaluation.scenes.scene import COLOURS, SHAPES, SIZES
 from examples.demo_model.batches import CHARACTERS, IGNORED, LETTERS_PER_CELL, MAX_CHARACTERS, Batch, Batches, Cells
 from examples.demo_model.checkpoint import plot, write_config, write_weights
 from examples.demo_model.model import QwenVL
-from examples.demo_model.pointing import pointing_loss
+from examples.demo_model.pointing import Places, counting_loss, pointing_loss
 from examples.demo_model.sizes import Sizes
 
-_STEPS = {"picture": 1000, "letter": 800, "answer": 3600, "question": 1700}
+_STEPS = {
+    "picture": 1000, "letter": 800, "answer": 3600, "question": 1700, "detail": 2200, "practice": 1500,
+    "second-practice": 1500, "third-practice": 2000, "count": 1500,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +58,9 @@ class Stage:
     heads_weight: float = 1.0
     letters: bool = True
     pointing: float = 0.0  # weight of being shown where to look
+    details: float = 0.0  # weight of being shown how to count and to compare places
     evenness: float = 0.0  # 0: every token of an answer counts the same; 1: every answer, long or short
+    counts: float = 1.0  # weight of answers to how many there are
     seed: int
 
 
@@ -97,11 +104,11 @@ class Run:
     def __init__(self, folder: Path, sizes: Sizes, stages: tuple[Stage, ...], seed: int) -> None:
         torch.manual_seed(seed)
         self.folder, self.stages = folder, stages
-        self.model, self.heads = QwenVL(sizes), Heads(sizes.hidden)
+        self.model, self.heads, self.places = QwenVL(sizes), Heads(sizes.hidden), Places(sizes.hidden)
         self.visual, self.states = torch.compile(self.model.transformer.visual), torch.compile(self.model.states)
         seeing = [*self.model.transformer.visual.parameters(), *self.heads.parameters()]
         known = {id(p) for p in seeing}
-        speaking = [p for p in self.model.parameters() if id(p) not in known]
+        speaking = [p for p in (*self.model.parameters(), *self.places.parameters()) if id(p) not in known]
         self._groups = [[p for p in group if p.requires_grad] for group in (seeing, speaking)]
         self.parameters = [p for group in self._groups for p in group]
         self.stage, self.step = 0, 0
@@ -121,8 +128,8 @@ class Run:
 
     def save(self) -> None:
         state = {
-            "model": self.model.state_dict(), "heads": self.heads.state_dict(), "stage": self.stage,
-            "optimizer": self.optimizer.state_dict(), "step": self.step,
+            "model": self.model.state_dict(), "heads": self.heads.state_dict(), "places": self.places.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "stage": self.stage, "step": self.step,
         }  # fmt: skip
         temporary = self._state.with_suffix(".new")
         torch.save(state, temporary)
@@ -132,6 +139,7 @@ class Run:
         state = torch.load(self._state, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
+        self.places.load_state_dict(state["places"])
         self.stage, self.step = state["stage"], state["step"]
         if self.step:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -147,11 +155,16 @@ def loss_of(run: Run, batch: Batch, stage: Stage) -> tuple[Tensor, dict[str, flo
     hidden, *behind = run.states(batch.ids, features.flatten(0, 1), batch.rows, batch.positions, batch.mask())
     losses = functional.cross_entropy(*logits_of(run.model, batch, hidden), reduction="none")
     weights = batch.answer_lengths() ** -stage.evenness
+    weights = torch.where(batch.answers_to("count"), stage.counts * weights, weights)
     answered = (weights * losses).sum() / weights.sum()
     total, parts = answered + stage.heads_weight * seen, {"answers": answered.item(), "cells": seen.item()}
     if stage.pointing:
         pointed = pointing_loss(run.model, behind, batch)
         total, parts["pointing"] = total + stage.pointing * pointed, pointed.item()
+    if stage.details:
+        counted, places = counting_loss(run.model, behind, batch), run.places.loss(behind, batch)
+        total = total + stage.details * (counted + 4 * places)
+        parts |= {"counting": counted.item(), "places": places.item()}
     return total, parts
 
 
@@ -170,7 +183,8 @@ def rate_at(stage: Stage, step: int) -> float:
 
 
 def train_stage(run: Run, stage: Stage, checkpoint: Path, arguments: argparse.Namespace) -> None:
-    batches = Batches(checkpoint, stage.seed, stage.steps, stage.sequences, stage.tokens, "train")
+    size = (stage.steps, stage.sequences, stage.tokens)
+    batches = Batches(checkpoint, stage.seed, *size, "train", items=stage.details > 0)
     loader = DataLoader(
         batches, batch_size=None, sampler=range(run.step, stage.steps), num_workers=1, prefetch_factor=6
     )
@@ -226,7 +240,8 @@ def report(run: Run, stage: Stage, figures: dict[str, float], seconds: float) ->
 
 
 def stages_of(arguments: argparse.Namespace) -> tuple[Stage, ...]:
-    first, letters, answers, last = (getattr(arguments, f"{name}_steps") for name in _STEPS)
+    steps = [getattr(arguments, f"{name.replace('-', '_')}_steps") for name in _STEPS]
+    first, letters, answers, questions, details, *practices, counts = steps
     seed = arguments.seed
     return (
         Stage(
@@ -238,8 +253,23 @@ def stages_of(arguments: argparse.Namespace) -> tuple[Stage, ...]:
             heads_weight=0.3, seeing_rate=0.1, seed=2000 + seed,
         ),
         Stage(
-            name="questions", steps=last, sequences=12, tokens=384, peak_rate=1.2e-3, warmup=80, heads_weight=0.3,
+            name="questions", steps=questions, sequences=12, tokens=384, peak_rate=1.2e-3, warmup=80, heads_weight=0.3,
             seeing_rate=0.1, pointing=0.5, evenness=0.75, seed=4000 + seed,
+        ),
+        Stage(
+            name="details", steps=details, sequences=12, tokens=384, peak_rate=1e-3, warmup=80, heads_weight=0.3,
+            seeing_rate=0.1, pointing=0.5, details=0.5, evenness=0.75, seed=5000 + seed,
+        ),
+        *(
+            Stage(
+                name=f"practice {number}", steps=own, sequences=12, tokens=384, peak_rate=7e-4, warmup=80,
+                heads_weight=0.3, seeing_rate=0.1, pointing=0.5, details=1.0, evenness=0.75, seed=5999 + number + seed,
+            )
+            for number, own in enumerate(practices, start=1)
+        ),
+        Stage(
+            name="counts", steps=counts, sequences=12, tokens=384, peak_rate=5e-4, warmup=80, heads_weight=0.3,
+            seeing_rate=0.1, pointing=0.5, details=1.0, evenness=0.75, counts=4.0, seed=7000 + seed,
         ),
     )  # fmt: skip
 

@@ -9,8 +9,9 @@ import torch
 
 from evaluation.scenes.scene import COLOURS, SHAPES, SIZES, sample_scene
 from examples.demo_model.batches import CHARACTERS, IGNORED, Batches, cells_of
-from examples.demo_model.checkpoint import write_config, write_weights
+from examples.demo_model.checkpoint import VOCABULARY, write_config, write_weights
 from examples.demo_model.model import QwenVL
+from examples.demo_model.names import names_in, namings_of
 from examples.demo_model.pointing import Places, counting_loss, pointing_loss
 from examples.demo_model.sizes import Sizes
 from exporter.checkpoint import Checkpoint
@@ -211,3 +212,31 @@ def test_counting_and_places_are_taught(untrained: tuple[Path, QwenVL]) -> None:
             assert series[-1] < 0.9 * series[0]
         shown = batch.about[batch.counted].chunk(2, 1)[: batch.pixels.shape[0] // 2]
         assert losses[-1][0] > sum((part.sum(1) + 1).log().mean().item() for part in shown)
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "ends"),
+    [
+        ("Is the small red circle above the star?", ["small", "red small", "circle red small", "star"], 2),
+        ("How many crosses are there? Count them.", ["cross"], 1),
+        ("小红色三角形在小黑色菱形的上面还是下面？", ["red small triangle", "black diamond small"], 2),
+        ("白色十字形在星形的左边吗？", ["cross white", "star"], 2),
+        ("橙色正方形和蓝色十字形哪个更大？", ["orange square", "blue cross"], 2),
+        ("有几个红色图形？", ["red"], 1),
+        ("它是大的还是小的？", [], 0),
+    ],
+)
+def test_names_are_found_in_both_languages(text: str, named: list[str], ends: int) -> None:
+    """A Chinese token may hold a name and what stands around it, or the end of one name and the size of the next."""
+    tokenizer = Tokenizer(VOCABULARY, Sizes().queries)
+    words, found = names_in(tokenizer.encode(text, "grounding"), namings_of(tokenizer, Sizes().vocab))
+    said = [" ".join(sorted(name)) for _, name in words]
+    assert [name for name in said if name in named] == named and len(found) == ends
+
+
+def test_a_token_that_names_two_things_is_the_end_of_both() -> None:
+    """ "三角形在菱形的左边还是右边" is one token: nothing says at which of the two its attention belongs."""
+    tokenizer = Tokenizer(VOCABULARY, Sizes().queries)
+    ids = tokenizer.encode("三角形在菱形的左边还是右边", "grounding")
+    assert len(ids) == 1
+    assert names_in(ids, namings_of(tokenizer, Sizes().vocab)) == ([], [0, 0])
