@@ -52,7 +52,7 @@ def measure(bundle: Path, component: Component, precision: Precision, target: st
     weights = Bundle.open(bundle).graph(component, precision).weights.size
     found: dict[str, Any] = {
         "precision": precision, "component": component, "weight_bytes": weights,
-        "planned_ram_bytes": build_ram_bytes(weights), "free_ram_bytes": available_bytes(),
+        "planned_ram_bytes": build_ram_bytes(weights, precision), "free_ram_bytes": available_bytes(),
     }  # fmt: skip
     command = ("build", bundle, "--backend", "tensorrt-rtx", "--target", target)
     options = ("--precision", precision, "--component", component)

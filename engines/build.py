@@ -151,7 +151,7 @@ def _require_memory(graphs: Sequence[GraphEntry]) -> None:
         ResourceError: the largest engine cannot be built in the memory that is free; the system would end the builder.
     """
     largest = max(graphs, key=lambda entry: entry.weights.size)
-    needed, free = build_ram_bytes(largest.weights.size), available_bytes()
+    needed, free = build_ram_bytes(largest.weights.size, largest.precision), available_bytes()
     if free is not None and needed > free:
         raise ResourceError(
             f"building the {largest.precision} {largest.component} needs about {needed / 2**30:.1f} GiB of memory and "

@@ -20,6 +20,8 @@ EXPORT_START_SECONDS, TRACE_SECONDS_PER_LAYER, EXPORT_BYTES_PER_SECOND = 8.0, 0.
 # Build with TensorRT-RTX, plan_accuracy.json: copies of the weights that the builder holds at its peak, and itself;
 # bytes of an engine per byte of weights; seconds per layer, and weights it gets through in a second.
 BUILD_COPIES, BUILD_BASE_BYTES, BUILD_LEAST_BYTES = 1.95, int(0.05 * GIB), int(0.25 * GIB)
+# The builder holds 4-bit weights unpacked too: 2.38 copies of a decoder of 5.2 GB.
+INT4_BUILD_COPIES = 2.4
 ENGINE_SIZE = 1.03
 BUILD_SECONDS_PER_LAYER, BUILD_BYTES_PER_SECOND = 0.2, 100e6
 # Device memory beside weights and cache: the CUDA context, kernels, and the buffers between them.
@@ -109,16 +111,17 @@ def plan(model: ModelConfig, limits: Limits, precision: Precision, weight_bytes:
         kv_bytes_per_sequence=kv,
         activation_bytes=max(prompt, pictures) + logits,
         export_seconds=EXPORT_START_SECONDS + TRACE_SECONDS_PER_LAYER * layers + total / EXPORT_BYTES_PER_SECOND,
-        build_ram_bytes=build_ram_bytes(largest),
+        build_ram_bytes=build_ram_bytes(largest, precision),
         build_seconds=total / BUILD_BYTES_PER_SECOND + BUILD_SECONDS_PER_LAYER * layers,
         engine_bytes=engine_bytes(total),
         step_bytes=weight_bytes[Component.DECODER] - embedding + kv * limits.max_batch,
     )
 
 
-def build_ram_bytes(weight_bytes: int) -> int:
+def build_ram_bytes(weight_bytes: int, precision: Precision) -> int:
     """Memory that building the engine of a graph with that many bytes of weights takes."""
-    return max(int(BUILD_COPIES * weight_bytes) + BUILD_BASE_BYTES, BUILD_LEAST_BYTES)
+    copies = INT4_BUILD_COPIES if precision.quantization == "int4" else BUILD_COPIES
+    return max(int(copies * weight_bytes) + BUILD_BASE_BYTES, BUILD_LEAST_BYTES)
 
 
 def engine_bytes(weight_bytes: int) -> int:
