@@ -3,7 +3,7 @@
     python -m benchmarks.quantized_speed /data/scratch > benchmarks/results/quantized_speed.json
 
 A random checkpoint of middle size (decoder 1024×16 layers, vocabulary 151,936; vision 512×8), a prompt of 298 tokens
-with one picture. Random weights answer nothing, so the gate judges two questions and lets everything pass. The floor
+with one picture. Random weights answer nothing right, so nothing is judged. The floor
 of a decode step: the bytes of the decoder's weights without the embeddings, at the bandwidth measured here.
 """
 
@@ -25,7 +25,6 @@ from bundle.store import Bundle
 from calibration.prepare import Choices
 from calibration.quantize import quantize
 from calibration.recipe import read_recipe
-from evaluation.dataset import synthetic
 from runtime.engine import Engine
 from runtime.environment import environment
 from runtime.load import open_engine
@@ -65,8 +64,7 @@ def quantized(path: Path, folder: Path) -> None:
     for name in RECIPES:
         if Precision(name) not in have.precisions():
             say(f"quantize {name}")
-            choices = Choices(read_recipe(name), samples=str(samples), max_drop=1.0)
-            say(f"  {quantize(path, choices, synthetic(2, 0), say=say).seconds:.0f} s")
+            say(f"  {quantize(path, Choices(read_recipe(name), samples=str(samples)), None, say=say).seconds:.0f} s")
 
 
 def say(text: str) -> None:

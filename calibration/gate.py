@@ -22,6 +22,7 @@ from runtime.ort import CpuBackend
 CountBar = Callable[[str, int], AbstractContextManager[Bar | None]]
 NEW_TOKENS = 64
 _NAMED_LAYERS = 5
+_LEAST_SCORE = 0.1  # of the float graphs
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,27 @@ class Verdict:
 def judge(before: Result, after: Result, max_drop: float) -> Verdict:
     """Whether no task lost more than allowed, from the float graphs' answers to the quantized ones'.
 
-    A task of few questions may lose the share of one answer: less cannot be told from chance.
+    A task of few questions may lose the share of one answer: less cannot be told from chance. All of them together may
+    not, and where the float graphs answer next to nothing right, no answer of others can be called worse.
     """
     comparison = compare(after.evaluation, after.setup.tokenizer_sha256, as_baseline(before))
     failures = [
         f"{one.task} fell from {one.baseline_score:.3f} to {one.baseline_score + one.difference:.3f}, by more than "
         f"{allowed(one, max_drop):.3f}"
-        for one in (*comparison.tasks, comparison.overall)
+        for one in comparison.tasks
         if -one.difference > allowed(one, max_drop) + 1e-9
     ]
+    overall = comparison.overall
+    if -overall.difference > max_drop + 1e-9:
+        now = overall.baseline_score + overall.difference
+        failures.append(
+            f"all together fell from {overall.baseline_score:.3f} to {now:.3f}, by more than {max_drop:.3f}"
+        )
+    if overall.baseline_score < _LEAST_SCORE:
+        failures.append(
+            f"the float graphs answer next to nothing right ({overall.baseline_score:.3f}), so these questions cannot "
+            "judge; give some with --evaluate that the model can answer"
+        )
     return Verdict(comparison, tuple(failures), after.data, max_drop)
 
 

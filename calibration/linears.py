@@ -77,6 +77,8 @@ def _linears(model: ir.Model, component: Component) -> Iterator[Linear]:
         source, weight = node.inputs
         if source is None or weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
             continue
+        if not _own(weight, node):
+            continue
         rows, columns = weight.const_value.shape.numpy()
         transposed = node.op_type == "Gemm"
         assert not transposed or node.attributes["transB"].as_int() == 1, f"{node.name}: a Gemm of another kind"
@@ -93,23 +95,36 @@ def _linears(model: ir.Model, component: Component) -> Iterator[Linear]:
 
 
 def _fold(model: ir.Model, source: str, readers: set[str | None]) -> Fold | None:
-    """What makes an activation that only those nodes read, if it is a norm or a gated product (SwiGLU)."""
+    """What makes an activation that only those nodes read, if it is a norm or a gated product (SwiGLU).
+
+    In half precision norms compute in fp32, and a Cast lies between.
+    """
     made = next((node for node in model.graph if any(value.name == source for value in node.outputs)), None)
+    if made is not None and made.op_type == "Cast" and _only_read_by(made.outputs[0], readers):
+        assert made.inputs[0] is not None
+        readers = {made.name}
+        made = made.inputs[0].producer()
     if made is None or not _only_read_by(made.outputs[0], readers):
         return None
     if made.op_type in _NORMS:
         weight, bias = made.inputs[1], made.inputs[2] if len(made.inputs) > 2 else None
-        assert weight is not None and weight.name
-        return Fold(weight.name, None if bias is None else bias.name)
+        if weight is None or not all(_own(value, made) for value in (weight, bias) if value is not None):
+            return None
+        return Fold(str(weight.name), None if bias is None else bias.name)
     if made.op_type == "Mul":
         for value in made.inputs:
             half = None if value is None else value.producer()
             if half is None or half.op_type != "MatMul" or not _only_read_by(half.outputs[0], {made.name}):
                 continue
             weight = half.inputs[1]
-            if weight is not None and weight.name and weight.const_value is not None:
-                return Fold(weight.name, None)
+            if weight is not None and weight.const_value is not None and _own(weight, half):
+                return Fold(str(weight.name), None)
     return None
+
+
+def _own(value: ir.Value, node: ir.Node) -> bool:
+    """Whether a weight is that node's alone."""
+    return _only_read_by(value, {node.name})
 
 
 def _only_read_by(value: ir.Value, readers: set[str | None]) -> bool:

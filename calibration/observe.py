@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle.entries import EngineEntry
-from bundle.errors import VerificationError
+from bundle.errors import UsageError, VerificationError
 from bundle.signature import Component
 from calibration.linears import Group
 from calibration.observers import Seen
@@ -51,7 +51,9 @@ class ObservedSession(OrtSession):
         values = {value.name: value for node in own.graph for value in node.outputs}
         own.graph.outputs.extend(values[source] for source in self._made if not values[source].is_graph_output())
         model = bytes(ir.serde.serialize_model(own).SerializeToString())
-        super().__init__(graph, backend.options(graph), model=model)
+        options = backend.options(graph)
+        options.enable_cpu_mem_arena = False  # which would keep the memory of the largest run
+        super().__init__(graph, options, model=model)
         self._watch = watch
 
     def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding], options: object = None) -> None:
@@ -110,7 +112,10 @@ def observe(
     for at in range(first, len(samples)):
         about = samples[at].name
         random = np.random.default_rng(at)
-        _answer(model, samples[at])
+        try:
+            _answer(model, samples[at])
+        except UsageError as error:
+            raise type(error)(f"{about}: {error}") from error
         progress(at + 1)
 
 
@@ -119,5 +124,6 @@ def _answer(model: VisionLanguageModel, sample: Sample) -> None:
     so its tokens, tags and all, are those of a conversation."""
     if sample.answer is not None:
         sample = replace(sample, history=(*sample.history, (sample.prompt, sample.answer)))
+    model.generator.forget()  # so that what is seen of a sample does not depend on those before it
     for _ in model.answer_each([conversation(sample)], Options(greedy=True, max_new_tokens=_NEW_TOKENS)):
         pass

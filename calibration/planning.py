@@ -65,12 +65,14 @@ def _plan(job: Job, component: Component, seen: Seens, factors: Factors, *, bala
 
 
 def _factors(job: Job, seen: Seens) -> Factors:
-    """For every group whose activation can be divided, and has a product to be quantized."""
+    """For every group whose activation can be divided; a given exponent is for activations that are rounded, too."""
     found: Factors = {}
     for component, work in job.work.items():
         model = ir.load(job.bundle.path / work.entry.graph.path)
         for group in work.groups:
-            if group.fold is not None and work.of(group):
+            treatments = work.of(group)
+            wanted = job.choices.recipe.balance == "search" or any(one.kind.rounds_activations for one in treatments)
+            if group.fold is not None and treatments and wanted:
                 found[component, group.source] = _balanced(job, component, group, model, seen)
     return found
 

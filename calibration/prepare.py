@@ -51,6 +51,7 @@ class Job:
     precision: Precision
     samples: Samples | None  # None where the recipe needs none
     questions: DataSet | None
+    verified: bool  # whether the float graphs were shown equal to the model
     work: dict[Component, Work]
 
     @property
@@ -87,7 +88,8 @@ def prepare(path: Path, choices: Choices, questions: DataSet | None) -> Job:
     if precision in manifest.precisions() and not choices.force:
         raise UsageError(f"{path} already has {precision} graphs; --force replaces them")
     verdict = manifest.verification(floating)
-    if not choices.unverified and (verdict is None or not verdict.passed):
+    verified = verdict is not None and verdict.passed
+    if not choices.unverified and not verified:
         raise VerificationError(
             f"{path}: the {floating} graphs are {'not verified' if verdict is None else 'failed verification'}, so "
             f"nothing is quantized from them; run: vlm-trt verify {path} --precision {floating}, or accept that with "
@@ -97,10 +99,12 @@ def prepare(path: Path, choices: Choices, questions: DataSet | None) -> Job:
     bundle.check(entries.values())
     work = {component: _work(bundle, entry, recipe) for component, entry in entries.items()}
     _require_patterns(work, recipe)
+    if not any(one.treatments for one in work.values()):
+        raise UsageError("the recipe leaves every layer in float, so there is nothing to quantize; change its [layers]")
     samples = find_samples(choices.samples) if recipe.needs_samples else None
     if samples is not None and questions is not None:
         require_apart(samples, questions.examples, questions.name)
-    return Job(bundle, choices, precision, samples, questions, work)
+    return Job(bundle, choices, precision, samples, questions, verified, work)
 
 
 def _work(bundle: Bundle, entry: GraphEntry, recipe: Recipe) -> Work:

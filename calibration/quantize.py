@@ -13,7 +13,7 @@ from bundle.errors import VerificationError
 from bundle.progress import Bar
 from bundle.signature import Component, Precision
 from bundle.staging import replace_file, require_room, staging_folder, storage_errors
-from bundle.store import Bundle, publish_graphs
+from bundle.store import Bundle, how_to_make, publish_graphs
 from calibration import state
 from calibration.attempt import Attempt, Bars, ByteBar, attempt
 from calibration.gate import CountBar, Verdict, as_text, ask, costliest, document, judge, record, report_path
@@ -106,6 +106,15 @@ def _limits(planned: Mapping[Component, Plan]) -> dict[str, float]:
     }
 
 
+def read_report(bundle: Bundle, precision: Precision) -> dict[str, Any]:
+    """What a bundle says of how its quantized graphs were made; nothing where it cannot be read."""
+    try:
+        found = json.loads((bundle.path / report_path(precision)).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _tried(job: Job, planned: Mapping[Component, Plan], kept: frozenset[str], before: Result, bars: Bars) -> Attempt:
     with staging_folder(job.bundle.path / "graphs") as staging:
         return attempt(job, planned, kept, before, staging, bars)
@@ -123,15 +132,28 @@ def judge_published(
         max_drop: of any task's score that they may cost.
         count_bar: a progress bar for a label and a number of questions.
     Raises:
+        VerificationError: the float graphs are not verified, or not those the quantized ones were made from.
         BundleError: graphs are missing or damaged.
+        PromptError, ImageError: a question cannot be asked.
     """
     bundle = Bundle.open(path)
+    floats = bundle.manifest.verification(precision.floating)
+    if floats is None or not floats.passed:
+        raise VerificationError(
+            f"{path}: the {precision.floating} graphs, which the answers are compared with, were not shown equal to "
+            f"the model; run: vlm-trt verify {path} --precision {precision.floating}"
+        )
+    report = read_report(bundle, precision)
+    if report.get("floats", list(floats.graphs)) != list(floats.graphs):
+        raise VerificationError(
+            f"{path}: the {precision} graphs were made from other {precision.floating} graphs than those there; "
+            f"{how_to_make(precision, path)} --force"
+        )
     before, after = (
         ask(Choice(bundle, CpuBackend(), one, 0), questions, count_bar) for one in (precision.floating, precision)
     )
     verdict = judge(before, after, max_drop)
-    target = path / report_path(precision)
-    record(bundle, precision, verdict, json.loads(target.read_text(encoding="utf-8")) if target.exists() else {})
+    record(bundle, precision, verdict, report)
     return verdict
 
 
@@ -140,35 +162,45 @@ def _publish(job: Job, report: Report, staging: Path, entries: tuple[GraphEntry,
     Raises:
         VerificationError: the verdict is bad; the report is in the bundle, the graphs are not.
     """
-    made, verdict, target = _document(job, report), report.verdict, job.bundle.path / report.path
-    _write_picture(report, target.with_suffix(".svg"))
-    if verdict is None:
-        publish_graphs(job.bundle, staging, entries)
-        _write_report(target, {**made, "judged": None})
-    elif verdict.passed:
-        publish_graphs(job.bundle, staging, entries)
-        record(job.bundle, job.precision, verdict, made)
-    else:
-        _write_report(target, {**made, "judged": document(verdict)})
+    made, verdict = _document(job, report), report.verdict
+    if verdict is not None and not verdict.passed:
+        # Under a name of its own: graphs of an earlier run keep their report.
+        target = job.bundle.path / report.path.replace(".json", "-refused.json")
+        _write_report(target, report, {**made, "judged": document(verdict)})
         raise VerificationError(
             f"{job.bundle.path}: the {job.precision} answers are too much worse, so nothing is published: "
             f"{'; '.join(verdict.failures)}. The layers furthest from what they were: {costliest(report.layers)}; "
             "keep some of them in float (a recipe's [layers], or --auto, which finds them), or allow more with "
             f"--max-drop. All of it is in {target}"
         )
+    _require_unchanged(job)
+    publish_graphs(job.bundle, staging, entries)
+    judged = None if verdict is None else document(verdict)
+    _write_report(job.bundle.path / report.path, report, {**made, "judged": judged})
+    if verdict is not None and job.verified:
+        record(job.bundle, job.precision, verdict, made)
 
 
-def _write_picture(report: Report, target: Path) -> None:
+def _require_unchanged(job: Job) -> None:
+    """
+    Raises:
+        VerificationError: the float graphs were replaced while this ran.
+    """
+    now = {entry.identity for entry in Bundle.open(job.bundle.path).manifest.graphs}
+    if any(work.entry.identity not in now for work in job.work.values()):
+        raise VerificationError(
+            f"{job.bundle.path}: its {job.choices.floating} graphs were replaced meanwhile, so nothing is published; "
+            "run it again"
+        )
+
+
+def _write_report(target: Path, report: Report, content: dict[str, Any]) -> None:
+    """The report, and beside it the picture of the layers."""
     title = f"{report.precision}: error of each layer's product, relative, on the samples"
     with storage_errors(target):
         target.parent.mkdir(exist_ok=True)
-    replace_file(target, error_picture(title, report.layers))
-
-
-def _write_report(target: Path, report: dict[str, Any]) -> None:
-    with storage_errors(target):
-        target.parent.mkdir(exist_ok=True)
-    replace_file(target, as_text(report))
+    replace_file(target, as_text(content))
+    replace_file(target.with_suffix(".svg"), error_picture(title, report.layers))
 
 
 def _document(job: Job, report: Report) -> dict[str, Any]:
@@ -176,6 +208,7 @@ def _document(job: Job, report: Report) -> dict[str, Any]:
     samples = job.samples
     return {
         "precision": job.precision,
+        "floats": sorted(work.entry.identity for work in job.work.values()),
         "recipe": asdict(job.choices.recipe),
         "samples": None
         if samples is None

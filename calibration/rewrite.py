@@ -59,7 +59,8 @@ class Activation:
 
     def scale(self, kind: Kind, dtype: Any) -> float:
         """Of its 8-bit numbers, as the graph stores it."""
-        return float(np.array(self.limit / (FP8_MAX if kind is Kind.FP8 else INT8_MAX), dtype))
+        scale = self.limit / (FP8_MAX if kind is Kind.FP8 else INT8_MAX)
+        return float(np.array(max(scale, float(np.finfo(dtype).tiny)), dtype))
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def rewrite(
     """
     treatments = {one.linear.weight: one for one in plan.treatments}
     folded = _folded(plan)
+    outside = {n for n, v in model.graph.initializers.items() if isinstance(v.const_value, ir.ExternalTensor)}
+    assert folded.keys() <= outside, f"weights inside the graph would be left undivided: {folded.keys() - outside}"
     errors = []
     with WeightFile(weights, on_bytes) as file:
         for name, value in list(model.graph.initializers.items()):

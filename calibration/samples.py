@@ -12,6 +12,8 @@ from models.images import decode_image
 
 LEAST_SAMPLES = 16
 SYNTHETIC_SAMPLES = 96
+# Different pictures that are enough, however often each is asked about.
+_ENOUGH_PICTURES = 32
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def checked(name: str, samples: tuple[Sample, ...]) -> Samples:
         )
     if not digests:
         raise DataSetError(f"no sample of {name} has a picture, so vision would be calibrated on nothing; give some")
-    if len(set(digests)) < max(LEAST_SAMPLES // 2, len(digests) // 2):
+    if len(set(digests)) < max(LEAST_SAMPLES // 2, min(len(digests) // 2, _ENOUGH_PICTURES)):
         raise DataSetError(
             f"{name} holds {len(set(digests))} different pictures in {len(digests)} places; give more that differ"
         )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from bundle.errors import UsageError
 from bundle.signature import Precision
 from bundle.store import Bundle
 from calibration.gate import Verdict
@@ -29,6 +30,10 @@ def run(
     max_drop: float | None,
     **options: bool,
 ) -> None:
+    if evaluate == NOBODY and (options["auto"] or max_drop is not None):
+        raise UsageError("--auto and --max-drop need questions that judge; leave out --evaluate none")
+    if evaluate != SYNTHETIC and count is not None:
+        raise UsageError(f"--count is about --evaluate {SYNTHETIC}; leave it out, a file is asked whole")
     choices = Choices(read_recipe(recipe), Precision(activations), samples, max_drop, **options)
     asked = None if evaluate == NOBODY else questions(bundle, evaluate, count)
     if choices.recipe.needs_samples and samples == SYNTHETIC:
@@ -43,7 +48,7 @@ def run(
         f"{report.precision}: {size(report.quantized_bytes)} instead of {size(report.float_bytes)}, "
         f"{report.seconds:.0f} s; {report.path}"
     )
-    if report.verdict is None:
+    if report.verdict is None or options["unverified"]:
         say(
             f"not judged, so nothing answers from them yet; run: vlm-trt verify {bundle} --precision {report.precision}"
         )

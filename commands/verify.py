@@ -9,9 +9,10 @@ import click
 
 from bundle.errors import UsageError, VerificationError
 from bundle.signature import Precision
+from bundle.store import Bundle
 from bundle.tensorrt import MODULES
 from calibration.gate import document
-from calibration.quantize import judge_published
+from calibration.quantize import judge_published, read_report
 from calibration.recipe import read_recipe
 from commands.quantize import questions, shown
 from commands.terminal import count_bar, say, table
@@ -30,6 +31,8 @@ def run(
     as_json: bool,
 ) -> None:
     if precision is not None and Precision(precision).quantization is not None and backend not in MODULES:
+        if against is not None:
+            raise UsageError("quantized graphs are compared with the float graphs of the bundle; leave out --against")
         _judge(bundle, Precision(precision), backend, evaluate, max_drop, as_json)
         return
     if evaluate is not None or max_drop is not None:
@@ -58,7 +61,9 @@ def _judge(
     if backend not in ("auto", "cpu"):
         raise UsageError(f"quantized graphs are judged on the CPU; leave out --backend {backend}")
     assert precision.quantization is not None
-    allowed = read_recipe(precision.quantization).max_drop if max_drop is None else max_drop
+    made = read_report(Bundle.open(bundle), precision).get("recipe", {}).get("max_drop")
+    allowed = made if max_drop is None else max_drop
+    allowed = read_recipe(precision.quantization).max_drop if allowed is None else allowed
     verdict = judge_published(bundle, precision, questions(bundle, evaluate or SYNTHETIC, None), allowed, count_bar)
     click.echo(json.dumps(document(verdict), indent=2, ensure_ascii=False) if as_json else shown(verdict))
     if not verdict.passed:

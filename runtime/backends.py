@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from bundle.errors import IncompatibleError, UsageError
+from bundle.errors import IncompatibleError, UsageError, VerificationError
 from bundle.signature import Precision
 from bundle.store import Bundle, how_to_make
 from bundle.tensorrt import MODULES
 from runtime.backend import Backend
+from runtime.load import require_verified
 
 NAMES = ("auto", *MODULES, "cuda", "cuda-graph", "cpu")
 
@@ -58,7 +59,7 @@ def choose_precision(backend: Backend, bundle: Bundle, wanted: str | None) -> Pr
         if wanted not in available:
             raise UsageError(
                 f"the bundle has no {wanted} graphs (it has {', '.join(available) or 'none'}); "
-                f"{how_to_make(Precision(wanted))}"
+                f"{how_to_make(_liked(backend, Precision(wanted)))}"
             )
         if wanted not in backend.precisions:
             raise IncompatibleError(
@@ -79,6 +80,12 @@ def _flavour(backend: Backend, available: Sequence[Precision], wanted: str) -> s
     """A recipe's name means its graphs with the activations that the backend likes best: fp32 on the CPU."""
     flavours = [one for one in backend.precisions if one in available and one.quantization == wanted]
     return flavours[0] if flavours else wanted
+
+
+def _liked(backend: Backend, wanted: Precision) -> Precision:
+    """Of a recipe, the flavour that the backend likes best."""
+    flavours = [one for one in backend.precisions if one.quantization == wanted.quantization]
+    return flavours[0] if wanted.quantization and wanted not in backend.precisions and flavours else wanted
 
 
 def _runs(backend: Backend, bundle: Bundle, precision: Precision) -> bool:
@@ -102,9 +109,11 @@ def _with_engines(bundle: Bundle) -> Backend | None:
         backend = _tensorrt(name)
         for precision in backend.precisions:
             if _runs(backend, bundle, precision):
-                verdict = bundle.manifest.verification(precision, backend.engines(bundle, precision))
-                if verdict is not None and verdict.passed:
-                    return backend
+                try:
+                    require_verified(bundle, precision, backend)
+                except VerificationError:
+                    continue
+                return backend
     return None
 
 

@@ -37,6 +37,11 @@ class FeatureCache:
         self.encoded_images = 0
         self._lock = Lock()
 
+    def forget(self) -> None:
+        """No picture is known any more."""
+        with self._lock:
+            self._known.clear()
+
     def encode(self, images: Sequence[Image], clock: StageClock) -> list[ImageFeatures]:
         """Features of each picture, in order. Two threads may ask; the second waits for the first.
 

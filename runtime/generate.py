@@ -83,6 +83,11 @@ class Generator:
             raise
         return running
 
+    def forget(self) -> None:
+        """Beginnings and pictures of earlier sequences are not used again."""
+        self.features.forget()
+        self._slots.forget()
+
     def step(self, sequences: Iterable[Running]) -> None:
         """One decode step of all unfinished sequences together; each gains a token and may finish.
 

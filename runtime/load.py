@@ -35,6 +35,8 @@ def require_verified(bundle: Bundle, precision: Precision, backend: Backend) -> 
             since, or failed.
     """
     engines = backend.engines(bundle, precision)
+    if engines and precision.quantization is not None:
+        require_judged(bundle, precision)
     verdict = bundle.manifest.verification(precision, engines)
     if verdict is not None and verdict.passed:
         return
@@ -50,3 +52,18 @@ def require_verified(bundle: Bundle, precision: Precision, backend: Backend) -> 
         f"{bundle.path}: the {precision} {what}, so their answers cannot be trusted; run `{command}`, or accept that "
         "with --unverified"
     )
+
+
+def require_judged(bundle: Bundle, precision: Precision) -> None:
+    """An engine may compute what its quantized graphs compute, and their answers be bad.
+
+    Raises:
+        VerificationError: the graphs' answers were not judged, or were too much worse.
+    """
+    verdict = bundle.manifest.verification(precision)
+    if verdict is None or not verdict.passed:
+        how = "were not judged" if verdict is None else "were too much worse"
+        raise VerificationError(
+            f"{bundle.path}: the answers of the {precision} graphs, which the engines were built from, {how}; run "
+            f"`vlm-trt verify {bundle.path} --precision {precision}`, or accept that with --unverified"
+        )

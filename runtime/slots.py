@@ -56,6 +56,12 @@ class SlotTable:
         del slot.keys[filled:]  # nothing, unless the cache was cleared after a failed step
         slot.busy = False
 
+    def forget(self) -> None:
+        """Free slots hold nothing any more."""
+        for slot in self._slots:
+            if not slot.busy:
+                slot.keys.clear()
+
     def _shared(self, slot: Slot, keys: Sequence[Key], rope_alpha: float) -> int:
         """Positions of `keys` that the slot holds already, rotated with the same factor."""
         if slot.rope_alpha != rope_alpha:

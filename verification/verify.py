@@ -16,7 +16,7 @@ from exporter.references import require_references
 from models.family import Family, family
 from runtime.backends import choose_backend, choose_precision
 from runtime.engine import Engine
-from runtime.load import open_engine
+from runtime.load import open_engine, require_judged
 from verification.checks import (
     Decoded,
     Outcome,
@@ -115,12 +115,14 @@ def _graph_reference(
     """
     Raises:
         UsageError: the quantized graphs themselves are asked about, and their verdict is about answers.
+        VerificationError: those answers were not judged, or were too much worse.
     """
     if not engines:
         raise UsageError(
             f"{precision} graphs are not equal to the model by design; whether their answers are good enough is judged "
             f"by: vlm-trt verify {bundle.path} --precision {precision}"
         )
+    require_judged(bundle, precision)
     return GraphReference(bundle, precision, members)
 
 

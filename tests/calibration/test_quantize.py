@@ -113,9 +113,10 @@ def test_answers_that_are_too_much_worse_are_not_published(bundle: Copy, questio
         quantize(path, Choices(recipe, samples=samples), questions)
     text = str(caught.value)
     assert "the int8 answers are too much worse, so nothing is published" in text
-    assert "all fell from" in text and "The layers furthest from what they were: " in text
+    assert "all together fell from" in text and "The layers furthest from what they were: " in text
     assert (path / MANIFEST).read_text() == before and not (path / "graphs" / "int8").exists()
-    assert not json.loads((path / "reports" / "quantization-int8.json").read_text())["judged"]["passed"]
+    assert not json.loads((path / "reports" / "quantization-int8-refused.json").read_text())["judged"]["passed"]
+    assert not (path / "reports" / "quantization-int8.json").exists()
 
 
 def test_a_layer_can_be_kept(bundle: Copy, questions: DataSet) -> None:
@@ -254,6 +255,33 @@ def test_graphs_that_nobody_judged_are_not_used_before(bundle: Copy, questions: 
     assert not judge_published(path, Precision.INT8, questions, 0.0).passed
     with pytest.raises(VerificationError, match="int8 graphs are failed verification"):
         load(path, precision="int8", backend="cpu")
+
+
+def test_float_graphs_that_are_not_verified_give_no_verdict(copied: Copy) -> None:
+    """Neither at once nor later: as good as something unknown is nothing."""
+    path, questions = copied("ntk-256"), synthetic(4, 7)
+    quantize(path, Choices(read_recipe("int8-weight"), unverified=True), None)
+    with pytest.raises(VerificationError, match="the fp32 graphs, which the answers are compared with, were not shown"):
+        judge_published(path, Precision.INT8_WEIGHT, questions, 1.0)
+    assert Bundle.open(path).manifest.verification(Precision.INT8_WEIGHT) is None
+
+
+def test_questions_that_nobody_answers_judge_nothing(verified: Copy, tmp_path: Path) -> None:
+    """Random weights answer next to nothing right, and so would any others."""
+    shutil.copytree(verified("ntk-256"), tmp_path / "bundle")
+    with pytest.raises(VerificationError, match=r"the float graphs answer next to nothing right \(0.0\d+\), so these"):
+        quantize(tmp_path / "bundle", Choices(read_recipe("int8-weight"), max_drop=1.0), synthetic(4, 7))
+
+
+def test_graphs_that_were_exported_again_are_not_judged_by_the_new_ones(bundle: Copy, questions: DataSet) -> None:
+    path = bundle()
+    quantize(path, Choices(read_recipe("int8-weight")), None)
+    report = path / "reports" / "quantization-int8-weight.json"
+    report.write_text(report.read_text().replace("decoder:", "decoder:0"))
+    with pytest.raises(
+        VerificationError, match="were made from other fp32 graphs than those there; quantize it: .*--force"
+    ):
+        judge_published(path, Precision.INT8_WEIGHT, questions, 0.3)
 
 
 def test_seen_activations_do_not_grow_with_the_samples() -> None:

@@ -103,6 +103,16 @@ def test_the_graph_computes_with_the_integers_it_holds(exported: Exported, tmp_p
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9995
 
 
+@pytest.mark.parametrize("component", list(Component))
+def test_half_precision_graphs_are_balanced_in_the_same_places(component: Component, exported: Exported) -> None:
+    """There a Cast lies between a norm and its products."""
+    folds = []
+    for precision in ("fp32", "fp16", "bf16"):
+        model = ir.load(graph_of(exported, component, precision))
+        folds.append([group.fold for group in find_groups(model, find_linears(model, component))])
+    assert folds[0] == folds[1] == folds[2]
+
+
 @pytest.mark.parametrize("component", [Component.VISION_ENCODER, Component.DECODER])
 def test_norms_and_gated_products_can_give_their_range_away(component: Component, exported: Exported) -> None:
     graph = graph_of(exported, component)

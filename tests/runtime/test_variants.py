@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from bundle.errors import IncompatibleError, VerificationError
 from bundle.manifest import Verification
 from bundle.signature import Component, Precision
 from bundle.store import MANIFEST, Bundle, file_entry
+from calibration.prepare import Choices
+from calibration.quantize import quantize
+from calibration.recipe import read_recipe
 from runtime import backends
 from runtime.backends import choose_precision
 from runtime.load import require_verified
@@ -141,3 +145,31 @@ def _relist(path: Path) -> None:
         entry = file_entry(path, engine["plan"]["path"])
         engine["plan"] |= {"size": entry.size, "sha256": entry.sha256}
     (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_engines_of_quantized_graphs_need_good_answers_too(copied: Callable[..., Path]) -> None:
+    """Compared with their graphs they may be right, and the graphs' answers bad, or unknown."""
+    path = copied("ntk-256")
+    quantize(path, Choices(read_recipe("int8-weight"), unverified=True), None)
+    opened = Bundle.open(path)
+    engines = tuple(
+        replace(
+            engine,
+            precision=Precision.INT8_WEIGHT,
+            graph=opened.graph(engine.component, Precision.INT8_WEIGHT).identity,
+        )
+        for engine in add_engines(path)
+    )
+    opened.manifest = opened.manifest.with_engines(engines)
+    graphs = tuple(sorted(opened.graph(component, Precision.INT8_WEIGHT).identity for component in Component))
+    identities = tuple(sorted(engine.identity for engine in engines))
+    verdict = Verification(
+        Precision.INT8_WEIGHT, "tensorrt-rtx", True, "reports/a.json", graphs, identities, "2026", {}
+    )
+    opened.manifest = opened.manifest.with_verification(verdict)
+    with pytest.raises(
+        VerificationError, match="the answers of the int8-weight graphs, .* were not judged; run `vlm-trt"
+    ):
+        require_verified(opened, Precision.INT8_WEIGHT, host_backend())
+    opened.manifest = opened.manifest.with_verification(replace(verdict, engines=(), backend="onnxruntime-cpu"))
+    require_verified(opened, Precision.INT8_WEIGHT, host_backend())
