@@ -34,7 +34,7 @@ from runtime.environment import environment
 from verification.verify import verify
 
 CHECKPOINT = Path(__file__).parent.parent / "examples" / "demo_model" / "checkpoint"
-RECIPES = ("int8-weight", "int8", "int4")
+RECIPES = ("int8-weight", "int8", "int4", "fp8")
 TARGETS = ("sm80", "sm89", "sm120")
 
 
@@ -68,7 +68,7 @@ def precision_of(bundle: Path, name: str, questions: DataSet) -> dict[str, Any]:
     say(f"quantize {name}")
     found = outcome(quantize(bundle, Choices(read_recipe(name)), questions))
     say(f"quantize {name} from fp16")
-    few = synthetic(60, 1)  # the CPU has no integer kernels for fp16 activations; its answers say nothing new
+    few = synthetic(40, 1)  # the CPU has no integer kernels for fp16 activations; its answers say nothing new
     quantize(bundle, Choices(read_recipe(name), Precision.FP16, max_drop=0.2), few)
     return found
 
