@@ -126,7 +126,10 @@ def test_synthetic_scenes_are_asked(verified: Bundle, monkeypatch: pytest.Monkey
 
     def held_out_examples(count: int, seed: int) -> Iterator[Example]:
         for at in range(count):
-            yield Example(f"scene {at}", "colour", f"Scene {seed}.{at}?", "red", "contains", (picture,))
+            yield Example(
+                name=f"scene {at}", task="colour", prompt=f"Scene {seed}.{at}?", reference="red", metric="contains",
+                images=(picture,),
+            )  # fmt: skip
 
     scenes = ModuleType("evaluation.scenes.dataset")
     scenes.held_out_examples = held_out_examples  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bundle.errors import UnsupportedError
-from bundle.signature import Component, Precision
+from bundle.signature import FLOATS, Component, Precision
 from bundle.store import Bundle
 from engines.build import Choices, build
 from engines.finding import Finding
@@ -35,7 +35,7 @@ def lint(
     return list(lint_graph(where, component, precision, manifest.model, manifest.limits, target, backend))
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", FLOATS)
 @pytest.mark.parametrize("variant", OWN_VARIANTS)
 def test_exported_graphs_are_clean(variant: str, precision: Precision, exported: Exported) -> None:
     path = exported(variant, precision.value)

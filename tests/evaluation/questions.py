@@ -57,7 +57,7 @@ def golden_data(folder: Path) -> DataSet:
 
 
 def example(name: str, task: str = "colour", prompt: str = "Which?", images: tuple[ImageSource, ...] = ()) -> Example:
-    return Example(name, task, prompt, "red", "exact", images)
+    return Example(name=name, task=task, prompt=prompt, reference="red", metric="exact", images=images)
 
 
 def run_of(*answers: tuple[str, tuple[int, ...], float]) -> Evaluation:

@@ -54,7 +54,14 @@ def test_a_line_becomes_an_example(folder: Path) -> None:
             images=(ImageSource("a.png", folder / "a.png"),),
             history=(("Hi", "Hello"),),
         ),
-        Example("data.jsonl:2", "caption_facts", "Which colour?", Facts(("red",), ()), "caption_facts", ()),
+        Example(
+            name="data.jsonl:2",
+            task="caption_facts",
+            prompt="Which colour?",
+            reference=Facts(("red",), ()),
+            metric="caption_facts",
+            images=(),
+        ),
     )
     assert data.examples[0].images[0].read() == PICTURE.read_bytes()
 
@@ -165,7 +172,10 @@ def test_a_picture_that_vanishes_is_named() -> None:
 
 
 def test_synthetic_examples_come_from_the_scene_generator(monkeypatch: pytest.MonkeyPatch) -> None:
-    example = Example("scene 0", "colour", "Which?", "red", "exact", (ImageSource("s.png", data=PICTURE.read_bytes()),))
+    example = Example(
+        name="scene 0", task="colour", prompt="Which?", reference="red", metric="exact",
+        images=(ImageSource("s.png", data=PICTURE.read_bytes()),),
+    )  # fmt: skip
 
     def held_out_examples(count: int, seed: int) -> Iterator[Example]:
         return (replace(example, prompt=f"{seed}: {i}") for i in range(count))

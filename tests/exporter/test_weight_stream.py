@@ -11,7 +11,7 @@ import torch
 
 from bundle.digests import sha256_of
 from bundle.errors import UnsupportedError
-from bundle.signature import Component, Precision
+from bundle.signature import FLOATS, Component, Precision
 from exporter import layouts
 from exporter.checkpoint import Checkpoint
 from exporter.modules.build import build_module
@@ -27,7 +27,7 @@ WEIGHTS = {c: tuple(w for w in weight_map(MODEL).weights if w.component is c) fo
 
 
 @pytest.mark.parametrize("component", list(Component))
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", FLOATS)
 def test_the_map_is_the_module(component: Component, precision: Precision) -> None:
     """Names, shapes and which stay fp32: the weight map and the torch module agree."""
     with torch.device("meta"):
@@ -38,7 +38,7 @@ def test_the_map_is_the_module(component: Component, precision: Precision) -> No
 
 
 @pytest.mark.parametrize("component", list(Component))
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", FLOATS)
 def test_the_file_holds_the_values(
     tmp_path: Path, component: Component, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +132,7 @@ FILL = """
 import sys
 from pathlib import Path
 from bundle.errors import StorageError
-from bundle.signature import Component, Precision
+from bundle.signature import FLOATS, Component, Precision
 from bundle.staging import staging_folder
 from exporter.checkpoint import Checkpoint
 from exporter.weight_stream import stream_weights
