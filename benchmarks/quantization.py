@@ -9,7 +9,6 @@ ablations change one thing of the shipped recipe each, and publish whatever come
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -19,11 +18,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.stages import progress
 from bundle.errors import VlmTrtError
 from bundle.signature import Precision
 from calibration.prepare import Choices
-from calibration.quantize import Report, quantize
+from calibration.quantize import quantize
 from calibration.recipe import Observer, Recipe, read_recipe
+from calibration.report import Report
 from engines.build import Choices as BuildChoices
 from engines.build import build
 from evaluation.dataset import DataSet, synthetic
@@ -46,7 +47,7 @@ def main() -> None:
     bundle, questions = arguments.folder / "bundle", synthetic(arguments.count, 0)
     shutil.rmtree(bundle, ignore_errors=True)
     for precision in (Precision.FP32, Precision.FP16):
-        say(f"export and verify {precision}")
+        progress(f"export and verify {precision}")
         export(CHECKPOINT, bundle, ExportChoices(precision))
         assert verify(bundle, precision=precision, backend_name="cpu").passed
     found: dict[str, Any] = {
@@ -59,15 +60,11 @@ def main() -> None:
     print(json.dumps(found, indent=1))
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def precision_of(bundle: Path, name: str, questions: DataSet) -> dict[str, Any]:
     """The flavour for the CPU, judged with the recipe's own limit."""
-    say(f"quantize {name}")
+    progress(f"quantize {name}")
     found = outcome(quantize(bundle, Choices(read_recipe(name)), questions))
-    say(f"quantize {name} from fp16")
+    progress(f"quantize {name} from fp16")
     few = synthetic(40, 1)  # the CPU has no integer kernels for fp16 activations; its answers say nothing new
     quantize(bundle, Choices(read_recipe(name), Precision.FP16, max_drop=0.2), few)
     return found
@@ -94,7 +91,7 @@ def engines_of(bundle: Path, name: str) -> dict[str, Any]:
     """Bytes of the three engines together per target, or the refusal."""
     found: dict[str, Any] = {}
     for target in TARGETS:
-        say(f"build {name} for {target}")
+        progress(f"build {name} for {target}")
         try:
             choices = BuildChoices(backend="tensorrt-rtx", precision=Precision(name), targets=(target,))
             found[target] = sum(entry.plan.size for entry in build(bundle, choices))
@@ -119,7 +116,7 @@ def ablations(bundle: Path, folder: Path, questions: DataSet) -> Iterator[tuple[
         "noise instead of pictures": (shipped, str(noise)),
     }
     for name, (recipe, samples) in variants.items():
-        say(f"int8, {name}")
+        progress(f"int8, {name}")
         yield name, outcome(quantize(copy, Choices(recipe, samples=samples, max_drop=1.0, force=True), questions))
 
 

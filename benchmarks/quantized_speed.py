@@ -7,19 +7,16 @@ with one picture. Random weights answer nothing right, so nothing is judged. The
 of a decode step: the bytes of the decoder's weights without the embeddings, at the bandwidth measured here.
 """
 
-import argparse
 import json
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.bandwidth import bandwidth
-from benchmarks.make_checkpoint import SIZES
 from benchmarks.quantization import write_samples
-from benchmarks.stages import Prompt, decode_ms, exported, prefill_ms, timed
+from benchmarks.stages import Prompt, decode_ms, exported, parsed, prefill_ms, progress, timed
 from bundle.signature import DTYPE_BYTES, Component, Precision
 from bundle.store import Bundle
 from calibration.prepare import Choices
@@ -35,11 +32,7 @@ RECIPES = ("int8-weight", "int8", "int4")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--size", choices=SIZES, default="S")
-    parser.add_argument("--pairs", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = parsed(__doc__)
     bundle, _ = exported(arguments.folder, arguments.size, 1024)
     quantized(bundle.path, arguments.folder)
     bundle = Bundle.open(bundle.path)
@@ -58,22 +51,19 @@ def quantized(path: Path, folder: Path) -> None:
     """Every recipe's graphs into the bundle, once."""
     have = Bundle.open(path).manifest
     if have.verification(Precision.FP32) is None:
-        say("verify fp32")
+        progress("verify fp32")
         assert verify(path, precision="fp32", backend_name="cpu").passed
     samples = write_samples(folder / "samples", noise=False, count=16)
     for name in RECIPES:
         if Precision(name) not in have.precisions():
-            say(f"quantize {name}")
-            say(f"  {quantize(path, Choices(read_recipe(name), samples=str(samples)), None, say=say).seconds:.0f} s")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+            progress(f"quantize {name}")
+            choices = Choices(read_recipe(name), samples=str(samples))
+            progress(f"  {quantize(path, choices, None, say=progress).seconds:.0f} s")
 
 
 def compared(bundle: Bundle, precision: Precision, pairs: int) -> dict[str, dict[str, float]]:
     """Median milliseconds of both, and the median of the paired ratios fp32 / quantized, per stage."""
-    say(f"measure {precision}")
+    progress(f"measure {precision}")
     sides = [runs(open_engine(bundle, one, CpuBackend())) for one in (Precision.FP32, precision)]
     found = {}
     for stage in sides[0]:

@@ -37,11 +37,7 @@ PROMPT_TOKENS, PICTURE_AT, NEW_TOKENS = 298, 20, 16
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--size", choices=SIZES, default="S")
-    parser.add_argument("--pairs", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = parsed(__doc__)
     bundle, checkpoint = exported(arguments.folder, arguments.size, 1024)
     result = {
         "size": arguments.size,
@@ -54,6 +50,15 @@ def main() -> None:
         "environment": environment(),
     }
     print(json.dumps(result, indent=1))
+
+
+def parsed(description: str | None) -> argparse.Namespace:
+    """folder, size of the model and number of pairs, from the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", choices=SIZES, default="S")
+    parser.add_argument("--pairs", type=int, default=5)
+    return parser.parse_args()
 
 
 def exported(folder: Path, size: str, max_seq_tokens: int) -> tuple[Bundle, Path]:

@@ -4,6 +4,7 @@ The exporter names its inputs and outputs from here, the runtime binds from here
 profiles from here. An axis is an `int` (literal) or a `str` (dynamic).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -59,6 +60,12 @@ class Precision(StrEnum):
     @property
     def dtype(self) -> str:
         return {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[self.floating]
+
+    def flavours(self, floats: Sequence["Precision"]) -> tuple["Precision", ...]:
+        """What the word may mean: itself, or of a recipe's name alone the recipe with each of those types, in order."""
+        if self.value != self.quantization:
+            return (self,)
+        return tuple(Precision.of(self.quantization, floating) for floating in floats)
 
     @classmethod
     def of(cls, quantization: str | None, floating: "Precision") -> "Precision":

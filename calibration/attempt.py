@@ -1,34 +1,31 @@
 """Graphs of one plan in a staging folder, and their answers: what is published if they hold, or tried again if not."""
 
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from bundle.entries import GraphEntry
-from bundle.progress import Bar
+from bundle.progress import MakeBar
 from bundle.signature import Component
 from bundle.staging import replace_file
 from bundle.store import MANIFEST, Bundle, file_entry, graph_paths
-from calibration.gate import CountBar, Verdict, ask, judge
+from calibration.gate import Verdict, ask, judge
 from calibration.prepare import Job
 from calibration.rewrite import LayerError, Plan, rewrite
 from evaluation.result import Result
 from runtime.model import Choice
 from runtime.ort import CpuBackend
 
-ByteBar = Callable[[str, int], AbstractContextManager[Bar | None]]
-
 
 @dataclass(frozen=True)
 class Bars:
     """Progress bars for a label and a total."""
 
-    bytes: ByteBar
-    count: CountBar
+    bytes: MakeBar
+    count: MakeBar
 
 
 @dataclass(frozen=True)

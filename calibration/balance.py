@@ -19,8 +19,9 @@ from calibration.rounding import Floats
 _EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 # Outputs that the search looks at, of every matrix.
 _SEARCHED_OUTPUTS = 512
-# No channel is divided by more, or by less: one that is nearly always zero has no range to give.
-_MOST, _LEAST = 1e2, 1e-2
+# No channel is divided by more, or by less: one that is nearly always zero has no range to give, and what a gated half
+# takes back in half precision must not overflow.
+_MOST, _LEAST = 1e2, 1e-1
 
 
 def smoothing(

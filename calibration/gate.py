@@ -1,14 +1,13 @@
 """The verdict on quantized graphs: their answers against those of the graphs they were made from."""
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from bundle.manifest import Verification
-from bundle.progress import Bar
+from bundle.progress import MakeBar
 from bundle.signature import Component, Precision
 from bundle.store import Bundle
 from calibration.rewrite import LayerError
@@ -19,7 +18,6 @@ from evaluation.result import Result, as_baseline, setup_of
 from runtime.model import Choice
 from runtime.ort import CpuBackend
 
-CountBar = Callable[[str, int], AbstractContextManager[Bar | None]]
 NEW_TOKENS = 64
 _NAMED_LAYERS = 5
 _LEAST_SCORE = 0.1  # of the float graphs
@@ -80,14 +78,14 @@ def record(bundle: Bundle, precision: Precision, verdict: Verdict, report: Mappi
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         figures={"score": overall.baseline_score + overall.difference, "difference": overall.difference},
     )
-    bundle.record(entry, as_text({**report, "judged": document(verdict)}))
+    bundle.record(entry, as_text({**report, "judged": as_json(verdict)}))
 
 
 def report_path(precision: Precision) -> str:
     return f"reports/quantization-{precision}.json"
 
 
-def document(verdict: Verdict) -> dict[str, Any]:
+def as_json(verdict: Verdict) -> dict[str, Any]:
     """The verdict as JSON values."""
     questions = verdict.questions
     return {
@@ -104,7 +102,7 @@ def as_text(report: Mapping[str, Any]) -> str:
     return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
 
 
-def ask(choice: Choice, questions: DataSet, count_bar: CountBar) -> Result:
+def ask(choice: Choice, questions: DataSet, count_bar: MakeBar) -> Result:
     """Greedy answers to every question; the graphs are out of memory when this returns."""
     model = choice.load()
     with count_bar(f"ask {choice.precision}", len(questions.examples)) as bar:

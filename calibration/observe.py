@@ -4,7 +4,7 @@ Vision encoder, resampler, prefill of any length and decode steps are all seen, 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,11 @@ import onnx_ir as ir
 
 from bundle.entries import EngineEntry
 from bundle.errors import UsageError, VerificationError
-from bundle.signature import Component
+from bundle.signature import Component, Precision
 from calibration.linears import Group
 from calibration.observers import Seen
 from calibration.rounding import Floats
+from calibration.state import Seens
 from evaluation.dataset import Sample
 from evaluation.evaluate import conversation
 from runtime.backend import Binding, host_view
@@ -24,20 +25,46 @@ from runtime.ort import CpuBackend, OrtSession
 
 # Longest answer of the model's own to a sample: decode steps enough to be seen beside its prompt.
 _NEW_TOKENS = 48
-Watch = Callable[[str, Floats], None]  # source, values [rows, channels]
+
+
+@dataclass
+class Watch:
+    """Looks at activations while samples are answered."""
+
+    seen: Seens  # added to
+    divisors: Mapping[tuple[Component, str], Floats]  # what each channel is divided by before it is looked at
+    precision: Precision
+    sample: str = ""  # the one being answered
+    random: np.random.Generator = field(default_factory=np.random.default_rng)
+
+    def begin(self, number: int, name: str) -> None:
+        self.sample, self.random = name, np.random.default_rng(number)
+
+    def look(self, component: Component, source: str, values: Floats) -> None:
+        """
+        Raises:
+            VerificationError: a value is not finite.
+        """
+        divisor = self.divisors.get((component, source))
+        values = values if divisor is None else values / divisor
+        if not np.isfinite(values).all():
+            raise VerificationError(
+                f"the activation {source} of the {self.precision} {component} is not finite at sample {self.sample}, "
+                "so no scale can be chosen for it; quantize from the fp32 graphs"
+            )
+        self.seen.setdefault((component, source), Seen(values.shape[1])).add(values, self.random)
 
 
 class Observing(CpuBackend):
     """The CPU, with sessions that show the activations asked for."""
 
-    def __init__(self, groups: Mapping[Component, Sequence[Group]], watch: Callable[[Component], Watch]) -> None:
+    def __init__(self, groups: Mapping[Component, Sequence[Group]], watch: Watch) -> None:
         super().__init__()
         self._groups, self._watch = groups, watch
 
     def open(self, file: Path, engine: EngineEntry | None = None) -> OrtSession:
         component = Component(file.stem)
-        sources = [group.source for group in self._groups.get(component, ())]
-        return ObservedSession(file, self, sources, self._watch(component))
+        return ObservedSession(file, self, [group.source for group in self._groups[component]], self._watch)
 
 
 class ObservedSession(OrtSession):
@@ -49,12 +76,13 @@ class ObservedSession(OrtSession):
         self._given = [source for source in sources if source in inputs]
         self._made = [source for source in sources if source not in inputs]
         values = {value.name: value for node in own.graph for value in node.outputs}
-        own.graph.outputs.extend(values[source] for source in self._made if not values[source].is_graph_output())
+        assert not any(values[source].is_graph_output() for source in self._made), "its memory is bound by the engine"
+        own.graph.outputs.extend(values[source] for source in self._made)
         model = bytes(ir.serde.serialize_model(own).SerializeToString())
         options = backend.options(graph)
         options.enable_cpu_mem_arena = False  # which would keep the memory of the largest run
         super().__init__(graph, options, model=model)
-        self._watch = watch
+        self._component, self._watch = Component(graph.stem), watch
 
     def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding], options: object = None) -> None:
         for name in self._made:  # first of all outputs, so that they are the first ones given back; their shapes vary
@@ -66,56 +94,40 @@ class ObservedSession(OrtSession):
             self._show(name, host_view(inputs[name]))
 
     def _show(self, name: str, values: np.ndarray) -> None:
-        self._watch(name, np.asarray(values, dtype=np.float32).reshape(-1, values.shape[-1]))
+        rows = np.asarray(values, dtype=np.float32).reshape(-1, values.shape[-1])
+        self._watch.look(self._component, name, rows)
 
 
 def observe(
     choice: Choice,
     samples: Sequence[Sample],
     groups: Mapping[Component, Sequence[Group]],
-    seen: dict[tuple[Component, str], Seen],
-    divisors: Mapping[tuple[Component, str], Floats],
+    watch: Watch,
     first: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Adds to `seen` what the float graphs' activations are while they answer the samples.
+    """Shows the watch what the float graphs' activations are while they answer the samples.
 
     Args:
         choice: the bundle, and which graphs of it; they run on the CPU.
         samples: questions with their pictures.
         groups: whose sources are looked at.
-        seen: component and source → what was seen; added to.
-        divisors: component and source → what each channel is divided by before it is looked at.
-        first: number of the sample to begin with; earlier ones are in `seen` already.
-        progress: told the number of samples that are in `seen`, after each.
+        watch: looks at them.
+        first: number of the sample to begin with; earlier ones were looked at already.
+        progress: told how many samples have been looked at, after each.
     Raises:
         VerificationError: an activation is not finite; sample and activation are named.
-        PromptError, ImageError: a sample cannot be asked.
+        PromptError, ImageError: a sample cannot be asked; it is named.
     """
-    random = np.random.default_rng(0)
-    about = ""
-
-    def watch(component: Component) -> Watch:
-        def look(source: str, values: Floats) -> None:
-            divisor = divisors.get((component, source))
-            values = values if divisor is None else values / divisor
-            if not np.isfinite(values).all():
-                raise VerificationError(
-                    f"the activation {source} of the {choice.precision} {component} is not finite at sample {about}, "
-                    "so no scale can be chosen for it; quantize from the fp32 graphs"
-                )
-            seen.setdefault((component, source), Seen(values.shape[1])).add(values, random)
-
-        return look
-
+    if first == len(samples):
+        return
     model = Choice(choice.bundle, Observing(groups, watch), choice.precision, 0).load()
     for at in range(first, len(samples)):
-        about = samples[at].name
-        random = np.random.default_rng(at)
+        watch.begin(at, samples[at].name)
         try:
             _answer(model, samples[at])
         except UsageError as error:
-            raise type(error)(f"{about}: {error}") from error
+            raise type(error)(f"{samples[at].name}: {error}") from error
         progress(at + 1)
 
 

@@ -1,18 +1,19 @@
 """Samples to plans: activations are seen, factors balanced, seen again as they will be, and scales chosen."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic
 
 import onnx_ir as ir
 
+from bundle.progress import MakeBar
 from bundle.signature import Component
 from calibration import state
 from calibration.balance import activation_of, searched, smoothing
-from calibration.gate import CountBar
 from calibration.linears import Group
-from calibration.observe import observe
+from calibration.observe import Watch, observe
 from calibration.observers import range_of
 from calibration.prepare import Job
 from calibration.rewrite import Activation, Plan
@@ -23,8 +24,16 @@ Factors = dict[tuple[Component, str], Floats]
 _SAVED_EVERY_SECONDS = 20.0
 
 
-def plans(job: Job, count_bar: CountBar, say: Callable[[str], None]) -> dict[Component, Plan]:
-    """What is to be done to each graph.
+@dataclass(frozen=True)
+class Planned:
+    """What is to be done to each graph, and the files that hold what was seen on the way there."""
+
+    graphs: dict[Component, Plan]
+    states: tuple[Path, ...] = ()
+
+
+def planned(job: Job, count_bar: MakeBar, say: Callable[[str], None]) -> Planned:
+    """Samples looked at, factors and scales chosen.
 
     Args:
         job: the recipe's rules, and the samples.
@@ -32,18 +41,23 @@ def plans(job: Job, count_bar: CountBar, say: Callable[[str], None]) -> dict[Com
         say: told what runs now.
     Raises:
         VerificationError: an activation is not finite.
+        PromptError, ImageError: a sample cannot be asked.
     """
     if job.samples is None:
-        return {component: Plan(work.groups, work.treatments) for component, work in job.work.items()}
-    seen = _observed(job, {}, count_bar, "look at activations")
+        return Planned({component: Plan(work.groups, work.treatments) for component, work in job.work.items()})
+    states = [_state_path(job, {})]
+    seen = _observed(job, {}, states[0], count_bar, "look at activations")
     factors: Factors = {}
+    rounded = any(one.kind.rounds_activations for work in job.work.values() for one in work.treatments)
     if job.choices.recipe.balance is not None:
         say("balance activations and weights")
         factors = _factors(job, seen)
-        if any(one.kind.rounds_activations for work in job.work.values() for one in work.treatments):
-            seen = _observed(job, factors, count_bar, "look at them balanced")
-            return {component: _plan(job, component, seen, factors, balanced=True) for component in job.work}
-    return {component: _plan(job, component, seen, factors, balanced=False) for component in job.work}
+    if factors and rounded:  # their ranges have to be those that the graph will see
+        states.append(_state_path(job, factors))
+        seen = _observed(job, factors, states[1], count_bar, "look at them balanced")
+    balanced = len(states) > 1
+    graphs = {component: _plan(job, component, seen, factors, balanced=balanced) for component in job.work}
+    return Planned(graphs, tuple(states))
 
 
 def _plan(job: Job, component: Component, seen: Seens, factors: Factors, *, balanced: bool) -> Plan:
@@ -88,12 +102,11 @@ def _balanced(job: Job, component: Component, group: Group, model: ir.Model, see
     return smoothing(one, treatments, known, balance)
 
 
-def _observed(job: Job, factors: Factors, count_bar: CountBar, label: str) -> Seens:
+def _observed(job: Job, factors: Factors, path: Path, count_bar: MakeBar, label: str) -> Seens:
     """All samples answered by the float graphs; what an ended run has seen is not looked at again."""
     samples = job.samples
     assert samples is not None
     groups = {component: [g for g in work.groups if work.of(g)] for component, work in job.work.items()}
-    path = _state_path(job, factors)
     seen, first = state.load(path)
     saved = monotonic()
 
@@ -108,7 +121,8 @@ def _observed(job: Job, factors: Factors, count_bar: CountBar, label: str) -> Se
     with count_bar(label, len(samples.samples)) as bar:
         if bar is not None and first:
             bar.update(first)
-        observe(job.float_graphs, samples.samples, groups, seen, factors, first, progress)
+        watch = Watch(seen, factors, job.choices.floating)
+        observe(job.float_graphs, samples.samples, groups, watch, first, progress)
     return seen
 
 

@@ -59,6 +59,11 @@ class Job:
         return self.choices.recipe.max_drop if self.choices.max_drop is None else self.choices.max_drop
 
     @property
+    def float_bytes(self) -> int:
+        """Of the weights of all graphs to quantize."""
+        return sum(work.entry.weights.size for work in self.work.values())
+
+    @property
     def float_graphs(self) -> Choice:
         """The graphs to quantize, as they run here."""
         return Choice(self.bundle, CpuBackend(), self.choices.floating, 0)
@@ -73,8 +78,30 @@ def prepare(path: Path, choices: Choices, questions: DataSet | None) -> Job:
         BundleError: a file is damaged.
     """
     bundle, recipe = Bundle.open(path), choices.recipe
-    manifest, floating = bundle.manifest, choices.floating
-    precision = Precision.of(recipe.kind, floating)
+    floating, precision = choices.floating, Precision.of(recipe.kind, choices.floating)
+    verified = _require_floats(bundle, choices)
+    if precision in bundle.manifest.precisions() and not choices.force:
+        raise UsageError(f"{path} already has {precision} graphs; --force replaces them")
+    entries = {component: bundle.graph(component, floating) for component in Component}
+    bundle.check(entries.values())
+    work = {component: _work(bundle, entry, recipe) for component, entry in entries.items()}
+    _require_patterns(work, recipe)
+    if not any(one.treatments for one in work.values()):
+        raise UsageError("the recipe leaves every layer in float, so there is nothing to quantize; change its [layers]")
+    samples = find_samples(choices.samples) if recipe.needs_samples else None
+    if samples is not None and questions is not None:
+        require_apart(samples.pictures, questions.examples, questions.name)
+    return Job(bundle, choices, precision, samples, questions, verified, work)
+
+
+def _require_floats(bundle: Bundle, choices: Choices) -> bool:
+    """Whether the graphs to quantize were shown equal to the model.
+
+    Raises:
+        UsageError: they are not all there, or do not run on the CPU.
+        VerificationError: they were not shown equal to the model, and that is not accepted.
+    """
+    path, manifest, floating = bundle.path, bundle.manifest, choices.floating
     if any(manifest.graph(component, floating) is None for component in Component):
         raise UsageError(
             f"{path} has not all {floating} graphs (it has {', '.join(manifest.precisions()) or 'none'}); quantize "
@@ -85,26 +112,15 @@ def prepare(path: Path, choices: Choices, questions: DataSet | None) -> Job:
             f"{floating} graphs do not run on the CPU, so neither samples nor questions can be answered here; "
             "quantize the fp32 or fp16 graphs"
         )
-    if precision in manifest.precisions() and not choices.force:
-        raise UsageError(f"{path} already has {precision} graphs; --force replaces them")
     verdict = manifest.verification(floating)
     verified = verdict is not None and verdict.passed
     if not choices.unverified and not verified:
         raise VerificationError(
-            f"{path}: the {floating} graphs are {'not verified' if verdict is None else 'failed verification'}, so "
+            f"{path}: the {floating} graphs {'are not verified' if verdict is None else 'failed verification'}, so "
             f"nothing is quantized from them; run: vlm-trt verify {path} --precision {floating}, or accept that with "
             "--unverified"
         )
-    entries = {component: bundle.graph(component, floating) for component in Component}
-    bundle.check(entries.values())
-    work = {component: _work(bundle, entry, recipe) for component, entry in entries.items()}
-    _require_patterns(work, recipe)
-    if not any(one.treatments for one in work.values()):
-        raise UsageError("the recipe leaves every layer in float, so there is nothing to quantize; change its [layers]")
-    samples = find_samples(choices.samples) if recipe.needs_samples else None
-    if samples is not None and questions is not None:
-        require_apart(samples, questions.examples, questions.name)
-    return Job(bundle, choices, precision, samples, questions, verified, work)
+    return verified
 
 
 def _work(bundle: Bundle, entry: GraphEntry, recipe: Recipe) -> Work:

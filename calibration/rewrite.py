@@ -98,7 +98,7 @@ def rewrite(
         on_bytes: told of bytes written.
     """
     treatments = {one.linear.weight: one for one in plan.treatments}
-    folded = _folded(plan)
+    folded, taken = _folded(plan), _taken(plan)
     outside = {n for n, v in model.graph.initializers.items() if isinstance(v.const_value, ir.ExternalTensor)}
     assert folded.keys() <= outside, f"weights inside the graph would be left undivided: {folded.keys() - outside}"
     errors = []
@@ -109,7 +109,8 @@ def rewrite(
             if name in treatments:
                 errors.append(_replace(model, value, treatments[name], plan, folded.get(name), file))
             elif isinstance(tensor, ir.ExternalTensor):
-                value.const_value = file.append(name, _left_in_float(name, tensor, plan, folded), tensor.dtype)
+                values = _left_in_float(tensor, taken.get(name), folded.get(name))
+                value.const_value = file.append(name, values, tensor.dtype)
         _quantize_activations(model, plan)
     return file.sha256, tuple(errors)
 
@@ -125,21 +126,23 @@ def _folded(plan: Plan) -> dict[str, Floats]:
     }
 
 
-def _left_in_float(name: str, tensor: ir.TensorProtocol, plan: Plan, folded: Mapping[str, Floats]) -> NDArray[Any]:
+def _taken(plan: Plan) -> dict[str, Floats]:
+    """Matrices → what they are multiplied by, so that it meets their inputs."""
+    return {
+        linear.weight: plan.factors[group.source] if linear.transposed else plan.factors[group.source][:, None]
+        for group in plan.groups
+        if group.source in plan.factors
+        for linear in group.linears
+    }
+
+
+def _left_in_float(tensor: ir.TensorProtocol, factors: Floats | None, divisors: Floats | None) -> NDArray[Any]:
     """A weight that is not quantized, with its side of every balance."""
     values = tensor.numpy()
-    takes = next(
-        (g for g in plan.groups if g.source in plan.factors and name in [one.weight for one in g.linears]), None
-    )
-    if takes is None and name not in folded:
+    if factors is None and divisors is None:
         return values
-    found = values.astype(np.float32)
-    if takes is not None:
-        (linear,) = (one for one in takes.linears if one.weight == name)
-        factors = plan.factors[takes.source]
-        found = found * (factors if linear.transposed else factors[:, None])
-    if name in folded:
-        found = found / folded[name]
+    found = values.astype(np.float32) * (1 if factors is None else factors) / (1 if divisors is None else divisors)
+    assert np.isfinite(found.astype(values.dtype)).all(), f"{tensor.name} leaves the range of its type"
     return found.astype(values.dtype)
 
 

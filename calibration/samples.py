@@ -1,7 +1,7 @@
 """What a calibration looks at, and the refusal of what cannot tell anything: no pictures, always the same, too few."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +24,7 @@ class Samples:
     sha256: str
     samples: tuple[Sample, ...]
     coverage: dict[str, dict[str, int]]  # what → value → how many
+    pictures: frozenset[str]  # sha256 of each
 
 
 def find_samples(source: str) -> Samples:
@@ -56,22 +57,24 @@ def checked(name: str, samples: tuple[Sample, ...]) -> Samples:
         raise DataSetError(
             f"{name} holds {len(set(digests))} different pictures in {len(digests)} places; give more that differ"
         )
-    return Samples(name, fingerprint(samples), samples, _coverage(samples))
+    return Samples(name, fingerprint(samples), samples, _coverage(samples), frozenset(digests))
 
 
-def require_apart(samples: Samples, examples: Iterable[Query], evaluation: str) -> None:
+def require_apart(seen: Set[str], examples: Iterable[Query], evaluation: str) -> None:
     """
+    Args:
+        seen: sha256 of every picture of the samples.
+        examples: what judges.
+        evaluation: what they are called.
     Raises:
         DataSetError: a picture is in both sets: the verdict would be about what was seen already.
     """
-    known = {picture: sample.name for sample in samples.samples for picture in pictures(sample)}
     for example in examples:
-        for picture in pictures(example):
-            if picture in known:
-                raise DataSetError(
-                    f"{example.name} of {evaluation} asks about the picture of the sample {known[picture]}; "
-                    "calibrate and evaluate on different pictures"
-                )
+        if not seen.isdisjoint(pictures(example)):
+            raise DataSetError(
+                f"{example.name} of {evaluation} asks about a picture that is among the samples; calibrate and "
+                "evaluate on different pictures"
+            )
 
 
 def pictures(query: Query) -> list[str]:

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 
+from bundle.errors import VerificationError
 from calibration.attempt import Attempt
+from calibration.gate import Verdict
 
 
-def fewest_kept(try_with: Callable[[frozenset[str]], Attempt], say: Callable[[str], None]) -> frozenset[str]:
+def fewest_kept(
+    try_with: Callable[[frozenset[str]], Attempt], say: Callable[[str], None]
+) -> tuple[frozenset[str], Verdict]:
     """The shortest beginning of the layers, the one with the largest error first, that suffices to be left in float.
 
     Doubled until the answers hold, then halved between the last two: about twice the logarithm of the number of layers
@@ -15,27 +19,34 @@ def fewest_kept(try_with: Callable[[frozenset[str]], Attempt], say: Callable[[st
         try_with: makes and judges the graphs with those layers in float.
         say: told of every attempt.
     Returns:
-        The layers; all of them where nothing less suffices.
+        The layers, and the verdict on the graphs without them.
+    Raises:
+        VerificationError: the answers hold with none of them quantized only.
     """
     first = try_with(frozenset())
     order = [one.layer for one in sorted(first.layers, key=lambda one: -one.error)]
+    verdicts: dict[int, Verdict] = {}
 
     def holds(count: int) -> bool:
         made = first if count == 0 else try_with(frozenset(order[:count]))
         assert made.verdict is not None
+        verdicts[count] = made.verdict
         how = "hold" if made.verdict.passed else f"do not ({'; '.join(made.verdict.failures)})"
         say(f"{count} of {len(order)} layers in float: the answers {how}")
         return made.verdict.passed
 
-    if holds(0):
-        return frozenset()
-    fails, suffices = 0, 1
+    fails, suffices = -1, 0
     while suffices < len(order) and not holds(suffices):
-        fails, suffices = suffices, min(2 * suffices, len(order))
+        fails, suffices = suffices, min(max(1, 2 * suffices), len(order))
     while suffices - fails > 1:
         middle = (fails + suffices) // 2
         if holds(middle):
             suffices = middle
         else:
             fails = middle
-    return frozenset(order[:suffices])
+    if suffices == len(order):
+        raise VerificationError(
+            "the answers hold only with every layer in float, so nothing is published; use a recipe of more bits, or "
+            "other samples, or allow more with --max-drop"
+        )
+    return frozenset(order[:suffices]), verdicts[suffices]

@@ -1,12 +1,13 @@
 """What a calibration has seen so far, on disk: a run that was ended goes on where it was."""
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bundle.signature import Component
 from bundle.staging import replace_file
@@ -35,10 +36,14 @@ def load(path: Path) -> tuple[Seens, int]:
     try:
         with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             arrays = dict(stored)
-    except (OSError, ValueError, BadZipFile, EOFError):
+        return _seen(arrays), int(arrays["samples"])
+    except (OSError, ValueError, KeyError, BadZipFile, EOFError):
         return {}, 0
+
+
+def _seen(arrays: Mapping[str, NDArray[Any]]) -> Seens:
     seen: Seens = {}
-    for key in {name.rpartition("/")[0] for name in arrays if name.endswith("/numbers")}:
+    for key in sorted({name.rpartition("/")[0] for name in arrays if name.endswith("/numbers")}):
         component, _, source = key.partition("/")
         channels, exponent, rows_seen = (int(number) for number in arrays[f"{key}/numbers"])
         one = Seen(channels)
@@ -46,9 +51,10 @@ def load(path: Path) -> tuple[Seens, int]:
         for name in _FIELDS:
             setattr(one, name, arrays[f"{key}/{name}"])
         seen[Component(component), source] = one
-    return seen, int(arrays["samples"])
+    return seen
 
 
-def clear(bundle: Path) -> None:
-    """Removes every state that a bundle's calibrations left: it is published, or it would be of no use."""
-    shutil.rmtree(bundle / FOLDER, ignore_errors=True)
+def remove(paths: Iterable[Path]) -> None:
+    """Those states, which are of no more use."""
+    for path in paths:
+        path.unlink(missing_ok=True)

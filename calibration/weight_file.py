@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-# Pages are mapped at 4 KiB; a large tensor that starts on one can be used where it lies.
-_PAGE, _LARGE, _SMALL_ALIGNMENT = 4096, 64 << 10, 64
+from bundle.alignment import aligned
+
 _WRITTEN_AT_ONCE = 16 << 20
 
 
@@ -40,8 +40,7 @@ class WeightFile:
             dtype: what the graph takes it as.
         """
         data = np.ascontiguousarray(packed(values) if dtype is ir.DataType.INT4 else values).reshape(-1)
-        alignment = _PAGE if data.nbytes >= _LARGE else _SMALL_ALIGNMENT
-        offset = -(-self._file.tell() // alignment) * alignment
+        offset = aligned(self._file.tell(), data.nbytes)
         self._put(bytes(offset - self._file.tell()))
         view = data.view(np.uint8)
         for start in range(0, view.size, _WRITTEN_AT_ONCE):

@@ -46,7 +46,7 @@ def run(
         gpu=chosen,
         vram_bytes=None if vram_gib is None else int(vram_gib * GIB),
     )
-    asked = _asked(precision)
+    (asked,) = Precision(precision or "fp16").flavours((Precision.FP16,))
     plans = {one: plan(model, limits, one, weight_bytes(model, one)) for one in dict.fromkeys((*FLOATS, asked))}
     if as_json:
         click.echo(json.dumps(_document(plans, machine), indent=2))
@@ -71,12 +71,6 @@ def _where(machine: Machine) -> str:
     if machine.gpu is not None:
         return f"the {machine.gpu.name}"
     return "this host; --gpu NAME asks of a GPU, too" if machine.vram_bytes is None else "the device"
-
-
-def _asked(precision: str | None) -> Precision:
-    """A recipe's name alone means, for a GPU, fp16 activations."""
-    asked = Precision(precision or "fp16")
-    return Precision.of(asked.quantization, Precision.FP16) if asked.value == asked.quantization else asked
 
 
 def weight_bytes(model: ModelConfig, precision: Precision) -> dict[Component, int]:

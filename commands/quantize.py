@@ -9,8 +9,9 @@ from bundle.signature import Precision
 from bundle.store import Bundle
 from calibration.gate import Verdict
 from calibration.prepare import Choices
-from calibration.quantize import Report, quantize
+from calibration.quantize import quantize
 from calibration.recipe import read_recipe
+from calibration.report import Report
 from commands.terminal import byte_bar, count_bar, say, size, table
 from evaluation.dataset import SYNTHETIC, DataSet, read_data, synthetic
 from models.family import family

@@ -11,9 +11,10 @@ from bundle.errors import UsageError, VerificationError
 from bundle.signature import Precision
 from bundle.store import Bundle
 from bundle.tensorrt import MODULES
-from calibration.gate import document
-from calibration.quantize import judge_published, read_report
+from calibration.gate import as_json as verdict_json
+from calibration.quantize import judge_published
 from calibration.recipe import read_recipe
+from calibration.report import read_report
 from commands.quantize import questions, shown
 from commands.terminal import count_bar, say, table
 from evaluation.dataset import SYNTHETIC
@@ -60,12 +61,15 @@ def _judge(
     """The answers of quantized graphs against those of the graphs they were made from."""
     if backend not in ("auto", "cpu"):
         raise UsageError(f"quantized graphs are judged on the CPU; leave out --backend {backend}")
+    opened = Bundle.open(bundle)
+    flavours = precision.flavours((Precision.FP32, Precision.FP16))
+    precision = next((one for one in flavours if one in opened.manifest.precisions()), precision)
     assert precision.quantization is not None
-    made = read_report(Bundle.open(bundle), precision).get("recipe", {}).get("max_drop")
+    made = read_report(opened, precision).get("recipe", {}).get("max_drop")
     allowed = made if max_drop is None else max_drop
     allowed = read_recipe(precision.quantization).max_drop if allowed is None else allowed
     verdict = judge_published(bundle, precision, questions(bundle, evaluate or SYNTHETIC, None), allowed, count_bar)
-    click.echo(json.dumps(document(verdict), indent=2, ensure_ascii=False) if as_json else shown(verdict))
+    click.echo(json.dumps(verdict_json(verdict), indent=2, ensure_ascii=False) if as_json else shown(verdict))
     if not verdict.passed:
         raise VerificationError(
             f"{bundle}: the {precision} answers are too much worse ({'; '.join(verdict.failures)}); the graphs stay "

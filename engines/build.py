@@ -125,8 +125,9 @@ def _prepare(path: Path, choices: Choices) -> Job:
 
 
 def _precision(manifest: Manifest, wanted: Precision | None, path: Path) -> Precision:
-    """The first of the graphs that may be meant."""
-    have, meant = manifest.precisions(), _meant(wanted)
+    """The first there of the graphs that may be meant: a recipe's name alone means half-precision activations."""
+    have = manifest.precisions()
+    meant = PREFERRED if wanted is None else wanted.flavours(PREFERRED[:2])
     for precision in meant:
         if precision in have:
             return precision
@@ -134,15 +135,6 @@ def _precision(manifest: Manifest, wanted: Precision | None, path: Path) -> Prec
         f"{path} has no {wanted or meant[0]} graphs for TensorRT (it has {', '.join(have) or 'none'}); "
         f"{how_to_make(meant[0], path)}"
     )
-
-
-def _meant(wanted: Precision | None) -> tuple[Precision, ...]:
-    """A recipe's name alone means its graphs with half-precision activations."""
-    if wanted is None:
-        return PREFERRED
-    if wanted.value == wanted.quantization:
-        return tuple(Precision.of(wanted.quantization, one) for one in (Precision.FP16, Precision.BF16))
-    return (wanted,)
 
 
 def _require_memory(graphs: Sequence[GraphEntry]) -> None:

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ from bundle.config import Limits, ModelConfig, require_limits, usual_limits
 from bundle.entries import GraphEntry
 from bundle.errors import IncompatibleError, UsageError
 from bundle.manifest import SCHEMA, Manifest, Source
-from bundle.progress import Bar
+from bundle.progress import MakeBar, no_bar
 from bundle.signature import Component, Precision
 from bundle.staging import require_room, staging_folder
 from bundle.store import Bundle, file_entry, graph_paths, publish_graphs, publish_new
@@ -64,7 +63,7 @@ def export(
     bundle: Path,
     choices: Choices,
     say: Callable[[str], None] = lambda _: None,
-    byte_bar: Callable[[str, int], AbstractContextManager[Bar | None]] = lambda _label, _total: nullcontext(),
+    byte_bar: MakeBar = no_bar,
 ) -> Done:
     """Writes the graphs of one precision, as a new bundle or into an existing one.
 
@@ -166,7 +165,7 @@ def _write_graph(
     graph_file: Callable[[GraphPlan], bytes],
     staging: Path,
     say: Callable[[str], None],
-    byte_bar: Callable[[str, int], AbstractContextManager[Bar | None]],
+    byte_bar: MakeBar,
 ) -> GraphEntry:
     component, precision = plan.component, plan.precision
     graph_path, weights_path = graph_paths(component, precision)

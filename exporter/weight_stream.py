@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from bundle.alignment import aligned
 from bundle.config import ModelConfig
 from bundle.errors import UnsupportedError
 from bundle.signature import DTYPE_BYTES, FLOATS, Precision
@@ -24,8 +25,6 @@ from exporter.layouts import blocks
 from exporter.modules.build import TORCH_DTYPES
 from models.weights import Weight
 
-# Pages are mapped at 4 KiB; a large tensor that starts on one can be used where it lies.
-_PAGE, _LARGE, _SMALL_ALIGNMENT = 4096, 64 << 10, 64
 # Converted blocks that may wait for the disk.
 _WAITING_BLOCKS = 2
 
@@ -47,8 +46,7 @@ def plan_weights(weights: Sequence[Weight], precision: Precision) -> tuple[tuple
     for weight in weights:
         dtype = Precision.FP32.dtype if weight.full_precision else precision.dtype
         length = prod(weight.shape) * DTYPE_BYTES[dtype]
-        alignment = _PAGE if length >= _LARGE else _SMALL_ALIGNMENT
-        offset = -(-end // alignment) * alignment
+        offset = aligned(end, length)
         places.append(WeightPlace(weight.name, weight.shape, dtype, offset, length))
         end = offset + length
     return tuple(places), end

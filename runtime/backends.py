@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from bundle.errors import IncompatibleError, UsageError, VerificationError
-from bundle.signature import Precision
+from bundle.signature import FLOATS, Precision
 from bundle.store import Bundle, how_to_make
 from bundle.tensorrt import MODULES
 from runtime.backend import Backend
@@ -55,17 +55,16 @@ def choose_precision(backend: Backend, bundle: Bundle, wanted: str | None) -> Pr
     """
     available = bundle.manifest.precisions()
     if wanted is not None:
-        wanted = _flavour(backend, available, wanted)
-        if wanted not in available:
+        meant = _meant(backend, available, Precision(wanted))
+        if meant not in available:
             raise UsageError(
-                f"the bundle has no {wanted} graphs (it has {', '.join(available) or 'none'}); "
-                f"{how_to_make(_liked(backend, Precision(wanted)))}"
+                f"the bundle has no {meant} graphs (it has {', '.join(available) or 'none'}); {how_to_make(meant)}"
             )
-        if wanted not in backend.precisions:
+        if meant not in backend.precisions:
             raise IncompatibleError(
-                f"{backend.name} cannot run {wanted} graphs (it runs {', '.join(backend.precisions)})"
+                f"{backend.name} cannot run {meant} graphs (it runs {', '.join(backend.precisions)})"
             )
-        return Precision(wanted)
+        return meant
     fitting = [precision for precision in backend.precisions if precision in available]
     if not fitting:
         have = ", ".join(available) or "no graphs"
@@ -76,16 +75,10 @@ def choose_precision(backend: Backend, bundle: Bundle, wanted: str | None) -> Pr
     return next((precision for precision in fitting if _runs(backend, bundle, precision)), fitting[0])
 
 
-def _flavour(backend: Backend, available: Sequence[Precision], wanted: str) -> str:
-    """A recipe's name means its graphs with the activations that the backend likes best: fp32 on the CPU."""
-    flavours = [one for one in backend.precisions if one in available and one.quantization == wanted]
-    return flavours[0] if flavours else wanted
-
-
-def _liked(backend: Backend, wanted: Precision) -> Precision:
-    """Of a recipe, the flavour that the backend likes best."""
-    flavours = [one for one in backend.precisions if one.quantization == wanted.quantization]
-    return flavours[0] if wanted.quantization and wanted not in backend.precisions and flavours else wanted
+def _meant(backend: Backend, available: Sequence[Precision], wanted: Precision) -> Precision:
+    """Of what the word may mean, the first that is there, in the backend's order: fp32 activations on the CPU."""
+    known = [one for one in backend.precisions if one in wanted.flavours(FLOATS)] or [wanted]
+    return next((one for one in known if one in available), known[0])
 
 
 def _runs(backend: Backend, bundle: Bundle, precision: Precision) -> bool:

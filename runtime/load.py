@@ -46,7 +46,7 @@ def require_verified(bundle: Bundle, precision: Precision, backend: Backend) -> 
         )
         command = f"vlm-trt verify {bundle.path} --precision {precision} --backend {backend.name}"
     else:
-        what = f"graphs are {'not verified' if verdict is None else 'failed verification'}"
+        what = f"graphs {'are not verified' if verdict is None else 'failed verification'}"
         command = f"vlm-trt verify {bundle.path} --precision {precision}"
     raise VerificationError(
         f"{bundle.path}: the {precision} {what}, so their answers cannot be trusted; run `{command}`, or accept that "

@@ -56,6 +56,13 @@ def test_server_rooms_need_no_export_packages(room: str) -> None:
         assert not alien, f"{path.relative_to(ROOT)} imports {alien}"
 
 
+def test_quantizing_needs_no_torch() -> None:
+    """Its extra brings onnx-ir alone."""
+    for path in (ROOT / "calibration").rglob("*.py"):
+        alien = imports_of(path) & (EXPORT_ONLY - {"onnx_ir"})
+        assert not alien, f"{path.relative_to(ROOT)} imports {alien}"
+
+
 def test_the_cli_imports_stages_inside_its_commands() -> None:
     top = ast.parse((ROOT / "cli.py").read_text(encoding="utf-8")).body
     modules = {

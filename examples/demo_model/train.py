@@ -1,4 +1,4 @@
-"""Trains the demo model from scratch: seeded, resumable, about an hour and a half on two CPU cores.
+"""Trains the demo model from scratch: seeded, resumable, about three and a half hours on two CPU cores.
 
     python -m examples.demo_model.train RUN_FOLDER
 
@@ -11,7 +11,8 @@
    tenths of the answers, and a "left" or a "red" is hardly heard beside them), and the decoder is shown where to look
    (`pointing.py`): at what a "red circle" names, and at what the question is about.
 5. `details`: the same, and it is shown how to count, how to compare places, and what a caption says next.
-6. `practice`: the same from a lower rate; counting goes on to gain longest.
+6. `practice`, three rounds: the same from a lower rate, each on scenes of its own; counting goes on to gain longest.
+7. `counts`: the same, and an answer to how many there are weighs four times as much.
 
 Every `--save-every` steps the run is stored; the same command goes on where it was stopped. At the end RUN_FOLDER/
 checkpoint is a Qwen-VL-Chat checkpoint in the official layout (bf16), loss.png the curve, log.jsonl the figures.

@@ -42,14 +42,16 @@ def test_what_cannot_serve_is_refused(count: int, pictures: int, sentence: str) 
 
 def test_what_is_asked_later_must_not_have_been_seen() -> None:
     seen, asked = checked("own", samples(20, 20)), (Sample(name="q:1", prompt="?", images=(picture(3),)),)
-    with pytest.raises(DataSetError, match="q:1 of questions asks about the picture of the sample 3; calibrate"):
-        require_apart(seen, asked, "questions")
-    require_apart(seen, (Sample(name="q:1", prompt="What is 3?", images=(picture(99),)),), "questions")
+    with pytest.raises(
+        DataSetError, match="q:1 of questions asks about a picture that is among the samples; calibrate"
+    ):
+        require_apart(seen.pictures, asked, "questions")
+    require_apart(seen.pictures, (Sample(name="q:1", prompt="What is 3?", images=(picture(99),)),), "questions")
 
 
 def test_the_drawn_samples_are_none_of_the_drawn_questions() -> None:
     found = find_samples(SYNTHETIC)
-    require_apart(found, synthetic(200, 0).examples, SYNTHETIC)
+    require_apart(found.pictures, synthetic(200, 0).examples, SYNTHETIC)
     assert found.coverage["pictures of a sample"].keys() == {"1", "2"}
     assert found.coverage["writing"].keys() == {"Han", "other"}
     assert found.sha256 == find_samples(SYNTHETIC).sha256

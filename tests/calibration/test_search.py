@@ -1,8 +1,10 @@
 """The fewest layers in float: found in few attempts, and never fewer than suffice."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bundle.errors import VerificationError
 from calibration.attempt import Attempt
 from calibration.gate import Verdict
 from calibration.recipe import Kind
@@ -26,8 +28,12 @@ def test_as_many_as_suffice_and_no_more(layers: int, data: st.DataObject) -> Non
         failures = () if len(kept) >= needed else ("all fell",)
         return Attempt((), errors, Verdict(NOTHING, failures, DataSet("", "", ()), 0.0))
 
-    found = fewest_kept(try_with, said.append)
-    assert len(found) == needed
+    if needed == layers:
+        with pytest.raises(VerificationError, match="the answers hold only with every layer in float"):
+            fewest_kept(try_with, said.append)
+        return
+    found, verdict = fewest_kept(try_with, said.append)
+    assert len(found) == needed and verdict.passed
     assert len(said) <= 2 * layers.bit_length() + 1
     if needed:
         assert said[0] == f"0 of {layers} layers in float: the answers do not (all fell)"

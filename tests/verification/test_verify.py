@@ -136,7 +136,7 @@ def test_a_graph_that_computes_something_else_is_refused(
     report = verify(path, precision="fp32", backend_name="cpu")
     assert not report.passed
     assert any(line.startswith(sentence) for line in report.failures), report.failures
-    with pytest.raises(VerificationError, match="fp32 graphs are failed verification, so their answers cannot"):
+    with pytest.raises(VerificationError, match="fp32 graphs failed verification, so their answers cannot"):
         load(path, backend="cpu")
     load(path, backend="cpu", allow_unverified=True)
 

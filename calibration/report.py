@@ -1,0 +1,98 @@
+"""What a quantization did and what it costs, as it is stored beside the graphs."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle.signature import Precision
+from bundle.staging import replace_file, storage_errors
+from bundle.store import Bundle
+from calibration.attempt import Attempt
+from calibration.gate import Verdict, as_text, report_path
+from calibration.picture import error_picture
+from calibration.planning import Planned
+from calibration.prepare import Job
+from calibration.rewrite import LayerError
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done, and what it costs."""
+
+    precision: Precision
+    layers: tuple[LayerError, ...]
+    kept: tuple[str, ...]  # layers that the search left in float
+    limits: Mapping[str, float]  # activation → the largest magnitude that 8 bits show of it
+    verdict: Verdict | None  # None: not judged yet
+    float_bytes: int  # of all graphs' weights
+    quantized_bytes: int
+    seconds: float
+    path: str  # of the report in the bundle
+
+
+def report_of(job: Job, plans: Planned, kept: frozenset[str], made: Attempt, seconds: float) -> Report:
+    limits = {
+        f"{component}.{source}": known.limit
+        for component, plan in plans.graphs.items()
+        for source, known in plan.activations.items()
+        if any(one.kind.rounds_activations and one.linear.source == source for one in plan.treatments)
+    }
+    return Report(
+        precision=job.precision,
+        layers=made.layers,
+        kept=tuple(sorted(kept)),
+        limits=limits,
+        verdict=made.verdict,
+        float_bytes=job.float_bytes,
+        quantized_bytes=sum(entry.weights.size for entry in made.entries),
+        seconds=seconds,
+        path=report_path(job.precision),
+    )
+
+
+def as_json(job: Job, report: Report) -> dict[str, Any]:
+    """What was done, as JSON values."""
+    samples = job.samples
+    return {
+        "precision": job.precision,
+        "floats": sorted(work.entry.identity for work in job.work.values()),
+        "recipe": asdict(job.choices.recipe),
+        "samples": None
+        if samples is None
+        else {
+            "name": samples.name,
+            "sha256": samples.sha256,
+            "count": len(samples.samples),
+            "pictures": sorted(samples.pictures),
+        },
+        "coverage": None if samples is None else samples.coverage,
+        "kept": report.kept,
+        "activation_limits": dict(report.limits),
+        "layers": [asdict(one) for one in sorted(report.layers, key=lambda one: -one.error)],
+        "float_bytes": report.float_bytes,
+        "quantized_bytes": report.quantized_bytes,
+        "seconds": round(report.seconds, 1),
+    }
+
+
+def write_report(target: Path, content: Mapping[str, Any]) -> None:
+    with storage_errors(target):
+        target.parent.mkdir(exist_ok=True)
+    replace_file(target, as_text(content))
+
+
+def write_picture(report: Report, target: Path) -> None:
+    """The errors of the layers, beside the report."""
+    title = f"{report.precision}: error of each layer's product, relative, on the samples"
+    replace_file(target.with_suffix(".svg"), error_picture(title, report.layers))
+
+
+def read_report(bundle: Bundle, precision: Precision) -> dict[str, Any]:
+    """What a bundle says of how its quantized graphs were made; nothing where it cannot be read."""
+    try:
+        found = json.loads((bundle.path / report_path(precision)).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
