@@ -87,10 +87,10 @@ def plan(path: Path, **options: Any) -> None:
 @click.option("--recipe", required=True, help="int8, int8-weight, int4, fp8, or a TOML file.")
 @click.option(
     "--activations",
-    type=click.Choice(["fp32", "fp16"]),
+    type=FLOATS,
     default="fp32",
     show_default=True,
-    help="Which graphs to quantize: fp32 for ONNX Runtime on the CPU, fp16 for TensorRT.",
+    help="Which graphs to quantize: fp32 for ONNX Runtime on the CPU, fp16 or bf16 for TensorRT.",
 )
 @click.option("--samples", default="synthetic", show_default=True, help="JSONL of pictures and prompts to look at.")
 @click.option("--evaluate", default="synthetic", show_default=True, help="JSONL of questions that judge, or none.")
@@ -111,6 +111,31 @@ def quantize(bundle: Path, **options: Any) -> None:
       vlm-trt quantize bundle --recipe int4 --activations fp16
     """
     from commands.quantize import run
+
+    run(bundle, **options)
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--precision", type=PRECISIONS, required=True, help="The graphs that are off.")
+@click.option("--samples", type=FOLDER, help="JSONL of pictures and prompts that show it.  [default: as verify]")
+@click.option("--mend", is_flag=True, help="Make the graphs again as proposed, and publish them if they pass.")
+@click.option("--against", type=FOLDER, help="The checkpoint to verify with.  [default: the bundle's]")
+@click.option("--evaluate", help="JSONL of questions that judge quantized graphs.  [default: synthetic]")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def diagnose(bundle: Path, **options: Any) -> None:
+    """Find where BUNDLE's graphs leave those they should equal, and mend them.
+
+    Every value of fp16 and bf16 graphs is compared with fp32, of quantized graphs with those they were made from; the
+    first ones that are off are named. --mend lets the nodes to blame compute in fp32, or leaves the layers to blame in
+    float, and verifies again.
+
+    \b
+    Example:
+      vlm-trt diagnose bundle --precision fp16 --mend
+      vlm-trt diagnose bundle --precision int8 --samples photos.jsonl
+    """
+    from commands.diagnose import run
 
     run(bundle, **options)
 

@@ -21,6 +21,10 @@ class VlmTrtError(Exception):
     exit_code = 1
 
 
+class NotFiniteError(VlmTrtError):
+    """A graph computed infinity or NaN."""
+
+
 class UsageError(VlmTrtError):
     exit_code = 2
 

@@ -129,6 +129,11 @@ def graph_paths(component: Component, precision: Precision) -> tuple[str, str]:
     return f"graphs/{precision}/{component}.onnx", f"graphs/{precision}/{component}.weights"
 
 
+def precision_of(graph: Path) -> Precision | None:
+    """The precision of a graph that lies where `graph_paths` says; None for a file elsewhere."""
+    return next((precision for precision in Precision if precision == graph.parent.name), None)
+
+
 def file_entry(root: Path, relative: str, sha256: str | None = None) -> FileEntry:
     """The entry of a file as it lies there; `sha256` where it was computed while writing."""
     path = root / relative

@@ -12,12 +12,11 @@ from bundle.progress import MakeBar
 from bundle.signature import Component
 from bundle.staging import replace_file
 from bundle.store import MANIFEST, Bundle, file_entry, graph_paths
-from calibration.gate import Verdict, ask, judge
+from calibration.gate import Asked, Verdict, ask, judge
 from calibration.prepare import Job
 from calibration.rewrite import LayerError, Plan, rewrite
-from evaluation.result import Result
+from probing.session import as_stored
 from runtime.model import Choice
-from runtime.ort import CpuBackend
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Attempt:
 
 
 def attempt(
-    job: Job, plans: Mapping[Component, Plan], kept: frozenset[str], before: Result | None, staging: Path, bars: Bars
+    job: Job, plans: Mapping[Component, Plan], kept: frozenset[str], before: Asked | None, staging: Path, bars: Bars
 ) -> Attempt:
     """Writes the quantized graphs and asks them what the float ones were asked.
 
@@ -55,7 +54,7 @@ def attempt(
     layers = tuple(error for _, errors in written for error in errors)
     if before is None:
         return Attempt(entries, layers, None)
-    after = ask(_staged(job, staging, entries), before.data, bars.count)
+    after = ask(_staged(job, staging, entries), before.result.data, bars.count, before)
     return Attempt(entries, layers, judge(before, after, job.max_drop))
 
 
@@ -93,4 +92,4 @@ def _staged(job: Job, staging: Path, entries: tuple[GraphEntry, ...]) -> Choice:
     shutil.copyfile(job.bundle.path / tokenizer, staging / tokenizer)
     alone = replace(manifest, graphs=entries, engines=(), verifications=())
     replace_file(staging / MANIFEST, alone.dumps())
-    return Choice(Bundle.open(staging), CpuBackend(), job.precision, 0)
+    return Choice(Bundle.open(staging), as_stored(job.precision), job.precision, 0)

@@ -10,6 +10,7 @@ from bundle.manifest import Verification
 from bundle.progress import MakeBar
 from bundle.signature import Component, Precision
 from bundle.store import Bundle
+from calibration.divergence import Divergence, Followed, chosen, divergence, follow
 from calibration.rewrite import LayerError
 from evaluation.baseline import Comparison, Difference, compare
 from evaluation.dataset import DataSet
@@ -24,10 +25,19 @@ _LEAST_SCORE = 0.1  # of the float graphs
 
 
 @dataclass(frozen=True)
+class Asked:
+    """The answers of some graphs, and their logits along the float graphs' answers."""
+
+    result: Result
+    followed: tuple[Followed, ...]
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What the quantization costs in answers."""
+    """What the quantization costs in answers; the divergence is told, not judged."""
 
     comparison: Comparison
+    divergence: Divergence
     failures: tuple[str, ...]  # sentences
     questions: DataSet
     max_drop: float
@@ -37,13 +47,14 @@ class Verdict:
         return not self.failures
 
 
-def judge(before: Result, after: Result, max_drop: float) -> Verdict:
+def judge(before: Asked, after: Asked, max_drop: float) -> Verdict:
     """Whether no task lost more than allowed, from the float graphs' answers to the quantized ones'.
 
     A task of few questions may lose the share of one answer: less cannot be told from chance. All of them together may
     not, and where the float graphs answer next to nothing right, no answer of others can be called worse.
     """
-    comparison = compare(after.evaluation, after.setup.tokenizer_sha256, as_baseline(before))
+    now = after.result
+    comparison = compare(now.evaluation, now.setup.tokenizer_sha256, as_baseline(before.result))
     failures = [
         f"{one.task} fell from {one.baseline_score:.3f} to {one.baseline_score + one.difference:.3f}, by more than "
         f"{allowed(one, max_drop):.3f}"
@@ -52,16 +63,17 @@ def judge(before: Result, after: Result, max_drop: float) -> Verdict:
     ]
     overall = comparison.overall
     if -overall.difference > max_drop + 1e-9:
-        now = overall.baseline_score + overall.difference
+        fell_to = overall.baseline_score + overall.difference
         failures.append(
-            f"all together fell from {overall.baseline_score:.3f} to {now:.3f}, by more than {max_drop:.3f}"
+            f"all together fell from {overall.baseline_score:.3f} to {fell_to:.3f}, by more than {max_drop:.3f}"
         )
     if overall.baseline_score < _LEAST_SCORE:
         failures.append(
             f"the float graphs answer next to nothing right ({overall.baseline_score:.3f}), so these questions cannot "
             "judge; give some with --evaluate that the model can answer"
         )
-    return Verdict(comparison, tuple(failures), after.data, max_drop)
+    apart = divergence(before.followed, after.followed)
+    return Verdict(comparison, apart, tuple(failures), now.data, max_drop)
 
 
 def record(bundle: Bundle, precision: Precision, verdict: Verdict, report: Mapping[str, Any]) -> None:
@@ -76,7 +88,11 @@ def record(bundle: Bundle, precision: Precision, verdict: Verdict, report: Mappi
         graphs=tuple(sorted(graph.identity for graph in graphs)),
         engines=(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        figures={"score": overall.baseline_score + overall.difference, "difference": overall.difference},
+        figures={
+            "score": overall.baseline_score + overall.difference,
+            "difference": overall.difference,
+            "divergence": verdict.divergence.mean,
+        },
     )
     bundle.record(entry, as_text({**report, "judged": as_json(verdict)}))
 
@@ -95,6 +111,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
         "questions": {"name": questions.name, "sha256": questions.sha256, "count": len(questions.examples)},
         "tasks": [asdict(one) for one in verdict.comparison.tasks],
         "overall": asdict(verdict.comparison.overall),
+        "divergence": asdict(verdict.divergence),
     }
 
 
@@ -102,12 +119,23 @@ def as_text(report: Mapping[str, Any]) -> str:
     return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
 
 
-def ask(choice: Choice, questions: DataSet, count_bar: MakeBar) -> Result:
-    """Greedy answers to every question; the graphs are out of memory when this returns."""
+def ask(choice: Choice, questions: DataSet, count_bar: MakeBar, floats: Asked | None = None) -> Asked:
+    """Greedy answers to every question; the graphs are out of memory when this returns.
+
+    Args:
+        choice: the graphs.
+        questions: all of them are asked.
+        count_bar: a progress bar for a label and a number of questions.
+        floats: what the float graphs answered, whose answers are followed; None where these are the float graphs.
+    """
     model = choice.load()
     with count_bar(f"ask {choice.precision}", len(questions.examples)) as bar:
         found = evaluate(model, questions, NEW_TOKENS, progress=lambda _: None if bar is None else bar.update(1))
-    return Result(questions, setup_of(model, str(choice.bundle.path), NEW_TOKENS), found)
+    result = Result(questions, setup_of(model, str(choice.bundle.path), NEW_TOKENS), found)
+    given = result if floats is None else floats.result
+    numbers = chosen(len(questions.examples))
+    answers = [given.evaluation.answers[at].ids for at in numbers]
+    return Asked(result, tuple(follow(model, [questions.examples[at] for at in numbers], answers)))
 
 
 def allowed(one: Difference, max_drop: float) -> float:

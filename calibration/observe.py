@@ -4,24 +4,20 @@ Vision encoder, resampler, prefill of any length and decode steps are all seen, 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
-import onnx_ir as ir
 
-from bundle.entries import EngineEntry
 from bundle.errors import UsageError, VerificationError
 from bundle.signature import Component, Precision
 from calibration.linears import Group
 from calibration.observers import Seen
 from calibration.rounding import Floats
+from calibration.samples import turns
 from calibration.state import Seens
 from evaluation.dataset import Sample
-from evaluation.evaluate import conversation
-from runtime.backend import Binding, host_view
+from probing.session import Probing
 from runtime.model import Choice, Options, VisionLanguageModel
-from runtime.ort import CpuBackend, OrtSession
 
 # Longest answer of the model's own to a sample: decode steps enough to be seen beside its prompt.
 _NEW_TOKENS = 48
@@ -42,60 +38,21 @@ class Watch:
 
     def look(self, component: Component, source: str, values: Floats) -> None:
         """
+        Args:
+            component, source: which activation.
+            values: of one run, channels last.
         Raises:
             VerificationError: a value is not finite.
         """
+        rows = values.reshape(-1, values.shape[-1])
         divisor = self.divisors.get((component, source))
-        values = values if divisor is None else values / divisor
-        if not np.isfinite(values).all():
+        rows = rows if divisor is None else rows / divisor
+        if not np.isfinite(rows).all():
             raise VerificationError(
                 f"the activation {source} of the {self.precision} {component} is not finite at sample {self.sample}, "
                 "so no scale can be chosen for it; quantize from the fp32 graphs"
             )
-        self.seen.setdefault((component, source), Seen(values.shape[1])).add(values, self.random)
-
-
-class Observing(CpuBackend):
-    """The CPU, with sessions that show the activations asked for."""
-
-    def __init__(self, groups: Mapping[Component, Sequence[Group]], watch: Watch) -> None:
-        super().__init__()
-        self._groups, self._watch = groups, watch
-
-    def open(self, file: Path, engine: EngineEntry | None = None) -> OrtSession:
-        component = Component(file.stem)
-        return ObservedSession(file, self, [group.source for group in self._groups[component]], self._watch)
-
-
-class ObservedSession(OrtSession):
-    """A graph whose inner tensors are outputs too."""
-
-    def __init__(self, graph: Path, backend: CpuBackend, sources: Sequence[str], watch: Watch) -> None:
-        own = ir.load(graph)
-        inputs = {value.name for value in own.graph.inputs}
-        self._given = [source for source in sources if source in inputs]
-        self._made = [source for source in sources if source not in inputs]
-        values = {value.name: value for node in own.graph for value in node.outputs}
-        assert not any(values[source].is_graph_output() for source in self._made), "its memory is bound by the engine"
-        own.graph.outputs.extend(values[source] for source in self._made)
-        model = bytes(ir.serde.serialize_model(own).SerializeToString())
-        options = backend.options(graph)
-        options.enable_cpu_mem_arena = False  # which would keep the memory of the largest run
-        super().__init__(graph, options, model=model)
-        self._component, self._watch = Component(graph.stem), watch
-
-    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding], options: object = None) -> None:
-        for name in self._made:  # first of all outputs, so that they are the first ones given back; their shapes vary
-            self._io.bind_output(name, "cpu")
-        super().run(inputs, outputs)
-        for name, value in zip(self._made, self._io.get_outputs(), strict=False):
-            self._show(name, value.numpy())
-        for name in self._given:
-            self._show(name, host_view(inputs[name]))
-
-    def _show(self, name: str, values: np.ndarray) -> None:
-        rows = np.asarray(values, dtype=np.float32).reshape(-1, values.shape[-1])
-        self._watch.look(self._component, name, rows)
+        self.seen.setdefault((component, source), Seen(rows.shape[1])).add(rows, self.random)
 
 
 def observe(
@@ -121,7 +78,8 @@ def observe(
     """
     if first == len(samples):
         return
-    model = Choice(choice.bundle, Observing(groups, watch), choice.precision, 0).load()
+    backend = Probing(lambda component, _: [group.source for group in groups[component]], watch.look)
+    model = Choice(choice.bundle, backend, choice.precision, 0).load()
     for at in range(first, len(samples)):
         watch.begin(at, samples[at].name)
         try:
@@ -132,10 +90,7 @@ def observe(
 
 
 def _answer(model: VisionLanguageModel, sample: Sample) -> None:
-    """One at a time: a batch's idle slots would be looked at too. An answer given is a turn, and the question repeated:
-    so its tokens, tags and all, are those of a conversation."""
-    if sample.answer is not None:
-        sample = replace(sample, history=(*sample.history, (sample.prompt, sample.answer)))
+    """One at a time: a batch's idle slots would be looked at too."""
     model.generator.forget()  # so that what is seen of a sample does not depend on those before it
-    for _ in model.answer_each([conversation(sample)], Options(greedy=True, max_new_tokens=_NEW_TOKENS)):
+    for _ in model.answer_each([turns(sample)], Options(greedy=True, max_new_tokens=_NEW_TOKENS)):
         pass

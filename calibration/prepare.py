@@ -1,5 +1,6 @@
 """What a quantization was asked to do, resolved and checked before the first sample is answered."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from bundle.store import Bundle
 from calibration.linears import Group, find_groups, find_linears
 from calibration.recipe import Kind, Recipe
 from calibration.rewrite import Treatment, treatment
-from calibration.samples import Samples, find_samples, require_apart
+from calibration.samples import Samples, find_samples, require_apart, with_tokens
 from evaluation.dataset import SYNTHETIC, DataSet
+from models.family import family
+from models.messages import Message, Prompt
+from probing.session import as_stored
 from runtime.model import Choice
-from runtime.ort import CpuBackend
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Job:
     @property
     def float_graphs(self) -> Choice:
         """The graphs to quantize, as they run here."""
-        return Choice(self.bundle, CpuBackend(), self.choices.floating, 0)
+        return Choice(self.bundle, as_stored(self.choices.floating), self.choices.floating, 0)
 
 
 def prepare(path: Path, choices: Choices, questions: DataSet | None) -> Job:
@@ -75,6 +78,7 @@ def prepare(path: Path, choices: Choices, questions: DataSet | None) -> Job:
         UsageError: the bundle lacks the float graphs, has the quantized ones already, or the recipe fits no layer.
         VerificationError: the float graphs are not shown equal to the model.
         DataSetError: the samples cannot serve, or are among the questions.
+        PromptError: a sample does not fit into the bundle's window.
         BundleError: a file is damaged.
     """
     bundle, recipe = Bundle.open(path), choices.recipe
@@ -88,17 +92,25 @@ def prepare(path: Path, choices: Choices, questions: DataSet | None) -> Job:
     _require_patterns(work, recipe)
     if not any(one.treatments for one in work.values()):
         raise UsageError("the recipe leaves every layer in float, so there is nothing to quantize; change its [layers]")
-    samples = find_samples(choices.samples) if recipe.needs_samples else None
+    samples = with_tokens(find_samples(choices.samples), _prompts(bundle)) if recipe.needs_samples else None
     if samples is not None and questions is not None:
         require_apart(samples.pictures, questions.examples, questions.name)
     return Job(bundle, choices, precision, samples, questions, verified, work)
+
+
+def _prompts(bundle: Bundle) -> Callable[[Sequence[Message]], Prompt]:
+    """How conversations become the bundle's prompts."""
+    manifest = bundle.manifest
+    members = family(manifest.model.family)
+    tokenizer = members.load_tokenizer(bundle.path / manifest.tokenizer.path, manifest.model)
+    return lambda turns: members.build_prompt(turns, tokenizer, manifest.model, manifest.limits.max_seq_tokens)
 
 
 def _require_floats(bundle: Bundle, choices: Choices) -> bool:
     """Whether the graphs to quantize were shown equal to the model.
 
     Raises:
-        UsageError: they are not all there, or do not run on the CPU.
+        UsageError: they are not all there.
         VerificationError: they were not shown equal to the model, and that is not accepted.
     """
     path, manifest, floating = bundle.path, bundle.manifest, choices.floating
@@ -106,11 +118,6 @@ def _require_floats(bundle: Bundle, choices: Choices) -> bool:
         raise UsageError(
             f"{path} has not all {floating} graphs (it has {', '.join(manifest.precisions()) or 'none'}); quantize "
             f"others with --activations, or export them: vlm-trt export CHECKPOINT {path} --precision {floating}"
-        )
-    if floating not in CpuBackend.precisions:
-        raise UsageError(
-            f"{floating} graphs do not run on the CPU, so neither samples nor questions can be answered here; "
-            "quantize the fp32 or fp16 graphs"
         )
     verdict = manifest.verification(floating)
     verified = verdict is not None and verdict.passed

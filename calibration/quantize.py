@@ -13,7 +13,7 @@ from bundle.staging import require_room, staging_folder
 from bundle.store import Bundle, how_to_make, publish_graphs
 from calibration import state
 from calibration.attempt import Attempt, Bars, attempt
-from calibration.gate import Verdict, ask, costliest, judge, record
+from calibration.gate import Asked, Verdict, ask, costliest, judge, record
 from calibration.gate import as_json as verdict_json
 from calibration.planning import Planned, planned
 from calibration.prepare import Choices, Job, prepare
@@ -21,9 +21,8 @@ from calibration.report import Report, as_json, read_report, report_of, write_pi
 from calibration.samples import require_apart
 from calibration.search import fewest_kept
 from evaluation.dataset import DataSet
-from evaluation.result import Result
+from probing.session import as_stored
 from runtime.model import Choice
-from runtime.ort import CpuBackend
 
 
 def quantize(
@@ -47,11 +46,13 @@ def quantize(
         The report, also written to `reports/`, in any case.
     Raises:
         VerificationError: the answers are too much worse; nothing but the report is written.
-        UsageError, DataSetError, BundleError: as `prepare` has it; nothing is written.
+        UsageError, DataSetError, PromptError, BundleError: as `prepare` has it; nothing is written.
         StorageError: no room, or no permission.
     """
     started, bars = perf_counter(), Bars(byte_bar, count_bar)
     job = prepare(path, choices, questions)
+    if job.samples is not None:
+        say(job.samples.summary())
     require_room(path, job.float_bytes)
     plans = planned(job, count_bar, say)
     before = None if questions is None else ask(job.float_graphs, questions, count_bar)
@@ -69,7 +70,7 @@ def quantize(
     return report
 
 
-def _tried(job: Job, plans: Planned, kept: frozenset[str], before: Result, bars: Bars) -> Attempt:
+def _tried(job: Job, plans: Planned, kept: frozenset[str], before: Asked, bars: Bars) -> Attempt:
     with staging_folder(job.bundle.path / "graphs") as staging:
         return attempt(job, plans.graphs, kept, before, staging, bars)
 
@@ -105,9 +106,8 @@ def judge_published(
             f"{how_to_make(precision, path)} --force"
         )
     require_apart(set((report.get("samples") or {}).get("pictures", ())), questions.examples, questions.name)
-    before, after = (
-        ask(Choice(bundle, CpuBackend(), one, 0), questions, count_bar) for one in (precision.floating, precision)
-    )
+    before = ask(Choice(bundle, as_stored(precision), precision.floating, 0), questions, count_bar)
+    after = ask(Choice(bundle, as_stored(precision), precision, 0), questions, count_bar, before)
     verdict = judge(before, after, max_drop)
     record(bundle, precision, verdict, report)
     return verdict

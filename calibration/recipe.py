@@ -83,12 +83,21 @@ def read_recipe(name: str) -> Recipe:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no TOML ({error}); docs/quantization.md shows a recipe") from None
+    return recipe_of(raw, str(path))
+
+
+def recipe_of(raw: Mapping[str, Any], where: str) -> Recipe:
+    """A recipe from its fields as TOML or JSON has them.
+
+    Raises:
+        UsageError: something in it is unknown, missing or wrong; `where` is named.
+    """
     known = [one.name for one in fields(Recipe)]
     if unknown := [key for key in raw if key not in known]:
-        raise UsageError(f"{path}: {unknown[0]!r} is unknown; a recipe may say {', '.join(known)}")
+        raise UsageError(f"{where}: {unknown[0]!r} is unknown; a recipe may say {', '.join(known)}")
     if missing := [key for key in ("kind", "max_drop") if key not in raw]:
-        raise UsageError(f"{path}: {missing[0]!r} is missing; every recipe says kind and max_drop")
-    return Recipe(**{key: _READERS[key](raw[key], f"{path}: {key}") for key in raw})
+        raise UsageError(f"{where}: {missing[0]!r} is missing; every recipe says kind and max_drop")
+    return Recipe(**{key: _READERS[key](raw[key], f"{where}: {key}") for key in raw if raw[key] is not None})
 
 
 def _kind(raw: Any, where: str) -> Kind:

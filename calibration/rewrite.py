@@ -26,6 +26,7 @@ from calibration.rounding import (
     by_output,
     fitting_block,
     fp8,
+    smallest_normal,
 )
 from calibration.weight_file import WeightFile
 
@@ -60,7 +61,7 @@ class Activation:
     def scale(self, kind: Kind, dtype: Any) -> float:
         """Of its 8-bit numbers, as the graph stores it."""
         scale = self.limit / (FP8_MAX if kind is Kind.FP8 else INT8_MAX)
-        return float(np.array(max(scale, float(np.finfo(dtype).tiny)), dtype))
+        return float(np.array(max(scale, smallest_normal(dtype)), dtype))
 
 
 @dataclass(frozen=True)

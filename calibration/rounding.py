@@ -103,8 +103,12 @@ def _rounded(values: Floats, scales: Floats, most: int) -> Integers:
     return rounded
 
 
+def smallest_normal(dtype: Any) -> float:
+    """The smallest positive number that a type shows with all its bits; that of bf16 is fp32's."""
+    return float(np.finfo(np.float16 if np.dtype(dtype) == np.float16 else np.float32).tiny)
+
+
 def _stored(scales: Floats, dtype: type[np.floating] | np.dtype[np.floating]) -> Floats:
     """The scales as they can be stored; 1 where all weights are 0, and never so small that it becomes 0."""
-    smallest = np.finfo(np.float16).tiny if np.dtype(dtype) == np.float16 else np.finfo(np.float32).tiny
-    kept = np.where(scales == 0, 1, np.maximum(scales, smallest))
+    kept = np.where(scales == 0, 1, np.maximum(scales, smallest_normal(dtype)))
     return np.asarray(kept.astype(dtype), dtype=np.float32)

@@ -1,14 +1,16 @@
 """What a calibration looks at, and the refusal of what cannot tell anything: no pictures, always the same, too few."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-from bundle.errors import DataSetError
+from bundle.errors import DataSetError, UsageError
 from evaluation.dataset import SYNTHETIC, Query, Sample, fingerprint, read_samples
+from evaluation.evaluate import conversation
 from models.images import decode_image
+from models.messages import Message, Prompt
 
 LEAST_SAMPLES = 16
 SYNTHETIC_SAMPLES = 96
@@ -26,6 +28,16 @@ class Samples:
     coverage: dict[str, dict[str, int]]  # what → value → how many
     pictures: frozenset[str]  # sha256 of each
 
+    def summary(self) -> str:
+        """What they are, in a line; their tokens have to be known."""
+        tokens, lengths = self.coverage["tokens of the prompts"], self.coverage["tokens of a prompt"]
+        share = tokens["visual"] / (tokens["visual"] + tokens["text"])
+        han = self.coverage["writing"].get("Han", 0)
+        return (
+            f"{self.name}: {len(self.samples)} samples with {len(self.pictures)} pictures, {han} asked in Chinese; "
+            f"prompts of {lengths['fewest']} to {lengths['most']} tokens, {share:.0%} of them visual"
+        )
+
 
 def find_samples(source: str) -> Samples:
     """The samples of a file or folder, or of the word synthetic.
@@ -36,7 +48,7 @@ def find_samples(source: str) -> Samples:
     if source == SYNTHETIC:
         from evaluation.scenes.dataset import calibration_samples
 
-        return checked(f"{SYNTHETIC}, {SYNTHETIC_SAMPLES} samples", tuple(calibration_samples(SYNTHETIC_SAMPLES, 0)))
+        return checked(f"{SYNTHETIC} scenes", tuple(calibration_samples(SYNTHETIC_SAMPLES, 0)))
     return checked(Path(source).name, read_samples(Path(source)))
 
 
@@ -75,6 +87,46 @@ def require_apart(seen: Set[str], examples: Iterable[Query], evaluation: str) ->
                 f"{example.name} of {evaluation} asks about a picture that is among the samples; calibrate and "
                 "evaluate on different pictures"
             )
+
+
+def turns(sample: Sample, *, pictures: bool = True) -> list[Message]:
+    """The conversation that is answered. An answer given is a turn, and the question repeated: so its tokens, tags and
+    all, are those of a conversation.
+
+    Raises:
+        ImageError: a picture cannot be read.
+    """
+    if sample.answer is not None:
+        sample = replace(sample, history=(*sample.history, (sample.prompt, sample.answer)))
+    return conversation(sample, pictures=pictures)
+
+
+def with_tokens(found: Samples, build: Callable[[Sequence[Message]], Prompt]) -> Samples:
+    """The samples with what their prompts are made of, so that one that is too long is known before the first is asked.
+
+    Args:
+        found: the samples.
+        build: a conversation as token ids.
+    Raises:
+        PromptError: a sample does not fit; it is named.
+    """
+    prompts = []
+    for sample in found.samples:
+        try:
+            prompts.append(build(turns(sample, pictures=False)))
+        except UsageError as error:
+            raise type(error)(f"{sample.name}: {error}") from error
+    lengths = [len(prompt.ids) for prompt in prompts]
+    visual = sum(span.stop - span.start for prompt in prompts for span in prompt.spans)
+    tokens = {
+        "tokens of the prompts": {"visual": visual, "text": sum(lengths) - visual},
+        "tokens of a prompt": {
+            "fewest": min(lengths),
+            "median": sorted(lengths)[len(lengths) // 2],
+            "most": max(lengths),
+        },
+    }
+    return replace(found, coverage=found.coverage | tokens)
 
 
 def pictures(query: Query) -> list[str]:

@@ -53,8 +53,10 @@ def run(
         say(
             f"not judged, so nothing answers from them yet; run: vlm-trt verify {bundle} --precision {report.precision}"
         )
-    else:
+    elif report.precision.floating is Precision.FP32:
         say(f'Next: vlm-trt generate {bundle} "What is this?" --image photo.jpg --precision {report.precision}')
+    else:
+        say(f"Next: vlm-trt build {bundle} --precision {report.precision}")
 
 
 def questions(bundle: Path, data: str, count: int | None) -> DataSet:
@@ -65,7 +67,7 @@ def questions(bundle: Path, data: str, count: int | None) -> DataSet:
 
 
 def shown(verdict: Verdict) -> str:
-    """A row per task."""
+    """A row per task, and how far the probabilities are apart."""
     comparison = verdict.comparison
     rows = [
         (
@@ -74,7 +76,12 @@ def shown(verdict: Verdict) -> str:
         )
         for one in (*comparison.tasks, comparison.overall)
     ]  # fmt: skip
-    return table(rows, ("task", " n", " before", " after", " difference", " same tokens"))
+    apart = verdict.divergence
+    return (
+        f"{table(rows, ('task', ' n', ' before', ' after', ' difference', ' same tokens'))}\n"
+        f"next-token probabilities along {apart.answers} answers: KL {apart.mean:.4f} nats per token, largest "
+        f"{apart.largest:.3f}"
+    )
 
 
 def _layers(report: Report) -> str:

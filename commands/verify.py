@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from bundle.errors import UsageError, VerificationError
-from bundle.signature import Precision
+from bundle.signature import FLOATS, Precision
 from bundle.store import Bundle
 from bundle.tensorrt import MODULES
 from calibration.gate import as_json as verdict_json
@@ -62,7 +62,7 @@ def _judge(
     if backend not in ("auto", "cpu"):
         raise UsageError(f"quantized graphs are judged on the CPU; leave out --backend {backend}")
     opened = Bundle.open(bundle)
-    flavours = precision.flavours((Precision.FP32, Precision.FP16))
+    flavours = precision.flavours(FLOATS)
     precision = next((one for one in flavours if one in opened.manifest.precisions()), precision)
     assert precision.quantization is not None
     made = read_report(opened, precision).get("recipe", {}).get("max_drop")

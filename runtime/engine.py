@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.config import Limits, ModelConfig
-from bundle.errors import VlmTrtError
+from bundle.errors import NotFiniteError
 from bundle.signature import Component, Precision
 from models.family import PositionTable
 from runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host
@@ -93,7 +93,7 @@ class Engine:
             table: the sequence's positions.
         Raises:
             PromptError: the slot has no room for them.
-            VlmTrtError: the logits are not finite; the slot is cleared.
+            NotFiniteError: the logits are not finite; the slot is cleared.
         """
         start, seq = self.cache.lengths[slot], ids.shape[0]
         self.cache.require_room(slot, seq)
@@ -122,7 +122,7 @@ class Engine:
 
         Raises:
             PromptError: a slot is full.
-            VlmTrtError: a sequence's logits are not finite; its slot is cleared.
+            NotFiniteError: a sequence's logits are not finite; its slot is cleared.
         """
         for step in steps:
             self.cache.require_room(step.slot, 1)
@@ -196,7 +196,7 @@ class Engine:
         for slot in broken:
             self.cache.clear(slot)
         if broken & stepped:
-            raise VlmTrtError(
+            raise NotFiniteError(
                 f"the decoder's logits are not finite in {self.precision}; the sequences of this step are lost. "
                 "Use a bf16 or fp32 export of this checkpoint"
             )

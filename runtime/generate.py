@@ -8,6 +8,7 @@ import numpy as np
 from bundle.errors import PromptError, UsageError, VlmTrtError
 from models.family import Family, PositionTable, Tokenizer
 from models.messages import Prompt
+from runtime.continuation import Continuation
 from runtime.engine import Engine, Step
 from runtime.features import FeatureCache, ImageFeatures, together
 from runtime.sampler import Sampler, Sampling
@@ -87,6 +88,21 @@ class Generator:
         """Beginnings and pictures of earlier sequences are not used again."""
         self.features.forget()
         self._slots.forget()
+
+    def continuation(self, prompt: Prompt) -> Continuation:
+        """The prompt in the first slot, for its logits under given tokens. No sequence may be in flight; beginnings and
+        pictures of earlier ones are forgotten.
+
+        Raises:
+            PromptError: as `start` has it.
+        """
+        limits, decoder = self.engine.limits, self.engine.model.decoder
+        _require_usable(prompt, limits.max_seq_tokens, decoder.vocab_size)
+        self.forget()
+        images = self.features.encode(prompt.images, StageClock()) if prompt.images else []
+        alpha = self._family.rope_alpha(decoder, len(prompt.ids))
+        table = self._family.position_table(decoder, alpha, limits.max_seq_tokens)
+        return Continuation(self.engine, prompt, together(images, self.engine.backend) if images else None, table)
 
     def step(self, sequences: Iterable[Running]) -> None:
         """One decode step of all unfinished sequences together; each gains a token and may finish.

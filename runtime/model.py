@@ -253,8 +253,8 @@ def load(
         backend: "tensorrt", "tensorrt-rtx", "cuda", "cuda-graph" or "cpu"; "auto" takes verified engines where they
             run, else CUDA where it starts, else the CPU.
         threads: CPU threads; by default one per core.
-        prepack: on the CPU, faster vision, prefill and batches for more memory and a slower load; by default only
-            graphs below 512 MiB.
+        prepack: on the CPU, faster vision, prefill and batches for more memory and a slower load; by default
+            graphs below 512 MiB and quantized ones.
         allow_unverified: answer from graphs that were not shown equal to the model.
     Raises:
         VerificationError: the graphs are unverified or failed.

@@ -14,11 +14,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bundle": set(),
     "models": {"bundle"},
     "exporter": {"bundle", "models"},
-    "calibration": {"bundle", "models", "runtime", "evaluation"},
+    "probing": {"bundle", "runtime"},
+    "calibration": {"bundle", "models", "runtime", "evaluation", "probing"},
+    "diagnosis": {"bundle", "models", "runtime", "evaluation", "probing", "verification", "calibration"},
     "engines": {"bundle"},
     "runtime": {"bundle", "models"},
     "evaluation": {"bundle", "models", "runtime"},
-    "verification": {"bundle", "models", "exporter", "runtime"},
+    "verification": {"bundle", "models", "exporter", "runtime", "probing"},
     "profiling": {"bundle", "runtime"},
     "serving": {"bundle", "runtime"},
 }
@@ -58,7 +60,7 @@ def test_server_rooms_need_no_export_packages(room: str) -> None:
 
 def test_quantizing_needs_no_torch() -> None:
     """Its extra brings onnx-ir alone."""
-    for path in (ROOT / "calibration").rglob("*.py"):
+    for path in (path for room in ("calibration", "probing") for path in (ROOT / room).rglob("*.py")):
         alien = imports_of(path) & (EXPORT_ONLY - {"onnx_ir"})
         assert not alien, f"{path.relative_to(ROOT)} imports {alien}"
 
@@ -71,7 +73,9 @@ def test_the_cli_imports_stages_inside_its_commands() -> None:
     assert modules.isdisjoint({"exporter", "runtime", "engines", "evaluation", "verification", "models"}), modules
 
 
-@pytest.mark.parametrize("command", [[], ["export"], ["generate"], ["chat"], ["evaluate"], ["quantize"], ["build"]])
+@pytest.mark.parametrize(
+    "command", [[], ["export"], ["generate"], ["chat"], ["evaluate"], ["quantize"], ["diagnose"], ["build"]]
+)
 def test_help_loads_no_heavy_package(command: list[str]) -> None:
     code = (
         "import sys\nfrom click.testing import CliRunner\nimport cli\n"

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from models.family import Family, PositionTable
+from models.family import Family
 from models.images import decode_image
 from models.messages import Prompt
-from runtime.backend import from_float32, to_float32
-from runtime.engine import Engine, Step
+from runtime.backend import to_float32
+from runtime.continuation import Continuation, uploaded
+from runtime.engine import Engine
 from verification.figures import SWAP_CHANGE, SWAP_COSINE, Figures, Tolerance, compare, cosine, failure
 from verification.reference import Expected
 from verification.samples import Sample
@@ -36,6 +37,10 @@ class Decoded:
     rope_alpha: float
     ids: tuple[int, ...]  # greedy continuation
     logits: tuple[Floats, ...]  # of the prompt's last position and after each id but the last
+
+    def named(self, name: str) -> "Decoded":
+        """The same under another name."""
+        return replace(self, sample=replace(self.sample, name=name))
 
 
 def pixels_of(family: Family, engine: Engine, prompt: Prompt) -> Floats:
@@ -83,7 +88,7 @@ def _encoded(engine: Engine, pixels: Floats) -> tuple[Floats, Floats]:
 def check_decoder(engine: Engine, family: Family, decoded: Decoded, tolerance: Tolerance) -> Outcome:
     """Prefill and decode steps on the model's own features and ids, and whether the argmax agrees at each."""
     name = decoded.sample.name
-    graph = Continuation(engine, family, decoded)
+    graph = _continued(engine, family, decoded)
     found = [graph.prefill(slot=0)]
     found += [graph.decode(token) for token in decoded.ids[:-1]]
     figures = [
@@ -101,7 +106,7 @@ def check_decoder(engine: Engine, family: Family, decoded: Decoded, tolerance: T
 def check_chain(engine: Engine, family: Family, decoded: Decoded, pixels: Floats, tolerance: Tolerance) -> Outcome:
     """Pixels in, ids out, as an answer is made: every graph on what the one before it made, every id its own choice."""
     name = decoded.sample.name
-    graph = Continuation(engine, family, replace(decoded, features=_encoded(engine, pixels)[1]))
+    graph = _continued(engine, family, replace(decoded, features=_encoded(engine, pixels)[1]))
     found = [graph.prefill(slot=0)]
     for token in decoded.ids[:-1]:
         if int(found[-1].argmax()) != token:
@@ -119,7 +124,7 @@ def check_chain(engine: Engine, family: Family, decoded: Decoded, pixels: Floats
 
 def check_swap(engine: Engine, family: Family, one: Decoded, other: Decoded) -> Outcome:
     """Another picture changes the logits, and as the model says."""
-    found = [Continuation(engine, family, decoded).prefill(slot=0) for decoded in (one, other)]
+    found = [_continued(engine, family, decoded).prefill(slot=0) for decoded in (one, other)]
     expected, change = one.logits[0] - other.logits[0], found[0] - found[1]
     share = float(np.abs(change).max() / np.abs(found[0]).max())
     alike = cosine(expected, change)
@@ -131,7 +136,7 @@ def check_swap(engine: Engine, family: Family, one: Decoded, other: Decoded) -> 
 
 def check_cache(engine: Engine, family: Family, decoded: Decoded, tolerance: Tolerance) -> Outcome:
     """Cache on = cache off, chunked = whole, and a sequence decoded among others = alone, all within the graph."""
-    graph, name = Continuation(engine, family, decoded), decoded.sample.name
+    graph, name = _continued(engine, family, decoded), decoded.sample.name
     whole = graph.prefill(slot=0)
     figures = [compare("chunked_prefill", name, whole, graph.prefill(slot=0, chunk=37))]
     stepped = graph.decode(decoded.ids[0])
@@ -139,45 +144,18 @@ def check_cache(engine: Engine, family: Family, decoded: Decoded, tolerance: Tol
     last = engine.limits.max_batch - 1
     if last > 0:
         graph.prefill(slot=last)
-        Continuation(engine, family, decoded).prefill(slot=0)
-        rows = engine.decode([Step(slot, decoded.ids[0], graph.table) for slot in (0, last)])
+        _continued(engine, family, decoded).prefill(slot=0)
+        rows = engine.decode([graph.step(decoded.ids[0], slot) for slot in (0, last)])
         figures += [
             compare("batch", f"{name}, slot {slot}", stepped, row) for slot, row in ((0, rows[0]), (last, rows[1]))
         ]
     return _judged(figures, tolerance)
 
 
-class Continuation:
-    """One sample's prompt and what follows, in the graph, on the model's image features."""
-
-    def __init__(self, engine: Engine, family: Family, decoded: Decoded) -> None:
-        self._engine, self._decoded = engine, decoded
-        self.table: PositionTable = family.position_table(
-            engine.model.decoder, decoded.rope_alpha, engine.limits.max_seq_tokens
-        )
-        self._slot = 0
-
-    def prefill(self, slot: int, chunk: int | None = None, extra: Sequence[int] = ()) -> Floats:
-        """Logits after the prompt and `extra`, whole or in chunks, from an emptied slot."""
-        engine, prompt = self._engine, self._decoded.sample.prompt
-        self._slot = slot
-        engine.cache.truncate(slot, 0)
-        ids = np.array([*prompt.ids, *extra], dtype=np.int64)
-        rows = prompt.image_rows(len(ids))
-        uploaded = None
-        if self._decoded.features is not None:
-            dtype = engine.precision.dtype
-            uploaded = engine.backend.upload(from_float32(self._decoded.features, dtype), dtype)
-        features = None if uploaded is None else uploaded.rows(0, uploaded.shape[0])
-        step = len(ids) if chunk is None else chunk
-        for at in range(0, len(ids), step):
-            logits = engine.prefill(slot, ids[at : at + step], rows[at : at + step], features, self.table)
-        return logits
-
-    def decode(self, token: int) -> Floats:
-        """Logits after one more token."""
-        logits: Floats = self._engine.decode([Step(self._slot, token, self.table)])[0]
-        return logits
+def _continued(engine: Engine, family: Family, decoded: Decoded) -> Continuation:
+    """One sample's prompt in the graph, on the model's image features."""
+    table = family.position_table(engine.model.decoder, decoded.rope_alpha, engine.limits.max_seq_tokens)
+    return Continuation(engine, decoded.sample.prompt, uploaded(engine, decoded.features), table)
 
 
 def _judged(figures: Sequence[Figures], tolerance: Tolerance) -> Outcome:

@@ -31,11 +31,12 @@ class Tolerance:
 
 # fp32: two orders of summation of the same products differ by a few 1e-6; 1e-4 leaves room for depth.
 # fp16, bf16: rounding of weights and activations to 11 and 8 bits over tens of layers; the cosine is the gate that
-# catches a wrong computation, the relative bound an overflow or a lost outlier.
+# catches a wrong computation, the relative bound an overflow or a lost outlier. bf16 keeps three bits fewer than fp16:
+# errors are 8 times, and 1 − cosine is 64 times as large.
 TOLERANCES = {
     Precision.FP32: Tolerance(relative=1e-4, cosine=0.999999),
     Precision.FP16: Tolerance(relative=2e-2, cosine=0.9999),
-    Precision.BF16: Tolerance(relative=1e-1, cosine=0.999),
+    Precision.BF16: Tolerance(relative=1e-1, cosine=0.995),
 }
 
 # An engine rounds activations to 8 bits where the graph does, but a value at the edge between two integers may fall to

@@ -12,9 +12,9 @@ from bundle.signature import Precision
 from bundle.store import Bundle
 from models.family import Family
 from models.messages import Prompt
+from probing.session import as_stored
 from runtime.backend import from_float32, to_float32
 from runtime.load import open_engine
-from runtime.ort import CpuBackend
 from verification.reference import Floats
 
 
@@ -24,7 +24,7 @@ class GraphReference:
     def __init__(self, bundle: Bundle, precision: Precision, family: Family) -> None:
         self.model: ModelConfig = bundle.manifest.model
         self._family = family
-        self._engine = open_engine(bundle, precision, CpuBackend())
+        self._engine = open_engine(bundle, precision, as_stored(precision))
 
     def vision_encoder(self, pixels: Floats) -> Floats:
         """[images, 3, H, W] → [images, patches, width]."""

@@ -4,19 +4,23 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from bundle.entries import EngineEntry
-from bundle.errors import UsageError, VerificationError
+from bundle.errors import NotFiniteError, UsageError, VerificationError
 from bundle.manifest import Verification
 from bundle.signature import Component, Precision
 from bundle.store import Bundle
 from exporter.checkpoint import Checkpoint
 from exporter.references import require_references
 from models.family import Family, family
+from probing.session import Rounding
+from runtime.backend import Backend
 from runtime.backends import choose_backend, choose_precision
 from runtime.engine import Engine
 from runtime.load import open_engine, require_judged
+from runtime.ort import CpuBackend
 from verification.checks import (
     Decoded,
     Outcome,
@@ -84,7 +88,10 @@ def verify(
     started = datetime.now(UTC)
     bundle = Bundle.open(bundle_path)
     backend = choose_backend(backend_name, bundle=bundle)
+    if isinstance(backend, CpuBackend):
+        backend = Rounding()
     chosen = choose_precision(backend, bundle, precision)
+    backends = _backends(backend, chosen)
     engines = backend.engines(bundle, chosen)
     members = family(bundle.manifest.model.family)
     _require_references(bundle, chosen)
@@ -92,12 +99,26 @@ def verify(
         reference: Expected = _torch_reference(bundle, against, chosen, members, progress)
     else:
         reference = _graph_reference(bundle, chosen, members, engines)
-    progress(f"load the {chosen} {f'engines of {engines[0].variant}' if engines else 'graphs'} on {backend.name}")
-    engine = open_engine(bundle, chosen, backend)
-    outcomes = list(_outcomes(bundle, engine, reference, progress))
+    outcomes, known = list[Outcome](), dict[str, Decoded]()
+    for label, one in backends.items():
+        what = f"engines of {engines[0].variant}" if engines else "graphs"
+        progress(f"load the {chosen} {what} on {backend.name}{label}")
+        outcomes += _outcomes(bundle, open_engine(bundle, chosen, one), reference, known, label, progress)
     report = _report(chosen, backend.name, outcomes, started)
     _publish(bundle, report, engines)
     return report
+
+
+def _backends(backend: Backend, precision: Precision) -> dict[str, Backend]:
+    """What has to hold for what, by a label: on the CPU half precision as it is stored, which is what a GPU makes of
+    the graphs, and as it runs here, where few values are rounded.
+    """
+    if not isinstance(backend, CpuBackend) or precision.dtype == "float32":
+        return {"": backend}
+    backends: dict[str, Backend] = {" rounded as stored": backend}
+    if precision in CpuBackend.precisions:
+        backends[""] = CpuBackend()
+    return backends
 
 
 def _torch_reference(
@@ -152,26 +173,49 @@ def _require_references(bundle: Bundle, precision: Precision) -> None:
             require_references(bundle.path / entry.graph.path, bundle.path / entry.weights.path)
 
 
-def _outcomes(bundle: Bundle, engine: Engine, reference: Expected, progress: Progress) -> Iterator[Outcome]:
-    """Every check, in the order data flows."""
+def _outcomes(
+    bundle: Bundle, engine: Engine, reference: Expected, known: dict[str, Decoded], label: str, progress: Progress
+) -> Iterator[Outcome]:
+    """Every check, in the order data flows.
+
+    Args:
+        bundle: the bundle.
+        engine: what is checked.
+        reference: what it is compared with.
+        known: the reference's continuations by the sample's name; those that are missing are added.
+        label: what follows the name of each sample.
+        progress: told what runs now.
+    """
     manifest = bundle.manifest
     kind = family(manifest.model.family)
     tokenizer = kind.load_tokenizer(bundle.path / manifest.tokenizer.path, manifest.model)
     tolerance = tolerance_of(engine.precision)
-    decoded: dict[str, Decoded] = {}
     for sample in samples(kind, tokenizer, manifest.model, manifest.limits, NEW_TOKENS):
         pixels = pixels_of(kind, engine, sample.prompt) if sample.prompt.images else None
-        progress(f"{sample.name}: {len(sample.prompt.ids)} tokens")
+        name = f"{sample.name}{label}"
+        progress(f"{name}: {len(sample.prompt.ids)} tokens")
         if pixels is not None:
-            yield check_vision(sample.name, engine, reference, pixels, tolerance)
-        known = decode_reference(reference, kind, sample, pixels, NEW_TOKENS)
-        decoded[sample.name] = known
-        yield check_decoder(engine, kind, known, tolerance)
+            yield check_vision(name, engine, reference, pixels, tolerance)
+        if sample.name not in known:
+            known[sample.name] = decode_reference(reference, kind, sample, pixels, NEW_TOKENS)
+        decoded = known[sample.name].named(name)
+        yield from _unless_lost(f"prefill of {name}", partial(check_decoder, engine, kind, decoded, tolerance))
         if pixels is not None:
-            yield check_chain(engine, kind, known, pixels, tolerance)
-    progress("picture swapped, cache off, chunks, batch")
-    yield check_swap(engine, kind, decoded["one_image"], decoded["swapped_image"])
-    yield check_cache(engine, kind, decoded["one_image"], tolerance)
+            yield from _unless_lost(
+                f"whole_chain of {name}", partial(check_chain, engine, kind, decoded, pixels, tolerance)
+            )
+    progress(f"picture swapped, cache off, chunks, batch{label}")
+    one, other = (known[name].named(f"{name}{label}") for name in ("one_image", "swapped_image"))
+    yield from _unless_lost(f"image_swap{label}", partial(check_swap, engine, kind, one, other))
+    yield from _unless_lost(f"cache{label}", partial(check_cache, engine, kind, one, tolerance))
+
+
+def _unless_lost(what: str, check: Callable[[], Outcome]) -> Iterator[Outcome]:
+    """The outcome; where the decoder computed infinity or NaN, a failure that says so."""
+    try:
+        yield check()
+    except NotFiniteError:
+        yield Outcome(failures=(f"{what}: the logits are not finite",))
 
 
 def _report(precision: Precision, backend: str, outcomes: list[Outcome], started: datetime) -> Report:

@@ -14,11 +14,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from bundle.errors import BundleError, DataSetError, UsageError, VerificationError
+from bundle.errors import BundleError, DataSetError, PromptError, UsageError, VerificationError
 from bundle.signature import Component, Precision
 from bundle.store import MANIFEST, Bundle
 from calibration import planning, state
+from calibration.observe import Watch
 from calibration.observers import Seen
 from calibration.prepare import Choices
 from calibration.quantize import judge_published, quantize
@@ -77,6 +79,8 @@ def test_every_recipe_makes_graphs_that_answer(name: str, bundle: Copy, question
     written = json.loads((path / verdict.report).read_text())
     assert len(written["layers"]) == 42 and written["judged"]["passed"]
     assert written["judged"]["questions"]["sha256"] == questions.sha256
+    apart = written["judged"]["divergence"]
+    assert 0 < apart["mean"] < 0.2 and apart["mean"] <= apart["largest"] and apart["answers"] == 16
     assert (written["samples"] is None) == (name == "int8-weight")
     picture = ElementTree.fromstring((path / verdict.report).with_suffix(".svg").read_text())
     assert len(picture.findall(".//{*}rect")) >= 42
@@ -141,6 +145,22 @@ def test_the_layers_that_have_to_stay_are_found(bundle: Copy, questions: DataSet
     assert json.loads((path / report.path).read_text())["kept"] == list(report.kept)
 
 
+def test_a_sample_that_does_not_fit_is_named_before_the_first_is_asked(
+    bundle: Copy, questions: DataSet, tmp_path: Path
+) -> None:
+    (tmp_path / "scene.png").write_bytes(SCENE.read_bytes())
+    pictures = []
+    for at in range(16):
+        pictures.append(f"{at}.png")
+        Image.new("RGB", (8, 8), (at, 0, 0)).save(tmp_path / pictures[-1])
+    lines = [json.dumps({"images": [name], "prompt": "star " * (2000 if name == "9.png" else 1)}) for name in pictures]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    path = bundle()
+    with pytest.raises(PromptError, match=r"^own.jsonl:10: the prompt has \d+ tokens"):
+        quantize(path, Choices(read_recipe("int8"), samples=str(tmp_path / "own.jsonl")), questions)
+    assert not (path / state.FOLDER).exists()
+
+
 def test_a_rule_for_no_layer_is_a_mistake(bundle: Copy, questions: DataSet) -> None:
     recipe = Recipe(Kind.INT8_WEIGHT, 0.3, layers={"decoder.head": Kind.FLOAT})
     with pytest.raises(UsageError, match="no layer is called 'decoder.head', .*; names are like vision_encoder"):
@@ -177,15 +197,12 @@ def test_changed_graphs_are_not_quantized(bundle: Copy, questions: DataSet) -> N
 def test_an_activation_that_is_not_finite_is_named(
     bundle: Copy, questions: DataSet, samples: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from calibration import observe
+    def broken(watch: Watch, component: Component, name: str, values: np.ndarray) -> None:
+        shown = np.where(values == values.max(), np.nan, values) if name == "mul_315" else values
+        look(watch, component, name, shown)
 
-    def broken(name: str, values: np.ndarray) -> np.ndarray:
-        return np.where(values == values.max(), np.nan, values) if name == "mul_315" else values
-
-    shown = observe.ObservedSession._show
-    monkeypatch.setattr(
-        observe.ObservedSession, "_show", lambda self, name, values: shown(self, name, broken(name, values))
-    )
+    look = Watch.look
+    monkeypatch.setattr(Watch, "look", broken)
     sentence = r"the activation mul_315 of the fp32 decoder is not finite at sample samples.jsonl:1, so no scale"
     with pytest.raises(VerificationError, match=sentence):
         quantize(bundle(), Choices(read_recipe("int8"), samples=samples), questions)

@@ -1,6 +1,7 @@
 """Samples that could tell nothing are refused, and those that judge are not those that were looked at."""
 
 import json
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 from PIL import Image
 
 from bundle.errors import DataSetError
-from calibration.samples import LEAST_SAMPLES, checked, find_samples, require_apart
+from calibration.samples import LEAST_SAMPLES, checked, find_samples, require_apart, with_tokens
 from evaluation.dataset import SYNTHETIC, ImageSource, Sample, synthetic
+from models.messages import Image as ImagePart
+from models.messages import ImageSpan, Message, Prompt, Text
 
 
 def picture(number: int) -> ImageSource:
@@ -83,3 +86,18 @@ def test_a_wrong_line_is_named(line: dict[str, object], sentence: str, tmp_path:
     file.write_text(json.dumps(line))
     with pytest.raises(DataSetError, match=f"samples.jsonl:1: .*{sentence}"):
         find_samples(str(file))
+
+
+def test_what_the_prompts_are_made_of_is_told() -> None:
+    def build(turns: Sequence[Message]) -> Prompt:
+        (picture, text) = turns[0].parts
+        assert isinstance(picture, ImagePart) and isinstance(text, Text)
+        words = len(text.text.split())
+        return Prompt(tuple(range(4 + words)), (ImageSpan(0, 4, 0),), ())
+
+    found = with_tokens(checked("own", samples(20, 20)), build)
+    assert found.coverage["tokens of the prompts"] == {"visual": 80, "text": 60}
+    assert found.coverage["tokens of a prompt"] == {"fewest": 7, "median": 7, "most": 7}
+    assert found.summary() == (
+        "own: 20 samples with 20 pictures, 0 asked in Chinese; prompts of 7 to 7 tokens, 57% of them visual"
+    )

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from bundle.errors import VerificationError
 from calibration.attempt import Attempt
+from calibration.divergence import Divergence
 from calibration.gate import Verdict
 from calibration.recipe import Kind
 from calibration.rewrite import LayerError
@@ -26,7 +27,7 @@ def test_as_many_as_suffice_and_no_more(layers: int, data: st.DataObject) -> Non
     def try_with(kept: frozenset[str]) -> Attempt:
         assert kept == {f"layer {at}" for at in range(layers - len(kept), layers)}, "the largest error first"
         failures = () if len(kept) >= needed else ("all fell",)
-        return Attempt((), errors, Verdict(NOTHING, failures, DataSet("", "", ()), 0.0))
+        return Attempt((), errors, Verdict(NOTHING, Divergence(0.0, 0.0, 1, 1), failures, DataSet("", "", ()), 0.0))
 
     if needed == layers:
         with pytest.raises(VerificationError, match="the answers hold only with every layer in float"):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from bundle.errors import CheckpointError, VlmTrtError
 from bundle.signature import Precision
 from exporter.export import Choices, export
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, ROOT
 
 Tensors = dict[str, torch.Tensor]
 
@@ -24,6 +24,50 @@ def single(target: Path, change: Callable[[Tensors], object] = lambda tensors: N
     change(tensors)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     return target
+
+
+def demo(target: Path, change: Callable[[Tensors], object]) -> Path:
+    """A copy of the demo model's checkpoint, its tensors changed."""
+    shutil.copytree(ROOT / "examples" / "demo_model" / "checkpoint", target)
+    tensors = load_file(target / "model.safetensors")
+    change(tensors)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def loud(target: Path) -> Path:
+    """The demo model with a gated product of up to 170,000, beyond fp16; what comes out is the same."""
+
+    def change(tensors: Tensors) -> None:
+        for name, factor in (("w1", 3000.0), ("c_proj", 1 / 3000)):
+            key = f"transformer.h.1.mlp.{name}.weight"
+            tensors[key] = tensors[key].float() * factor
+
+    return demo(target, change)
+
+
+def coarse(target: Path) -> Path:
+    """The demo model with 300 added to the keys of a vision layer: softmax takes it away, and fp16 the digits."""
+
+    def change(tensors: Tensors) -> None:
+        key = "transformer.visual.transformer.resblocks.1.attn.in_proj.bias"
+        heads = tensors[key].float().reshape(4, 3, -1)  # heads, query–key–value, dim
+        heads[:, 1] += 300
+        tensors[key] = heads.reshape(-1)
+
+    return demo(target, change)
+
+
+def deaf(target: Path) -> Path:
+    """The demo model with values of up to 300,000 in the cache."""
+
+    def change(tensors: Tensors) -> None:
+        for name, at, factor in (("c_attn.weight", 512, 1e5), ("c_attn.bias", 512, 1e5), ("c_proj.weight", 0, 1e-5)):
+            key = f"transformer.h.1.attn.{name}"
+            tensors[key] = tensors[key].float()
+            tensors[key][at:] *= factor
+
+    return demo(target, change)
 
 
 def sharded(target: Path) -> Path:

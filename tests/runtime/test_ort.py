@@ -113,6 +113,17 @@ def test_only_small_weights_are_prepacked_unless_asked(tmp_path: Path) -> None:
     assert [CpuBackend(prepack=True).prepacks(graph) for graph in (small, large)] == [True, True]
 
 
+def test_quantized_weights_are_prepacked_however_large(tmp_path: Path) -> None:
+    """Without, their kernels restore whole matrices in every run."""
+    for precision in ("fp16", "int8-weight", "int4-fp16"):
+        (tmp_path / precision).mkdir()
+        with (tmp_path / precision / "decoder.weights").open("wb") as file:
+            file.truncate(PREPACK_BELOW_BYTES)
+    graphs = [tmp_path / precision / "decoder.onnx" for precision in ("fp16", "int8-weight", "int4-fp16")]
+    assert [CpuBackend().prepacks(graph) for graph in graphs] == [False, True, True]
+    assert not CpuBackend(prepack=False).prepacks(graphs[1])
+
+
 def test_no_cuda_is_said() -> None:
     if can_start():
         pytest.skip("a CUDA device is here, so its absence cannot be tested")

@@ -1,0 +1,146 @@
+"""`vlm-trt diagnose`: a table of the first values that are off, what is proposed, and what came of it."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bundle.errors import UsageError, VerificationError
+from bundle.signature import FLOATS, Component, Precision
+from bundle.store import Bundle
+from calibration.gate import as_text
+from calibration.prepare import Choices
+from calibration.quantize import quantize
+from calibration.recipe import Kind, Recipe, recipe_of
+from calibration.report import read_report, write_report
+from commands.quantize import questions, shown
+from commands.terminal import byte_bar, count_bar, say, table
+from diagnosis.compare import Deviation
+from diagnosis.diagnose import Diagnosis, as_json, diagnose, islands, samples_of, verification_samples
+from diagnosis.islands import Island
+from diagnosis.layers import added, costliest
+from diagnosis.mend import as_json as islands_json
+from diagnosis.mend import mend
+from evaluation.dataset import SYNTHETIC
+from verification.samples import Sample
+
+_SHOWN = 6
+
+
+def run(
+    bundle: Path,
+    precision: str,
+    samples: Path | None,
+    mend: bool,
+    against: Path | None,
+    evaluate: str | None,
+    as_json: bool,
+) -> None:
+    opened = Bundle.open(bundle)
+    wanted = _precision(opened, Precision(precision))
+    if wanted.quantization is not None and against is not None:
+        raise UsageError("quantized graphs are compared with the float graphs of the bundle; leave out --against")
+    asked = verification_samples(opened) if samples is None else samples_of(opened, samples)
+    if wanted.quantization is None and evaluate is not None:
+        raise UsageError("--evaluate is about quantized graphs; fp16 and bf16 ones are verified, leave it out")
+    found = diagnose(opened, wanted, asked, say=_step)
+    if wanted.quantization is None:
+        _half(opened, found, asked, mend, against, as_json)
+    else:
+        _quantized(opened, found, samples, mend, evaluate, as_json)
+
+
+def _step(what: str) -> None:
+    say(f"  {what} ...")
+
+
+def _precision(bundle: Bundle, wanted: Precision) -> Precision:
+    """Of what the word may mean, the first that is there."""
+    return next((one for one in wanted.flavours(FLOATS) if one in bundle.manifest.precisions()), wanted)
+
+
+def _half(
+    bundle: Bundle, found: Diagnosis, asked: list[Sample], wanted: bool, against: Path | None, printed_json: bool
+) -> None:
+    proposal = islands(bundle, found)
+    _report(bundle, found, {"islands": islands_json(proposal)}, printed_json)
+    if found.sound:
+        say(f"no value of the {found.precision} graphs is off; there is nothing to mend")
+        return
+    for component, island in proposal.items():
+        say(f"proposed: {len(island.nodes)} nodes of the {component} in fp32: {_named(found, island)}")
+    if not wanted:
+        raise VerificationError(
+            f"{bundle.path}: the {found.precision} graphs are off; let the nodes to blame compute in fp32: "
+            f"vlm-trt diagnose {bundle.path} --precision {found.precision} --mend"
+        )
+    done = mend(bundle, found, asked, against, _step)
+    _report(bundle, done.after, {"islands": islands_json(done.islands), "mended": True}, printed_json)
+    count = sum(len(island.nodes) for island in done.islands.values())
+    say(
+        f"mended and verified: {found.precision} with {count} nodes in fp32, {len(done.report.figures)} comparisons; "
+        "engines built from the graphs before are stale"
+    )
+
+
+def _quantized(
+    bundle: Bundle, found: Diagnosis, samples: Path | None, wanted: bool, evaluate: str | None, printed_json: bool
+) -> None:
+    errors = added(bundle, found)
+    layers = costliest(errors)
+    _report(bundle, found, {"layers": [vars(one) for one in errors], "float": layers}, printed_json)
+    say(f"half of the error is added by {len(layers)} of {len(errors)} layers; a recipe leaves them in float by")
+    click.echo("[layers]\n" + "\n".join(f'"{layer}" = "float"' for layer in layers), err=printed_json)
+    if not wanted:
+        return
+    recipe = _recipe(bundle, found, layers)
+    choices = Choices(recipe, found.reference, SYNTHETIC if samples is None else str(samples), force=True)
+    report = quantize(
+        bundle.path, choices, questions(bundle.path, evaluate or SYNTHETIC, None), say, byte_bar, count_bar
+    )
+    assert report.verdict is not None
+    click.echo(shown(report.verdict), err=printed_json)
+    say(f"mended and judged: {report.precision} with {len(layers)} layers in {found.reference}; {report.path}")
+
+
+def _recipe(bundle: Bundle, found: Diagnosis, layers: tuple[str, ...]) -> Recipe:
+    """The one that the graphs were made by, with those layers in float."""
+    known = read_report(bundle, found.precision).get("recipe")
+    if not isinstance(known, dict):
+        raise UsageError(
+            f"{bundle.path}: how the {found.precision} graphs were made is not recorded; quantize them again by a "
+            "recipe with the lines above"
+        )
+    kept = {**known.get("layers", {}), **dict.fromkeys(layers, Kind.FLOAT)}
+    return recipe_of({**known, "layers": kept}, f"the recipe of {bundle.path}")
+
+
+def _report(bundle: Bundle, found: Diagnosis, more: dict[str, Any], printed_json: bool) -> None:
+    """What was found, into the bundle and to the terminal."""
+    content = {**as_json(found), **more}
+    target = bundle.path / "reports" / f"diagnosis-{found.precision}.json"
+    write_report(target, content)
+    if printed_json:
+        click.echo(as_text(content), nl=False)
+        return
+    for component in Component:
+        seen, off, begin = found.deviations[component], found.off(component), found.begin(component)
+        say(f"{component}: {len(off)} of {len(seen)} values are off" + (", beginning with" if begin else ""))
+        if begin:
+            header = ("value", "operator", "part", " relative", " cosine", " largest", "sample")
+            click.echo(table([_row(one) for one in begin[:_SHOWN]], header))
+    say(f"all of it: {target}")
+
+
+def _row(one: Deviation) -> tuple[str, ...]:
+    return (
+        one.pair.found, one.pair.operator, one.pair.part,
+        "not finite" if one.relative == float("inf") else f"{one.relative:.2e}",
+        f"{one.cosine:.6f}", f"{one.magnitude:.3g}", one.sample,
+    )  # fmt: skip
+
+
+def _named(found: Diagnosis, island: Island) -> str:
+    """The parts of the model that an island lies in."""
+    parts = [one.pair.part for one in found.deviations[island.component] if one.pair.node in island.nodes]
+    return ", ".join(dict.fromkeys(parts))

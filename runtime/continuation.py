@@ -1,0 +1,68 @@
+"""A prompt and given tokens after it: the logits without sampling, to be compared with another engine's."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.family import PositionTable
+from models.messages import Prompt
+from runtime.backend import Binding, Buffer, from_float32
+from runtime.engine import Engine, Step
+
+Floats = NDArray[np.float32]
+
+
+# Image features and the memory they lie in.
+Features = tuple[Buffer, Binding]
+
+
+def uploaded(engine: Engine, features: Floats | None) -> Features | None:
+    """Image features [images, queries, hidden] in fp32, rounded to the engine's type, where it computes."""
+    if features is None:
+        return None
+    dtype = engine.precision.dtype
+    memory = engine.backend.upload(from_float32(features, dtype), dtype)
+    return memory, memory.rows(0, memory.shape[0])
+
+
+class Continuation:
+    """One sequence in a slot that nothing else uses."""
+
+    def __init__(self, engine: Engine, prompt: Prompt, features: Features | None, table: PositionTable) -> None:
+        """
+        Args:
+            engine: computes.
+            prompt: ids and image spans.
+            features: of its pictures [images, queries, hidden], where the backend computes, after the memory they lie
+                in; None without pictures.
+            table: the sequence's positions.
+        """
+        self._engine, self._prompt, self._features, self._table = engine, prompt, features, table
+        self._slot = 0
+
+    def prefill(self, slot: int = 0, chunk: int | None = None, extra: Sequence[int] = ()) -> Floats:
+        """Logits [vocab] after the prompt and `extra`, whole or in chunks, from an emptied slot."""
+        engine, kept = self._engine, self._features
+        self._slot = slot
+        engine.cache.truncate(slot, 0)
+        ids = np.array([*self._prompt.ids, *extra], dtype=np.int64)
+        rows = self._prompt.image_rows(len(ids))
+        features = None if kept is None else kept[1]
+        step = len(ids) if chunk is None else chunk
+        for at in range(0, len(ids), step):
+            logits = engine.prefill(slot, ids[at : at + step], rows[at : at + step], features, self._table)
+        return logits
+
+    def step(self, token: int, slot: int | None = None) -> Step:
+        """The decode step that appends a token."""
+        return Step(self._slot if slot is None else slot, token, self._table)
+
+    def decode(self, token: int) -> Floats:
+        """Logits [vocab] after one more token."""
+        logits: Floats = self._engine.decode([self.step(token)])[0]
+        return logits
+
+    def forced(self, ids: Sequence[int]) -> Floats:
+        """Logits [len(ids), vocab] before each of the ids, whatever they say themselves."""
+        return np.stack([self.prefill(), *(self.decode(token) for token in ids[:-1])])
