@@ -18,9 +18,8 @@ from commands.terminal import byte_bar, count_bar, say, table
 from diagnosis.compare import Deviation
 from diagnosis.diagnose import Diagnosis, as_json, diagnose, islands, samples_of, verification_samples
 from diagnosis.islands import Island
+from diagnosis.islands import as_json as islands_json
 from diagnosis.layers import added, costliest
-from diagnosis.mend import as_json as islands_json
-from diagnosis.mend import mend
 from evaluation.dataset import SYNTHETIC
 from verification.samples import Sample
 
@@ -74,6 +73,8 @@ def _half(
             f"{bundle.path}: the {found.precision} graphs are off; let the nodes to blame compute in fp32: "
             f"vlm-trt diagnose {bundle.path} --precision {found.precision} --mend"
         )
+    from diagnosis.mend import mend  # needs torch, which finding the fault does not
+
     done = mend(bundle, found, asked, against, _step)
     _report(bundle, done.after, {"islands": islands_json(done.islands), "mended": True}, printed_json)
     count = sum(len(island.nodes) for island in done.islands.values())

@@ -48,9 +48,12 @@ def run(
         for sentence in report.failures:
             click.echo(click.style(f"  FAILED {sentence}", fg="red"))
     if not report.passed:
+        remedy = "report this model"
+        if report.precision is not Precision.FP32:
+            remedy = f"find out where they are off: vlm-trt diagnose {bundle} --precision {report.precision}"
         raise VerificationError(
             f"{bundle}: the {report.precision} graphs are not equal to the model ({len(report.failures)} checks "
-            "failed); they stay refused. Export again in a wider precision, or report this model"
+            f"failed); they stay refused. Export in a wider precision, or {remedy}"
         )
     say(f"verified: {report.precision} on {report.backend}, {len(report.figures)} comparisons, {report.seconds:.1f} s")
 

@@ -1,7 +1,8 @@
 """Which nodes of a half-precision graph have to compute in fp32, from what was seen of its values."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,6 +33,11 @@ class Island:
     def apply(self, model: ir.Model) -> None:
         """Changes the graph as it was exported."""
         widen(model, self.nodes, self.unrounded)
+
+
+def as_json(islands: Mapping[Component, Island]) -> dict[str, Any]:
+    """The islands as JSON values."""
+    return {component.value: asdict(island) for component, island in islands.items()}
 
 
 def culprits(deviations: Sequence[Deviation], tolerance: Tolerance) -> list[Deviation]:

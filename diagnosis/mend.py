@@ -2,9 +2,8 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -76,10 +75,6 @@ def mend(
             )
         _publish(bundle, folder, before.precision, set(found))
     return Mended(found, rounds, diagnosis, report)
-
-
-def as_json(islands: Mapping[Component, Island]) -> dict[str, Any]:
-    return {component.value: asdict(island) for component, island in islands.items()}
 
 
 def _checkpoint(bundle: Bundle) -> Path:

@@ -198,7 +198,7 @@ class Engine:
         if broken & stepped:
             raise NotFiniteError(
                 f"the decoder's logits are not finite in {self.precision}; the sequences of this step are lost. "
-                "Use a bf16 or fp32 export of this checkpoint"
+                "Use a bf16 or fp32 export of this checkpoint, or see which nodes are to blame: vlm-trt diagnose"
             )
 
     def _zeros(self, *shape: int) -> Array:
