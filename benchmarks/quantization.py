@@ -9,10 +9,11 @@ ablations change one thing of the shipped recipe each, and publish whatever come
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,10 @@ from PIL import Image
 
 from benchmarks.stages import progress
 from bundle.errors import VlmTrtError
-from bundle.signature import Precision
+from bundle.progress import no_bar
+from bundle.signature import Component, Precision
+from bundle.store import Bundle
+from calibration.gate import Verdict, ask, judge
 from calibration.prepare import Choices
 from calibration.quantize import quantize
 from calibration.recipe import Observer, Recipe, read_recipe
@@ -28,15 +32,20 @@ from calibration.report import Report
 from engines.build import Choices as BuildChoices
 from engines.build import build
 from evaluation.dataset import DataSet, synthetic
+from evaluation.evaluate import conversation
 from evaluation.scenes.dataset import calibration_samples
 from exporter.export import Choices as ExportChoices
 from exporter.export import export
+from probing.session import as_stored
 from runtime.environment import environment
+from runtime.model import Choice, Options, load
 from verification.verify import verify
 
 CHECKPOINT = Path(__file__).parent.parent / "examples" / "demo_model" / "checkpoint"
 RECIPES = ("int8-weight", "int8", "int4", "fp8")
 TARGETS = ("sm80", "sm89", "sm120")
+STAGES = ("vision_encoder", "resampler", "prefill", "decode_step")
+TIMED, WARM_UP = 60, 4  # questions
 
 
 def main() -> None:
@@ -52,7 +61,11 @@ def main() -> None:
         assert verify(bundle, precision=precision, backend_name="cpu").passed
     found: dict[str, Any] = {
         "questions": arguments.count,
-        "precisions": {name: precision_of(bundle, name, questions) for name in RECIPES},
+        "precisions": {
+            "fp16": fp16_of(bundle, questions),
+            **{name: precision_of(bundle, name, questions) for name in RECIPES},
+        },
+        "milliseconds": milliseconds(bundle, ("fp32", "fp16", *RECIPES)),
         "engines": {name: engines_of(bundle, name) for name in ("fp16", *RECIPES)},
         "ablations": dict(ablations(bundle, arguments.folder, questions)),
         "environment": environment(),
@@ -70,16 +83,51 @@ def precision_of(bundle: Path, name: str, questions: DataSet) -> dict[str, Any]:
     return found
 
 
+def fp16_of(bundle: Path, questions: DataSet) -> dict[str, Any]:
+    """fp16 graphs as they are stored on a GPU, judged as the quantized ones are."""
+    opened = Bundle.open(bundle)
+    before, after = Precision.FP32, Precision.FP16
+    floats = ask(Choice(opened, as_stored(before), before, 0), questions, no_bar)
+    found = judge(floats, ask(Choice(opened, as_stored(after), after, 0), questions, no_bar, floats), 1.0)
+    weights = {one: sum(opened.graph(part, one).weights.size for part in Component) for one in (before, after)}
+    return {"bytes": weights[after], "float_bytes": weights[before]} | answers(found)
+
+
+def milliseconds(bundle: Path, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Medians of the stages while the same questions are answered, one by one, by each precision in turn."""
+    models = {name: load(bundle, precision=name, backend="cpu") for name in names}
+    seen: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in STAGES} for name in names}
+    progress(f"measure {', '.join(names)}")
+    for example in synthetic(TIMED + WARM_UP, 2).examples:
+        for name, model in models.items():
+            model.generator.forget()
+            answer = next(answer for _, answer in model.answer_each([conversation(example)], Options(greedy=True)))
+            seen[name]["decode_step"] += answer.decode_step_ms
+            for stage in STAGES[:-1]:
+                seen[name][stage].append(answer.stages_ms[stage])
+    return {
+        name: {stage: round(median(values[WARM_UP:]), 3) for stage, values in stages.items()}
+        for name, stages in seen.items()
+    }
+
+
 def outcome(report: Report) -> dict[str, Any]:
     assert report.verdict is not None
-    comparison, errors = report.verdict.comparison, [one.error for one in report.layers]
+    errors = [one.error for one in report.layers]
     return {
         "bytes": report.quantized_bytes,
         "float_bytes": report.float_bytes,
         "seconds": round(report.seconds, 1),
         "mean_layer_error": round(float(np.mean(errors)), 5),
         "largest_layer_error": round(max(errors), 5),
+    } | answers(report.verdict)
+
+
+def answers(verdict: Verdict) -> dict[str, Any]:
+    comparison = verdict.comparison
+    return {
         "same_tokens": comparison.overall.same_tokens,
+        "divergence": round(verdict.divergence.mean, 6),
         "tasks": {
             one.task: {"n": one.n, "before": round(one.baseline_score, 4), "difference": round(one.difference, 4)}
             for one in (*comparison.tasks, comparison.overall)

@@ -35,6 +35,11 @@ class Attempt:
     layers: tuple[LayerError, ...]
     verdict: Verdict | None  # None: nobody asked
 
+    @property
+    def bytes(self) -> int:
+        """Of all weights."""
+        return sum(entry.weights.size for entry in self.entries)
+
 
 def attempt(
     job: Job, plans: Mapping[Component, Plan], kept: frozenset[str], before: Asked | None, staging: Path, bars: Bars

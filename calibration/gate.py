@@ -41,6 +41,8 @@ class Verdict:
     failures: tuple[str, ...]  # sentences
     questions: DataSet
     max_drop: float
+    seconds_before: float = 0.0  # that the questions took the float graphs here
+    seconds: float = 0.0  # and the quantized ones
 
     @property
     def passed(self) -> bool:
@@ -73,7 +75,8 @@ def judge(before: Asked, after: Asked, max_drop: float) -> Verdict:
             "judge; give some with --evaluate that the model can answer"
         )
     apart = divergence(before.followed, after.followed)
-    return Verdict(comparison, apart, tuple(failures), now.data, max_drop)
+    took = before.result.evaluation.seconds, now.evaluation.seconds
+    return Verdict(comparison, apart, tuple(failures), now.data, max_drop, *took)
 
 
 def record(bundle: Bundle, precision: Precision, verdict: Verdict, report: Mapping[str, Any]) -> None:
@@ -112,6 +115,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
         "tasks": [asdict(one) for one in verdict.comparison.tasks],
         "overall": asdict(verdict.comparison.overall),
         "divergence": asdict(verdict.divergence),
+        "seconds": {"before": round(verdict.seconds_before, 2), "after": round(verdict.seconds, 2)},
     }
 
 

@@ -46,7 +46,7 @@ def report_of(job: Job, plans: Planned, kept: frozenset[str], made: Attempt, sec
         limits=limits,
         verdict=made.verdict,
         float_bytes=job.float_bytes,
-        quantized_bytes=sum(entry.weights.size for entry in made.entries),
+        quantized_bytes=made.bytes,
         seconds=seconds,
         path=report_path(job.precision),
     )

@@ -32,7 +32,8 @@ def fewest_kept(
         assert made.verdict is not None
         verdicts[count] = made.verdict
         how = "hold" if made.verdict.passed else f"do not ({'; '.join(made.verdict.failures)})"
-        say(f"{count} of {len(order)} layers in float: the answers {how}")
+        cost = f"{made.bytes / 2**20:.1f} MiB, the questions took {made.verdict.seconds:.1f} s"
+        say(f"{count} of {len(order)} layers in float: {cost}; the answers {how}")
         return made.verdict.passed
 
     fails, suffices = -1, 0

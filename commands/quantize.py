@@ -80,7 +80,8 @@ def shown(verdict: Verdict) -> str:
     return (
         f"{table(rows, ('task', ' n', ' before', ' after', ' difference', ' same tokens'))}\n"
         f"next-token probabilities along {apart.answers} answers: KL {apart.mean:.4f} nats per token, largest "
-        f"{apart.largest:.3f}"
+        f"{apart.largest:.3f}\n"
+        f"the questions took {verdict.seconds_before:.1f} s before and {verdict.seconds:.1f} s after, on this CPU"
     )
 
 

@@ -141,7 +141,7 @@ def test_the_layers_that_have_to_stay_are_found(bundle: Copy, questions: DataSet
     report = quantize(path, Choices(recipe, samples=samples, auto=True), questions, said.append)
     assert report.verdict is not None and report.verdict.passed and 0 < len(report.kept) < 5
     assert len(report.layers) == 5 - len(report.kept)
-    assert any("layers in float: the answers do not (" in line for line in said)
+    assert any("; the answers do not (" in line for line in said)
     assert json.loads((path / report.path).read_text())["kept"] == list(report.kept)
 
 
