@@ -65,7 +65,7 @@ def prepared(folder: Path, bundle: Path, size: str) -> dict[str, Any]:
 
 def measured(bundle: Bundle) -> dict[str, Any]:
     """Load and stages of the 4-bit graphs."""
-    read = bandwidth("cpu", 1024) / 2  # a pass reads and writes
+    read = bandwidth("cpu", 1024)
     started = perf_counter()
     engine = open_engine(bundle, Precision.INT4, CpuBackend())
     load_seconds = perf_counter() - started

@@ -13,7 +13,7 @@ from calibration.rounding import INT8_MAX, Floats
 BINS = 4096
 KEPT_ROWS = 128
 _LEVELS = INT8_MAX + 1  # of a magnitude in 8 bits
-_CANDIDATES = 128  # ranges that are compared
+_CANDIDATES = 512  # ranges that are compared
 
 
 @dataclass
@@ -107,10 +107,13 @@ def _percentile(seen: Seen, percentile: float) -> float:
 
 
 def _best(seen: Seen, cost: Callable[[Any, int], float]) -> float:
-    """The range, in bins of the histogram, that costs least."""
-    used = int(np.flatnonzero(seen.counts)[-1]) + 1
-    least = min(_LEVELS, used)
-    candidates = np.unique(np.linspace(least, used, _CANDIDATES).astype(int))
+    """The range, in bins of the histogram, that costs least. A range that ends in an empty bin is as good as the next
+    smaller one that does not, so those are tried.
+    """
+    filled = np.flatnonzero(seen.counts) + 1
+    used = int(filled[-1])
+    ends = filled[filled >= min(_LEVELS, used)]
+    candidates = ends[np.unique(np.linspace(0, len(ends) - 1, _CANDIDATES).astype(int))]
     counts = seen.counts[:used].astype(np.float64)
     chosen = min(candidates, key=lambda bins: cost(counts, int(bins)))
     return float(chosen * 2.0**seen.exponent / BINS)
@@ -127,8 +130,13 @@ def _squared_error(counts: NDArray[np.float64], bins: int) -> float:
 def _divergence(counts: NDArray[np.float64], bins: int) -> float:
     """Kullback–Leibler divergence of the values as 8 bits show them from the values as they are, cut at the range.
 
+    Zeros cost nothing at any range, and half of the values behind a ReLU would outweigh all others: the first bin
+    counts as the second.
+
     Source: Migacz, 8-bit inference with TensorRT, GTC 2017.
     """
+    counts = counts.copy()
+    counts[0] = counts[min(1, len(counts) - 1)]
     kept = counts[:bins].copy()
     kept[-1] += counts[bins:].sum()
     levels = np.minimum(np.arange(bins) * _LEVELS // bins, _LEVELS - 1)

@@ -1,26 +1,51 @@
-"""Milliseconds per stage of one request, under the names the field uses."""
+"""When each stage of one request ran, under the names the field uses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
+from typing import NamedTuple
+
+from runtime import tracing
+
+
+class Span(NamedTuple):
+    """One stage, once."""
+
+    stage: str
+    start: float  # seconds of `time.perf_counter`
+    seconds: float
 
 
 class StageClock:
-    """Adds up the time spent in each stage; a stage may be entered many times."""
+    """Notes every stage of a request; a stage may be entered many times, and one of several requests at once."""
 
     def __init__(self) -> None:
-        self.stages_ms: dict[str, float] = {}
-        self.decode_step_ms: list[float] = []
+        self.spans: list[Span] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        close = tracing.begin(name)
         start = perf_counter()
         try:
             yield
         finally:
-            self.add(name, (perf_counter() - start) * 1000)
+            self.spans.append(Span(name, start, perf_counter() - start))
+            if close is not None:
+                close()
 
-    def add(self, name: str, milliseconds: float) -> None:
-        self.stages_ms[name] = self.stages_ms.get(name, 0.0) + milliseconds
-        if name == "decode_step":
-            self.decode_step_ms.append(milliseconds)
+    def add(self, span: Span) -> None:
+        """A stage that another clock has measured."""
+        self.spans.append(span)
+
+    @property
+    def stages_ms(self) -> dict[str, float]:
+        """Milliseconds per stage, in the order they were first entered."""
+        found: dict[str, float] = {}
+        for span in self.spans:
+            found[span.stage] = found.get(span.stage, 0.0) + span.seconds * 1000
+        return found
+
+    @property
+    def decode_step_ms(self) -> list[float]:
+        """Milliseconds of each decode step."""
+        return [span.seconds * 1000 for span in self.spans if span.stage == "decode_step"]

@@ -63,6 +63,16 @@ def test_max_is_the_largest_and_percentile_leaves_outliers_out() -> None:
     assert 3 < range_of(found, Observer.PERCENTILE, 99.9) < 5
 
 
+def test_zeros_do_not_narrow_the_range_that_diverges_least() -> None:
+    """As behind a ReLU: the other values are what the range is for."""
+    values = np.random.default_rng(0).normal(size=(4000, 16)).astype(np.float32)
+    whole, half = Seen(16), Seen(16)
+    whole.add(np.abs(values), np.random.default_rng(0))
+    half.add(np.maximum(values, 0), np.random.default_rng(0))
+    ranges = [range_of(one, Observer.ENTROPY, 99.99) for one in (whole, half)]
+    assert ranges[1] > 0.85 * ranges[0]
+
+
 @pytest.mark.parametrize("observer", [Observer.MSE, Observer.ENTROPY])
 def test_searched_ranges_lie_between_the_bulk_and_the_largest(observer: Observer) -> None:
     found = seen(values(0, 20000))

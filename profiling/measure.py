@@ -1,0 +1,135 @@
+"""A workload run again and again: when every token came and what each stage took."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from bundle.errors import UsageError
+from profiling.workload import Asked, Workload, requests
+from runtime.generate import Request, Running
+from runtime.model import VisionLanguageModel
+from runtime.sampler import Sampling
+from runtime.timing import Span, StageClock
+
+# Called after every iteration.
+Progress = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class RequestTimes:
+    """One request, in seconds since the iteration began: all requests of an iteration are submitted then."""
+
+    tokens: tuple[float, ...]  # when each token was there
+    spans: tuple[Span, ...]  # its stages; a decode step is shared by all requests in flight
+    prompt_tokens: int
+    images: int
+    ids: tuple[int, ...]
+
+    @property
+    def first_token_ms(self) -> float:
+        return self.tokens[0] * 1000
+
+    @property
+    def latency_ms(self) -> float:
+        return self.tokens[-1] * 1000
+
+    @property
+    def inter_token_ms(self) -> float | None:
+        """(request latency − time to first token) / (tokens − 1), as AIPerf has it; None with one token."""
+        gaps = len(self.tokens) - 1
+        return (self.latency_ms - self.first_token_ms) / gaps if gaps else None
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """All requests of a workload, once."""
+
+    seconds: float
+    requests: tuple[RequestTimes, ...]
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Every stage once, in the order they began."""
+        return tuple(sorted({span for one in self.requests for span in one.spans}, key=lambda span: span.start))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One point."""
+
+    workload: Workload
+    iterations: tuple[Iteration, ...]
+    warmup_ms: tuple[float, ...]  # of the iterations before them
+
+
+def measure(
+    model: VisionLanguageModel,
+    workload: Workload,
+    iterations: int,
+    warmup: int,
+    progress: Progress = lambda: None,
+) -> Measured:
+    """The workload, so many times; nothing of an iteration is left for the next one to use.
+
+    Args:
+        model: a loaded bundle.
+        workload: what is asked.
+        iterations: counted ones.
+        warmup: iterations before them.
+        progress: called after every iteration.
+    Raises:
+        UsageError: the bundle has no room for the workload, or nothing is to be measured.
+    """
+    if iterations < 1:
+        raise UsageError(f"{iterations} iterations measure nothing; give 1 or more")
+    asked = requests(model, workload)
+    done = []
+    for _ in range(warmup + iterations):
+        done.append(once(model, asked, workload.new_tokens))
+        progress()
+    warm = tuple(one.seconds * 1000 for one in done[:warmup])
+    return Measured(workload, tuple(done[warmup:]), warm)
+
+
+def once(model: VisionLanguageModel, asked: Sequence[Asked], new_tokens: int) -> Iteration:
+    """Every request started, one after the other, and all of them decoded together to the end."""
+    generator = model.generator
+    generator.forget()
+    began = perf_counter()
+    running = [_started(model, one, new_tokens) for one in asked]
+    tokens = [[_ended(one.clock) - began] for one in running]
+    while any(one.finish_reason is None for one in running):
+        active = [at for at, one in enumerate(running) if one.finish_reason is None]
+        generator.step(running[at] for at in active)
+        for at in active:
+            tokens[at].append(_ended(running[at].clock) - began)
+    seconds = perf_counter() - began
+    times = (_times(one, at, wanted, began) for one, at, wanted in zip(running, tokens, asked, strict=True))
+    return Iteration(seconds, tuple(times))
+
+
+def _started(model: VisionLanguageModel, asked: Asked, new_tokens: int) -> Running:
+    clock = StageClock()
+    with clock.stage("tokenization"):
+        model.build_prompt(asked.conversation)
+    request = Request(asked.prompt, _GREEDY, new_tokens, ignore_eos=True)
+    return model.generator.start(request, clock)
+
+
+_GREEDY = Sampling(temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, greedy=True, seed=0)
+
+
+def _ended(clock: StageClock) -> float:
+    """When the last stage of a request ended: its token was there."""
+    last = clock.spans[-1]
+    return last.start + last.seconds
+
+
+def _times(running: Running, tokens: Sequence[float], asked: Asked, began: float) -> RequestTimes:
+    return RequestTimes(
+        tokens=tuple(tokens),
+        spans=tuple(span._replace(start=span.start - began) for span in running.clock.spans),
+        prompt_tokens=len(asked.prompt.ids),
+        images=len(asked.prompt.images),
+        ids=tuple(running.ids),
+    )

@@ -1,0 +1,77 @@
+"""Measured iterations as the figures that people compare, under the names of AIPerf and of the runtime's stages."""
+
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+
+from profiling.measure import Iteration, Measured, RequestTimes
+from profiling.statistics import Summary, summary
+from runtime.timing import Span
+
+# In the order an answer goes through them.
+STAGES = (
+    "tokenization", "preprocess", "vision_encoder", "resampler", "prefill", "decode_step", "sampling",
+    "detokenization",
+)  # fmt: skip
+
+
+def request_metrics(measured: Measured) -> dict[str, Summary]:
+    """Latency and throughput. Those of a request count each request, those of a second each iteration.
+
+    Source: the metrics of NVIDIA's AIPerf: time to first token, inter-token latency = (request latency − time to first
+    token) / (tokens − 1), output token throughput = all tokens / duration.
+    """
+    requests = [one for iteration in measured.iterations for one in iteration.requests]
+    gaps = [gap for one in requests if (gap := one.inter_token_ms) is not None]
+    found = {
+        "time_to_first_token": summary([one.first_token_ms for one in requests], "ms"),
+        "request_latency": summary([one.latency_ms for one in requests], "ms"),
+        "output_token_throughput": summary(_per_second(measured, lambda one: len(one.tokens)), "tokens/sec"),
+        "request_throughput": summary(_per_second(measured, lambda _: 1), "requests/sec"),
+        "input_sequence_length": summary([one.prompt_tokens for one in requests], "tokens"),
+        "output_sequence_length": summary([len(one.tokens) for one in requests], "tokens"),
+    }
+    if gaps:
+        found["inter_token_latency"] = summary(gaps, "ms")
+        found["output_token_throughput_per_user"] = summary([1000 / gap for gap in gaps], "tokens/sec/user")
+    if measured.workload.images:
+        found["image_throughput"] = summary(_per_second(measured, lambda one: one.images), "images/sec")
+    return found
+
+
+def _per_second(measured: Measured, count: Callable[[RequestTimes], int]) -> list[float]:
+    return [sum(count(one) for one in iteration.requests) / iteration.seconds for iteration in measured.iterations]
+
+
+def stage_metrics(measured: Measured) -> dict[str, Summary]:
+    """Milliseconds of every run of each stage."""
+    found: dict[str, list[float]] = {}
+    for iteration in measured.iterations:
+        for span in iteration.spans:
+            found.setdefault(span.stage, []).append(span.seconds * 1000)
+    return {stage: summary(found[stage], "ms") for stage in (*STAGES, *found) if stage in found}
+
+
+def decode_by_position(measured: Measured) -> list[tuple[int, float]]:
+    """Positions in the cache before a decode step of the longest request, and the step's median milliseconds."""
+    by_step: dict[int, list[float]] = {}
+    for iteration in measured.iterations:
+        steps = [span for span in iteration.spans if span.stage == "decode_step"]
+        for at, span in enumerate(steps):
+            by_step.setdefault(at, []).append(span.seconds * 1000)
+    begin = max(one.prompt_tokens for one in measured.iterations[0].requests)
+    return [(begin + at, median(values)) for at, values in by_step.items()]
+
+
+def typical(iterations: Sequence[Iteration]) -> Iteration:
+    """The one with the median duration."""
+    return sorted(iterations, key=lambda one: one.seconds)[len(iterations) // 2]
+
+
+def waterfall(iteration: Iteration) -> Iterator[tuple[int, Span]]:
+    """Every stage with the number of the request that it began for, in the order they began."""
+    seen: set[Span] = set()
+    for number, request in enumerate(iteration.requests):
+        for span in request.spans:
+            if span not in seen:
+                seen.add(span)
+                yield number, span

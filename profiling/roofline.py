@@ -1,0 +1,146 @@
+"""What each stage must move and compute at least, and so the time it must take; and how far it is from that.
+
+Floors are lower bounds: every weight is read once, activations between layers cost nothing, and of attention only the
+products count.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bundle.config import ModelConfig
+from bundle.signature import DTYPE_BYTES, Component, Precision
+from profiling.probe import Ceilings
+from profiling.statistics import Summary
+from profiling.workload import Workload
+
+# A stage this many times above its floor is not limited by what the floor counts.
+_FAR = 3.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run of a stage."""
+
+    bytes: float
+    operations: float
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A stage beside its floor."""
+
+    bytes: float
+    operations: float
+    floor_ms: float
+    measured_ms: float  # median
+    times_the_floor: float
+    floor_by: str  # "bandwidth" or "arithmetic": which of both makes the floor
+    limited_by: str  # the same, or "overhead" where the stage is far above it
+
+
+def gaps(
+    costs: Mapping[str, Cost], measured: Mapping[str, Summary], ceilings: Ceilings, precision: Precision
+) -> dict[str, Gap]:
+    """Every stage that has a cost."""
+    integer = precision.quantization == "int8" and ceilings.integer_operations_per_second is not None
+    peak = ceilings.integer_operations_per_second if integer else ceilings.operations_per_second
+    assert peak is not None
+    return {
+        stage: _gap(cost, measured[stage].p50, ceilings.bytes_per_second, peak)
+        for stage, cost in costs.items()
+        if stage in measured
+    }
+
+
+def _gap(cost: Cost, measured_ms: float, bytes_per_second: float, peak: float) -> Gap:
+    by_bytes, by_operations = 1000 * cost.bytes / bytes_per_second, 1000 * cost.operations / peak
+    floor = max(by_bytes, by_operations)
+    floor_by = "bandwidth" if by_bytes >= by_operations else "arithmetic"
+    ratio = measured_ms / floor
+    return Gap(
+        cost.bytes, cost.operations, floor, measured_ms, ratio, floor_by, floor_by if ratio < _FAR else "overhead"
+    )
+
+
+def costs(
+    model: ModelConfig,
+    weight_bytes: Mapping[Component, int],
+    precision: Precision,
+    workload: Workload,
+    prompt_tokens: int,
+    images_per_run: int,
+) -> dict[str, Cost]:
+    """Of one run of each stage.
+
+    Args:
+        model: sizes.
+        weight_bytes: of the graphs or engines.
+        precision: type of activations and cache.
+        workload: batch and new tokens.
+        prompt_tokens: of one request.
+        images_per_run: pictures that the vision encoder takes at once.
+    """
+    found = {
+        "prefill": _prefill(model, weight_bytes[Component.DECODER], precision, prompt_tokens),
+        "decode_step": _decode(model, weight_bytes[Component.DECODER], precision, workload, prompt_tokens),
+    }
+    if workload.images:
+        found["vision_encoder"] = _vision(model, weight_bytes[Component.VISION_ENCODER], precision, images_per_run)
+        found["resampler"] = _resampler(model, weight_bytes[Component.RESAMPLER], precision, images_per_run)
+    return found
+
+
+def _vision(model: ModelConfig, weights: int, precision: Precision, images: int) -> Cost:
+    vision, size = model.vision, DTYPE_BYTES[precision.dtype]
+    layer = 4 * vision.width**2 + 2 * vision.width * vision.mlp_width
+    matrices = vision.layers * layer + 3 * vision.patch_size**2 * vision.width
+    attention = vision.layers * 2 * vision.patches**2 * vision.width  # scores, and values by them
+    moved = 4 * 3 * vision.image_size**2 + size * vision.patches * vision.width
+    return Cost(weights + images * moved, 2 * images * (vision.patches * matrices + attention))
+
+
+def _resampler(model: ModelConfig, weights: int, precision: Precision, images: int) -> Cost:
+    one, patches, size = model.resampler, model.vision.patches, DTYPE_BYTES[precision.dtype]
+    widened = 0 if one.vision_width == one.hidden else one.vision_width * one.hidden
+    products = patches * (widened + 2 * one.hidden**2) + one.queries * 2 * one.hidden**2
+    attention = 2 * one.queries * patches * one.hidden
+    moved = size * (patches * one.vision_width + one.queries * one.hidden)
+    return Cost(weights + images * moved, 2 * images * (products + attention))
+
+
+def _prefill(model: ModelConfig, weights: int, precision: Precision, tokens: int) -> Cost:
+    decoder = model.decoder
+    width = decoder.heads * decoder.head_dim
+    attention = decoder.layers * width * tokens * (tokens + 1)  # half of a square, scores and values
+    operations = tokens * _layers(model) + decoder.hidden * decoder.vocab_size + attention
+    moved = tokens * (_cache_bytes(model, precision) + decoder.hidden * DTYPE_BYTES[precision.dtype])
+    return Cost(_read_weights(model, weights, precision) + moved, 2 * operations)
+
+
+def _decode(model: ModelConfig, weights: int, precision: Precision, workload: Workload, prompt_tokens: int) -> Cost:
+    """A step in the middle of the answer."""
+    decoder, batch = model.decoder, workload.batch
+    filled = prompt_tokens + workload.new_tokens / 2
+    attention = 2 * decoder.layers * decoder.heads * decoder.head_dim * filled
+    operations = batch * (_layers(model) + decoder.hidden * decoder.vocab_size + attention)
+    moved = batch * filled * _cache_bytes(model, precision)
+    return Cost(_read_weights(model, weights, precision) + moved, 2 * operations)
+
+
+def _layers(model: ModelConfig) -> int:
+    """Numbers in the matrices of the decoder's layers."""
+    decoder = model.decoder
+    attention = decoder.hidden * decoder.head_dim * (2 * decoder.heads + 2 * decoder.kv_heads)
+    return decoder.layers * (attention + 3 * decoder.hidden * decoder.mlp_width)
+
+
+def _cache_bytes(model: ModelConfig, precision: Precision) -> int:
+    """Keys and values of one position."""
+    decoder = model.decoder
+    return 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * DTYPE_BYTES[precision.dtype]
+
+
+def _read_weights(model: ModelConfig, weights: int, precision: Precision) -> int:
+    """All but the embeddings, of which a token reads one row."""
+    decoder = model.decoder
+    return weights - decoder.vocab_size * decoder.hidden * DTYPE_BYTES[precision.dtype]
