@@ -94,8 +94,9 @@ def range_of(seen: Seen, observer: Observer, percentile: float) -> float:
     ranges: dict[Observer, Callable[[], float]] = {
         Observer.MAX: lambda: seen.limit,
         Observer.PERCENTILE: lambda: _percentile(seen, percentile),
-        Observer.ENTROPY: lambda: _best(seen, _divergence),
-        Observer.MSE: lambda: _best(seen, _squared_error),
+        # A range that ends in an empty bin would lose all that it cuts off: it has no number for it.
+        Observer.ENTROPY: lambda: _best(seen, _divergence, np.flatnonzero(seen.counts) + 1),
+        Observer.MSE: lambda: _best(seen, _squared_error, np.arange(1, BINS + 1)),
     }
     return min(ranges[observer](), seen.limit)
 
@@ -106,14 +107,11 @@ def _percentile(seen: Seen, percentile: float) -> float:
     return float((np.argmax(reached) + 1) * 2.0**seen.exponent / BINS)
 
 
-def _best(seen: Seen, cost: Callable[[Any, int], float]) -> float:
-    """The range, in bins of the histogram, that costs least. A range that ends in an empty bin is as good as the next
-    smaller one that does not, so those are tried.
-    """
-    filled = np.flatnonzero(seen.counts) + 1
-    used = int(filled[-1])
-    ends = filled[filled >= min(_LEVELS, used)]
-    candidates = ends[np.unique(np.linspace(0, len(ends) - 1, _CANDIDATES).astype(int))]
+def _best(seen: Seen, cost: Callable[[Any, int], float], ends: NDArray[np.int64]) -> float:
+    """Of ranges that end there, in bins of the histogram, the one that costs least."""
+    used = int(np.flatnonzero(seen.counts)[-1]) + 1
+    fitting = ends[(ends >= min(_LEVELS, used)) & (ends <= used)]
+    candidates = fitting[np.unique(np.linspace(0, len(fitting) - 1, _CANDIDATES).astype(int))]
     counts = seen.counts[:used].astype(np.float64)
     chosen = min(candidates, key=lambda bins: cost(counts, int(bins)))
     return float(chosen * 2.0**seen.exponent / BINS)

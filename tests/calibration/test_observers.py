@@ -115,3 +115,11 @@ def test_a_damaged_state_counts_as_none(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.npz"
     path.write_bytes(content)
     assert state.load(path) == ({}, 0)
+
+
+def test_one_outlier_is_neither_cut_off_nor_followed() -> None:
+    """The range of least error lies in between, where no value is."""
+    one = Seen(8)
+    one.add(np.random.default_rng(0).normal(size=(8000, 8)).astype(np.float32), np.random.default_rng(0))
+    one.add(np.full((1, 8), 60, np.float32), np.random.default_rng(1))
+    assert 10 < range_of(one, Observer.MSE, 99.99) < 55
