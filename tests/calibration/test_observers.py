@@ -121,5 +121,5 @@ def test_one_outlier_is_neither_cut_off_nor_followed() -> None:
     """The range of least error lies in between, where no value is."""
     one = Seen(8)
     one.add(np.random.default_rng(0).normal(size=(8000, 8)).astype(np.float32), np.random.default_rng(0))
-    one.add(np.full((1, 8), 60, np.float32), np.random.default_rng(1))
+    one.add(60 * np.eye(1, 8, dtype=np.float32), np.random.default_rng(1))
     assert 10 < range_of(one, Observer.MSE, 99.99) < 55
