@@ -150,7 +150,7 @@ class TorchDecoder:
     """Our torch decoder with a cache, eager."""
 
     def __init__(self, reference: Reference, prompt: Prompt, features: Buffer) -> None:
-        self._module = reference._modules[Component.DECODER]
+        self._module = reference.modules[Component.DECODER]
         self._decoder, self._prompt = reference.model.decoder, prompt
         self._features = torch.from_numpy(np.asarray(features.read()))
         self._past: list[torch.Tensor] = []
