@@ -8,13 +8,15 @@ import click
 from commands.group import Main
 from commands.options import (
     BACKENDS,
-    BUILDERS,
     COMPONENTS,
     FLOATS,
     FOLDER,
     PRECISIONS,
     answer_options,
+    build_options,
     load_options,
+    profile_options,
+    quantize_options,
 )
 
 
@@ -84,21 +86,7 @@ def plan(path: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("bundle", type=FOLDER)
-@click.option("--recipe", required=True, help="int8, int8-weight, int4, fp8, or a TOML file.")
-@click.option(
-    "--activations",
-    type=FLOATS,
-    default="fp32",
-    show_default=True,
-    help="Which graphs to quantize: fp32 for ONNX Runtime on the CPU, fp16 or bf16 for TensorRT.",
-)
-@click.option("--samples", default="synthetic", show_default=True, help="JSONL of pictures and prompts to look at.")
-@click.option("--evaluate", default="synthetic", show_default=True, help="JSONL of questions that judge, or none.")
-@click.option("--count", type=click.IntRange(min=1), help="Questions of synthetic.  [default: 400]")
-@click.option("--max-drop", type=click.FloatRange(0, 1), help="Of any task's score.  [default: the recipe's]")
-@click.option("--auto", is_flag=True, help="Leave the fewest layers in float that let the answers hold.")
-@click.option("--force", is_flag=True, help="Replace graphs that the bundle already has.")
-@click.option("--unverified", is_flag=True, help="Quantize graphs that are not shown equal to the model.")
+@quantize_options
 def quantize(bundle: Path, **options: Any) -> None:
     """Add graphs with 8-bit or 4-bit weights to BUNDLE, if their answers hold.
 
@@ -142,18 +130,7 @@ def diagnose(bundle: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("bundle", type=FOLDER)
-@click.option("--backend", type=BUILDERS, help="The builder.  [default: the one installed, tensorrt of both]")
-@click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: fp16, bf16, fp32, the first there]")
-@click.option("--component", "components", type=COMPONENTS, multiple=True, help="Only this engine; may be repeated.")
-@click.option(
-    "--target", default="native", show_default=True, help="GPUs to build for: native, or sm89,sm120 and the like."
-)
-@click.option("--max-batch", type=click.IntRange(min=1), help="Sequences at once.  [default: the bundle's]")
-@click.option("--max-images", type=click.IntRange(min=1), help="Pictures per run.  [default: the bundle's]")
-@click.option("--timing-cache", type=FOLDER, help="TensorRT's kernel timings.  [default: in ~/.cache/vlm-trt]")
-@click.option("--optimization-level", type=click.IntRange(0, 5), help="Build effort.  [default: the builder's]")
-@click.option("--workspace-gib", type=click.FloatRange(min=0, min_open=True), help="Device memory kernels may use.")
-@click.option("--weight-streaming", is_flag=True, help="Keep weights on the host and stream them to the GPU.")
+@build_options
 def build(bundle: Path, **options: Any) -> None:
     """Compile BUNDLE's graphs into TensorRT engines.
 
@@ -263,6 +240,27 @@ def evaluate(bundle: Path, **options: Any) -> None:
       vlm-trt evaluate bundle --data questions.jsonl --precision fp16 --baseline result.json --show-wrong 5
     """
     from commands.evaluate import run
+
+    run(bundle, **options)
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@load_options
+@profile_options
+def profile(bundle: Path, **options: Any) -> None:
+    """Measure where every millisecond of BUNDLE's answers goes, and how far that is from the machine's limit.
+
+    Latencies, throughput and stages, warm-up excluded; each stage beside the time that its bytes and operations take
+    at least on this machine; the model's layers by time. Lists sweep one option at a time.
+
+    \b
+    Example:
+      vlm-trt profile bundle -o report
+      vlm-trt profile bundle --batch 1,2,4 --prompt-tokens 300,600 --compare int8 -o report
+      vlm-trt profile bundle --check report/profile.json
+    """
+    from commands.profile import run
 
     run(bundle, **options)
 

@@ -11,6 +11,7 @@ from evaluation.metrics import score
 from models.family import family
 from models.messages import Image, Message, Text
 from runtime.model import Answer, Options, VisionLanguageModel
+from runtime.timing import PARTS
 
 # Called with the answers so far, after each one.
 Progress = Callable[[int], None]
@@ -133,7 +134,7 @@ def _judged(model: VisionLanguageModel, example: Example, answer: Answer) -> Jud
         text=answer.text,
         ids=answer.ids,
         score=score(example.metric, answer.text, example.reference, lambda text: parse(text, answer.image_sizes)),
-        milliseconds=sum(answer.stages_ms.values()),
+        milliseconds=sum(ms for stage, ms in answer.stages_ms.items() if stage not in PARTS),
         finish_reason=answer.finish_reason,
         dropped_turns=answer.dropped_turns,
     )

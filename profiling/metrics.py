@@ -12,6 +12,7 @@ STAGES = (
     "tokenization", "preprocess", "vision_encoder", "resampler", "prefill", "decode_step", "sampling",
     "detokenization",
 )  # fmt: skip
+# On a GPU there are parts of them, too: `runtime.timing.PARTS`.
 
 
 def request_metrics(measured: Measured) -> dict[str, Summary]:

@@ -40,7 +40,9 @@ def ceilings(backend: Backend, dtype: str, mib: int = 512) -> Ceilings:
     """
     moved = bandwidth(backend, mib)
     if isinstance(backend, CpuBackend):
-        return Ceilings(moved, operations(backend, "float32"), cpu_integer_operations(backend.options(Path())))
+        return Ceilings(
+            moved, operations(backend, "float32"), cpu_integer_operations(backend.options(Path("probe.onnx")))
+        )
     return Ceilings(moved, operations(backend, dtype), None)
 
 

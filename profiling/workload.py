@@ -26,8 +26,9 @@ class Workload:
 
     @property
     def label(self) -> str:
+        images = "1 image" if self.images == 1 else f"{self.images} images"
         prompt = "" if self.prompt_tokens is None else f", {self.prompt_tokens} prompt tokens"
-        return f"batch {self.batch}, {self.images} images{prompt}, {self.new_tokens} new tokens"
+        return f"batch {self.batch}, {images}{prompt}, {self.new_tokens} new tokens"
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,28 @@ class Asked:
     prompt: Prompt
 
 
+def require_sensible(workload: Workload) -> None:
+    """
+    Raises:
+        UsageError: a number is out of range.
+    """
+    for name, value, least in (
+        ("batch", workload.batch, 1),
+        ("images", workload.images, 0),
+        ("prompt tokens", workload.prompt_tokens, 1),
+        ("new tokens", workload.new_tokens, 1),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"{value} {name} cannot be measured; give {least} or more")
+
+
 def requests(model: VisionLanguageModel, workload: Workload) -> list[Asked]:
     """The requests of one iteration: all of the same sizes, none the beginning of another.
 
     Raises:
         UsageError: the bundle has no room for them.
     """
+    require_sensible(workload)
     limits = model.engine.limits
     if workload.batch > limits.max_batch:
         raise UsageError(

@@ -124,7 +124,7 @@ class Generator:
                 self.stop(sequence, "error")
             raise
         for row, sequence in zip(logits, active, strict=True):
-            sequence.clock.add(clock.spans[0])
+            sequence.clock.spans += clock.spans
             sequence.slot.keys.append(sequence.ids[-1])
             self._take(sequence, row)
 

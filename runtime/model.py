@@ -22,6 +22,7 @@ from runtime.generate import Generator, Request, Running
 from runtime.load import open_engine, require_verified
 from runtime.sampler import Sampling
 from runtime.timing import StageClock
+from runtime.tracing import trace_as_asked
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,9 @@ class Choice:
 
         Raises:
             BundleError: a file is damaged. ResourceError: not enough memory.
+            UsageError, IncompatibleError: VLM_TRT_TRACE names no tool, or one that is not installed.
         """
+        trace_as_asked()
         started = perf_counter()
         manifest = self.bundle.manifest
         engine = open_engine(self.bundle, self.precision, self.backend)

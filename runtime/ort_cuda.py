@@ -15,6 +15,7 @@ from runtime.device_memory import DeviceBuffer, DeviceMemory
 from runtime.gpu import Gpu
 from runtime.ort import OrtSession, session_options
 from runtime.staging import Bound, Staging
+from runtime.timing import within
 
 _PROVIDER = "CUDAExecutionProvider"
 # ONNX Runtime keeps every graph that it captured as long as the session.
@@ -82,14 +83,16 @@ class CudaSession:
     def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
         placed_in = {name: self._staging.place(name, binding) for name, binding in inputs.items()}
         placed_out = {name: self._staging.place(name, binding) for name, binding in outputs.items()}
-        self._staging.take(inputs)
-        self._staging.copy_in(placed_in)
-        self._gpu.synchronize(self._stream)  # ONNX Runtime has a stream of its own
+        with within("host_to_device"):
+            self._staging.take(inputs)
+            self._staging.copy_in(placed_in)
+            self._gpu.synchronize(self._stream)  # ONNX Runtime has a stream of its own
         options = self._graph_options((*placed_in.values(), *placed_out.values()))
         self._session.run(_bindings(placed_in), _bindings(placed_out), options)
-        self._staging.copy_out(placed_out)
-        self._gpu.synchronize(self._stream)
-        self._staging.give(outputs)
+        with within("device_to_host"):
+            self._staging.copy_out(placed_out)
+            self._gpu.synchronize(self._stream)
+            self._staging.give(outputs)
 
     def _graph_options(self, key: tuple[Bound, ...]) -> onnxruntime.RunOptions | None:
         """Which CUDA graph a run captures or launches: none at the first run with its shapes and addresses."""

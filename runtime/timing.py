@@ -1,11 +1,14 @@
 """When each stage of one request ran, under the names the field uses."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from threading import local
 from time import perf_counter
 from typing import NamedTuple
 
 from runtime import tracing
+
+# Parts of other stages: their time is in those already.
+PARTS = ("host_to_device", "device_to_host")
 
 
 class Span(NamedTuple):
@@ -16,26 +19,46 @@ class Span(NamedTuple):
     seconds: float
 
 
+class _Stage:
+    """One stage while it runs. A class, since a generator would cost three times as much."""
+
+    __slots__ = ("_around", "_close", "_name", "_spans", "_start")
+
+    def __init__(self, name: str, spans: list[Span]) -> None:
+        self._name, self._spans = name, spans
+
+    def __enter__(self) -> None:
+        self._around = getattr(_running, "spans", None)
+        _running.spans = self._spans
+        self._close = tracing.begin(self._name)
+        self._start = perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._spans.append(Span(self._name, self._start, perf_counter() - self._start))
+        _running.spans = self._around
+        if self._close is not None:
+            self._close()
+
+
+# The clock of the stage that each thread is in.
+_running = local()
+
+
+def within(name: str) -> AbstractContextManager[None]:
+    """Notes a part of the stage that this thread is in, such as a copy; nothing where it is in none."""
+    spans = getattr(_running, "spans", None)
+    return nullcontext() if spans is None else _Stage(name, spans)
+
+
 class StageClock:
     """Notes every stage of a request; a stage may be entered many times, and one of several requests at once."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        close = tracing.begin(name)
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            self.spans.append(Span(name, start, perf_counter() - start))
-            if close is not None:
-                close()
-
-    def add(self, span: Span) -> None:
-        """A stage that another clock has measured."""
-        self.spans.append(span)
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Notes what runs within it."""
+        return _Stage(name, self.spans)
 
     @property
     def stages_ms(self) -> dict[str, float]:

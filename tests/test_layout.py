@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"bundle", "models"},
     "evaluation": {"bundle", "models", "runtime"},
     "verification": {"bundle", "models", "exporter", "runtime", "probing"},
-    "profiling": {"bundle", "runtime"},
+    "profiling": {"bundle", "models", "runtime", "exporter", "verification"},
     "serving": {"bundle", "runtime"},
 }
 # Rooms that a server installs: no torch, no ONNX tooling.
@@ -74,7 +74,7 @@ def test_the_cli_imports_stages_inside_its_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["export"], ["generate"], ["chat"], ["evaluate"], ["quantize"], ["diagnose"], ["build"]]
+    "command", [[], ["export"], ["generate"], ["chat"], ["evaluate"], ["quantize"], ["diagnose"], ["profile"], ["build"]]
 )
 def test_help_loads_no_heavy_package(command: list[str]) -> None:
     code = (

@@ -39,23 +39,23 @@ class Reference:
     def __init__(self, checkpoint: Checkpoint, model: ModelConfig, family: Family) -> None:
         self.model, self._family = model, family
         weights = family.weight_map(model).weights
-        self._modules = {}
+        self.modules = {}
         for component in Component:
             with torch.device("meta"):
                 module = build_module(component, model, Precision.FP32)
             own = [weight for weight in weights if weight.component is component]
             module.load_state_dict(load_weights(own, model, checkpoint), assign=True)
-            self._modules[component] = module
+            self.modules[component] = module
 
     @torch.inference_mode()
     def vision_encoder(self, pixels: Floats) -> Floats:
         """[images, 3, H, W] → [images, patches, width]."""
-        return _numpy(self._modules[Component.VISION_ENCODER](torch.from_numpy(pixels)))
+        return _numpy(self.modules[Component.VISION_ENCODER](torch.from_numpy(pixels)))
 
     @torch.inference_mode()
     def resampler(self, vision_features: Floats) -> Floats:
         """[images, patches, width] → [images, queries, hidden]."""
-        return _numpy(self._modules[Component.RESAMPLER](torch.from_numpy(vision_features)))
+        return _numpy(self.modules[Component.RESAMPLER](torch.from_numpy(vision_features)))
 
     @torch.inference_mode()
     def logits(
@@ -75,7 +75,7 @@ class Reference:
         flat = torch.zeros(1, decoder.hidden) if features is None else torch.from_numpy(features).flatten(0, 1)
         every = torch.arange(seq)
         empty = torch.zeros(1, decoder.kv_heads, seq, decoder.head_dim)
-        outputs = self._modules[Component.DECODER](
+        outputs = self.modules[Component.DECODER](
             torch.tensor([list(ids)]),
             flat,
             torch.from_numpy(prompt.image_rows(seq))[None],

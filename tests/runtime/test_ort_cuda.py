@@ -18,6 +18,7 @@ from runtime.load import open_engine
 from runtime.model import VisionLanguageModel
 from runtime.ort import CpuBackend, OrtSession, session_options
 from runtime.ort_cuda import CudaBackend, CudaSession
+from runtime.timing import PARTS
 from tests.host_gpu import HostGpu
 from tests.runtime.sequences import TOKENIZER
 from tests.runtime.test_trt import CONVERSATIONS, GREEDY
@@ -71,3 +72,23 @@ def test_device_memory_holds_every_type(dtype: str) -> None:
     np.testing.assert_array_equal(joined.read(), values[[2, 3, 0]])
     buffer.zero_row(1)
     assert not buffer.read()[1].any() and buffer.read()[0].any()
+
+
+def test_copies_are_parts_of_their_stages(exported: Callable[..., Path]) -> None:
+    bundle = exported("ntk-256")
+    engine = engine_on(bundle, OnTheHost(HostGpu()))
+    model = VisionLanguageModel(Bundle.open(bundle).manifest, engine, family("qwen_vl"), TOKENIZER)
+    sequence = model._start(CONVERSATIONS[0], GREEDY)
+    model.generator.step([sequence])
+    spans = sequence.clock.spans
+    for part in PARTS:
+        copies = [span for span in spans if span.stage == part]
+        assert copies
+        for copy in copies:
+            outer = [
+                one
+                for one in spans
+                if one.stage not in PARTS
+                and one.start <= copy.start <= copy.start + copy.seconds <= one.start + one.seconds
+            ]
+            assert {one.stage for one in outer} <= {"vision_encoder", "resampler", "prefill", "decode_step"} and outer

@@ -34,7 +34,7 @@ def test_the_modules_are_the_original(variant: str, case: str) -> None:
         features = reference.resampler(hidden)
         assert relative(hidden[:, ::8], recorded["vision_hidden"]) <= RELATIVE
         assert relative(features, recorded["image_features"]) <= RELATIVE
-    decoder, kept = reference._modules[Component.DECODER], []
+    decoder, kept = reference.modules[Component.DECODER], []
     decoder.layers[-1].register_forward_hook(lambda _module, _inputs, outputs: kept.append(outputs[0]))  # type: ignore
     alpha = kind.rope_alpha(reference.model.decoder, len(prompt.ids))
     last = reference.logits(prompt.ids, prompt, features, alpha)

@@ -1,0 +1,176 @@
+"""`vlm-trt profile`: tables of what every stage takes and how far it is from its floor; reports as files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bundle.errors import StorageError, VerificationError
+from bundle.signature import Precision
+from bundle.staging import replace_file, storage_errors
+from commands.terminal import count_bar, say, size, table
+from profiling.check import read_profile, slower
+from profiling.compare import Comparison
+from profiling.document import document, lines, table_csv, trace
+from profiling.metrics import STAGES
+from profiling.pairing import compare_with, compare_with_torch
+from profiling.profile import Profile, Sweep, profile
+from profiling.roofline import Gap
+from profiling.statistics import Summary
+from profiling.workload import Workload
+from runtime.model import Choice, choose
+
+TORCH = "torch"
+_SHOWN_LAYERS = 3  # of each stage
+
+
+def run(
+    bundle: Path,
+    batch: Sequence[int],
+    images: Sequence[int],
+    prompt_tokens: Sequence[int],
+    new_tokens: int,
+    iterations: int,
+    warmup: int,
+    compare: Sequence[str],
+    least_agreement: float | None,
+    baseline: str | None,
+    check: Path | None,
+    allowed: float,
+    layers: bool,
+    output: Path | None,
+    as_json: bool,
+    **where: Any,
+) -> None:
+    earlier = None if check is None else read_profile(check)
+    if output is not None:
+        _require_folder(output)
+    choice = _chosen(bundle, **where)
+    base = Workload(images[0], prompt_tokens[0] if prompt_tokens else None, new_tokens, batch[0])
+    sweep = Sweep(base, {"batch": batch, "images": images, "prompt_tokens": prompt_tokens})
+    found = profile(choice, sweep, iterations, warmup, say, count_bar, per_layer=layers)
+    comparisons = [
+        compare_with(choice, _other(bundle, other, where), base, iterations, least_agreement, count_bar)
+        for other in compare
+    ]
+    if baseline == TORCH:
+        comparisons.append(compare_with_torch(choice, base, iterations, count_bar))
+    written = document(found, [asdict(one) for one in comparisons])
+    if output is not None:
+        _write(output, found, written)
+    click.echo(json.dumps(written, indent=1) if as_json else _shown(found, comparisons))
+    if output is not None:
+        say(f"wrote profile.json, .csv, .jsonl, trace.json and report.html to {output}")
+    if earlier is not None:
+        _require_not_slower(written, earlier, allowed)
+
+
+def _chosen(bundle: Path, precision: str | None, backend: str, threads: int | None, unverified: bool) -> Choice:
+    return choose(bundle, precision=precision, backend=backend, threads=threads, allow_unverified=unverified)
+
+
+def _other(bundle: Path, name: str, where: Mapping[str, Any]) -> Choice:
+    """A precision of the same bundle, or another bundle."""
+    if name in list(Precision):
+        return _chosen(bundle, **{**where, "precision": name})
+    return _chosen(Path(name), **{**where, "precision": None})
+
+
+def _require_folder(output: Path) -> None:
+    """Before anything is measured.
+
+    Raises:
+        StorageError: the reports cannot be written there.
+    """
+    if output.exists() and not output.is_dir():
+        raise StorageError(f"{output} is no folder, so the reports cannot be written there; name another")
+    with storage_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / ".writable"
+        probe.touch()
+        probe.unlink()
+
+
+def _write(output: Path, found: Profile, written: Mapping[str, Any]) -> None:
+    from profiling.html import report
+
+    replace_file(output / "profile.json", json.dumps(written, indent=1) + "\n")
+    replace_file(output / "profile.csv", table_csv(written))
+    replace_file(output / "profile.jsonl", "".join(f"{line}\n" for line in lines(found)))
+    replace_file(output / "trace.json", json.dumps(trace(found)))
+    replace_file(output / "report.html", report(json.loads(json.dumps(written))))
+
+
+def _require_not_slower(now: Mapping[str, Any], before: Mapping[str, Any], allowed: float) -> None:
+    """
+    Raises:
+        VerificationError: a stage has become slower than allowed.
+    """
+    found = slower(now, before, allowed)
+    if found:
+        raise VerificationError(f"slower than the earlier profile: {'; '.join(str(one) for one in found)}")
+    say(f"nothing is slower than the earlier profile by more than {allowed:.0%} and its noise")
+
+
+def _shown(found: Profile, comparisons: Sequence[Comparison]) -> str:
+    parts = []
+    for point in found.points:
+        rows = [_row(name, one) for name, one in point.requests.items() if one.unit == "ms"]
+        rows += [_row(name, one, point.roofline.get(name)) for name, one in point.stages.items()]
+        header = (point.measured.workload.label, " median ms", " p90", " p99", " std", " floor ms", " × floor", "limit")
+        parts.append(table(rows, header))
+        parts.append(_rates(point.requests))
+    parts += [_layers(found)] if found.layers else []
+    parts += [_compared(one) for one in comparisons]
+    return "\n\n".join((*parts, _ceilings(found)))
+
+
+def _row(name: str, one: Summary, gap: Gap | None = None) -> tuple[str, ...]:
+    floor = ("", "", "") if gap is None else (f"{gap.floor_ms:.3f}", f"{gap.times_the_floor:.2f}", gap.limited_by)
+    return (name, f"{one.p50:.3f}", f"{one.p90:.3f}", f"{one.p99:.3f}", f"{one.std:.3f}", *floor)
+
+
+def _rates(found: Mapping[str, Summary]) -> str:
+    names = ("output_token_throughput", "request_throughput", "image_throughput")
+    return ", ".join(f"{found[name].p50:.2f} {found[name].unit}" for name in names if name in found)
+
+
+def _layers(found: Profile) -> str:
+    """The parts that take most time in each stage."""
+    rows = [
+        (one.stage, one.layer, one.part, one.operator, f"{one.milliseconds:.3f}", f"{one.share:.1%}")
+        for stage in STAGES
+        for one in [layer for layer in found.layers if layer.stage == stage][:_SHOWN_LAYERS]
+    ]
+    return table(rows, ("most time in", "layer", "part", "operator", " ms", " of the stage"))
+
+
+def _compared(one: Comparison) -> str:
+    rows = [
+        (ratio.stage, f"{ratio.mine_ms:.3f}", f"{ratio.other_ms:.3f}", f"{ratio.ratio:.3f}",
+         f"{ratio.low:.3f} … {ratio.high:.3f}")
+        for ratio in one.ratios
+    ]  # fmt: skip
+    title = f"against {one.other}"
+    return (
+        f"{table(rows, (title, ' ms', ' its ms', ' its / ours', ' 95 %'))}\n"
+        f"{one.pairs} pairs, {one.same_tokens:.0%} of the tokens are the same"
+    )
+
+
+def _ceilings(found: Profile) -> str:
+    limits, machine = found.ceilings, ""
+    if limits is not None:
+        integer = limits.integer_operations_per_second
+        machine = (
+            f"; this machine moves {limits.bytes_per_second / 1e9:.1f} GB/s and computes "
+            f"{limits.operations_per_second / 1e9:.0f} billion operations a second"
+            + ("" if integer is None else f", {integer / 1e9:.0f} in 8-bit integers")
+        )
+    return (
+        f"{found.label} in {found.precision} on {found.backend}: loaded in {found.load_ms:.0f} ms, peak memory "
+        f"{size(found.peak_rss_bytes)}{machine}"
+    )

@@ -1,0 +1,157 @@
+"""Where a stage's time goes: ONNX Runtime's own timing of every node, summed up by the parts of the model."""
+
+import json
+from ast import literal_eval
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx
+
+from bundle.entries import EngineEntry
+from bundle.signature import Component
+from profiling.measure import once
+from profiling.workload import Workload, requests
+from runtime.model import Choice
+from runtime.ort import CpuBackend, OrtSession
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+# Endings that graph rewriting gives to the names of nodes.
+_NEW_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One part of the model in one stage."""
+
+    stage: str  # "vision_encoder", "resampler", "prefill" or "decode_step"
+    layer: str  # "layer 12", or "embedding", "head", "norm", …
+    part: str  # "attention", "mlp", "norm", …
+    operator: str  # what takes most of its time
+    milliseconds: float  # of one run of the stage
+    share: float  # of the stage's nodes
+
+
+def layers(choice: Choice, workload: Workload) -> tuple[Layer, ...]:
+    """The parts of every stage, of one answer; those that take most time first.
+
+    Timing costs time itself, a microsecond or two a node: shares are right, sums are a little too large. Nothing is
+    returned for backends other than ONNX Runtime on the CPU.
+
+    Args:
+        choice: the graphs.
+        workload: pictures and prompt; one request is enough.
+    Raises:
+        UsageError: the workload does not fit the bundle.
+    """
+    if type(choice.backend) is not CpuBackend:
+        return ()
+    with TemporaryDirectory() as folder:
+        timed = _Timed(Path(folder))
+        model = Choice(choice.bundle, timed, choice.precision, 0).load()
+        asked = requests(model, Workload(workload.images, workload.prompt_tokens, _NEW_TOKENS, 1))
+        once(model, asked, 1)  # warm up
+        once(model, asked, _NEW_TOKENS)
+        events = {component: session.events() for component, session in timed.sessions.items()}
+    found = []
+    for component, own in events.items():
+        parts = parts_of(choice.bundle.path / choice.bundle.graph(component, choice.precision).graph.path)
+        for stage, runs in _stages(component, own).items():
+            found += _summed(stage, runs, parts)
+    return tuple(sorted(found, key=lambda one: -one.milliseconds))
+
+
+class _Timed(CpuBackend):
+    """The CPU, with sessions that write down the time of every node."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self.sessions: dict[Component, _TimedSession] = {}
+
+    def open(self, file: Path, engine: EngineEntry | None = None) -> OrtSession:
+        options = self.options(file)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(self._folder / file.stem)
+        session = _TimedSession(file, options)
+        self.sessions[Component(file.stem)] = session
+        return session
+
+
+class _TimedSession(OrtSession):
+    def events(self) -> list[dict[str, Any]]:
+        """What was written down; nothing is from now on."""
+        return list(json.loads(Path(self._session.end_profiling()).read_text()))
+
+
+def _stages(component: Component, events: Iterable[Mapping[str, Any]]) -> dict[str, list[list[Mapping[str, Any]]]]:
+    """Node events of every run, by stage. The first runs of all were to warm up; of the decoder's, the next one is the
+    prefill and the others are decode steps.
+    """
+    runs: list[list[Mapping[str, Any]]] = []
+    nodes: list[Mapping[str, Any]] = []
+    for event in sorted(events, key=lambda one: float(one["ts"]) + float(one.get("dur", 0))):
+        if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):
+            nodes.append(event)
+        elif event["name"] == "model_run":
+            runs.append(nodes)
+            nodes = []
+    counted = runs[len(runs) // 2 :] if component is not Component.DECODER else runs[1:]
+    if component is not Component.DECODER:
+        return {component.value: counted}
+    return {"prefill": counted[:1], "decode_step": counted[2:]}
+
+
+def _summed(stage: str, runs: list[list[Mapping[str, Any]]], parts: Mapping[str, tuple[str, str]]) -> list[Layer]:
+    totals: dict[tuple[str, str], dict[str, float]] = {}
+    for event in (event for run in runs for event in run):
+        name = str(event["name"]).removesuffix("_kernel_time")
+        operators = totals.setdefault(_part_of(name, parts), {})
+        operator = str(event["args"]["op_name"])
+        operators[operator] = operators.get(operator, 0.0) + float(event["dur"]) / 1000 / len(runs)
+    whole = sum(sum(operators.values()) for operators in totals.values())
+    return [
+        Layer(
+            stage,
+            layer,
+            part,
+            max(operators, key=operators.__getitem__),
+            sum(operators.values()),
+            sum(operators.values()) / whole,
+        )
+        for (layer, part), operators in totals.items()
+    ]
+
+
+def parts_of(graph: Path) -> dict[str, tuple[str, str]]:
+    """Node and value names of a graph → layer and part of the model."""
+    model = onnx.load(graph, load_external_data=False)
+    found: dict[str, tuple[str, str]] = {}
+    for node in model.graph.node:
+        scopes = next((one.value for one in node.metadata_props if one.key == _SCOPES), "['']")
+        part = _named(literal_eval(scopes))
+        for name in (node.name, *node.output):
+            found[name] = part
+    return found
+
+
+def _named(scopes: list[str]) -> tuple[str, str]:
+    """("layer 3", "mlp") of ["", "layers.3", "layers.3.mlp", "layers.3.mlp.down", "matmul"]."""
+    module = scopes[-2] if len(scopes) > 1 else ""
+    words = module.split(".")
+    if words[0] == "layers" and len(words) > 1:
+        part = words[2] if len(words) > 2 else "residual"
+        return f"layer {words[1]}", "norm" if "norm" in part else part
+    if module:
+        return words[0], "norm" if "norm" in words[0] else words[0]
+    return "model", "mask, embedding and head"
+
+
+def _part_of(name: str, parts: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
+    """Of a node as ONNX Runtime calls it after its rewriting: the longest known name that it begins with."""
+    if name in parts:
+        return parts[name]
+    known = [one for one in parts if one and name.startswith(one)]
+    return parts[max(known, key=len)] if known else ("added by ONNX Runtime", "casts and reorderings")

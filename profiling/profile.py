@@ -1,0 +1,152 @@
+"""A bundle measured: load, every point of a sweep, floors, layers; everything that a report shows."""
+
+import os
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from bundle.errors import UsageError
+from bundle.host import query_gpus
+from bundle.progress import MakeBar
+from bundle.signature import Component
+from profiling.layers import Layer, layers
+from profiling.measure import Measured, measure
+from profiling.metrics import request_metrics, stage_metrics
+from profiling.probe import Ceilings, ceilings
+from profiling.roofline import Gap, costs, gaps
+from profiling.statistics import Summary
+from profiling.workload import Workload
+from runtime.environment import environment
+from runtime.model import Choice, VisionLanguageModel
+
+# Fields of a workload that a sweep varies.
+AXES = ("batch", "images", "prompt_tokens")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A workload, and the values to vary one field of it at a time."""
+
+    base: Workload
+    values: Mapping[str, Sequence[int]]  # of AXES; the first of each is the base's
+
+    def points(self) -> list[Workload]:
+        """The base first, each workload once."""
+        varied = [replace(self.base, **{axis: value}) for axis, values in self.values.items() for value in values]
+        return list(dict.fromkeys([self.base, *varied]))
+
+
+@dataclass(frozen=True)
+class Point:
+    """One workload with all that is known of it."""
+
+    measured: Measured
+    requests: Mapping[str, Summary]
+    stages: Mapping[str, Summary]
+    roofline: Mapping[str, Gap]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Of one bundle in one precision on one backend."""
+
+    label: str
+    family: str
+    precision: str
+    backend: str
+    verified: bool
+    graphs: tuple[str, ...]
+    load_ms: float
+    peak_rss_bytes: int
+    device_bytes: int | None
+    ceilings: Ceilings | None  # None with engines: what measures the machine are graphs
+    points: tuple[Point, ...]
+    layers: tuple[Layer, ...]
+    environment: Mapping[str, object]
+
+
+def profile(
+    choice: Choice,
+    sweep: Sweep,
+    iterations: int,
+    warmup: int,
+    say: Callable[[str], None],
+    count_bar: MakeBar,
+    *,
+    per_layer: bool = True,
+) -> Profile:
+    """Loads the bundle and measures every point of the sweep.
+
+    Args:
+        choice: which graphs, where.
+        sweep: what is asked.
+        iterations, warmup: of every point.
+        say: told what runs now.
+        count_bar: a progress bar for a label and a number of iterations.
+        per_layer: whether one more answer is timed node by node.
+    Raises:
+        UsageError: a point does not fit the bundle, or nothing is to be measured.
+        BundleError, ResourceError: as the load has it.
+    """
+    if iterations < 1 or warmup < 0:
+        raise UsageError(f"{iterations} iterations after {warmup} measure nothing; give 1 or more, after 0 or more")
+    around = environment()
+    say(f"load {choice.precision} on {choice.backend.name}")
+    model = choice.load()
+    points = sweep.points()
+    measured = []
+    for workload in points:
+        with count_bar(workload.label, warmup + iterations) as bar:
+            step = (lambda: None) if bar is None else partial(bar.update, 1)
+            measured.append(measure(model, workload, iterations, warmup, step))
+    peak, device = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, _device_bytes()
+    engines = choice.backend.engines(choice.bundle, choice.precision)
+    limits = None
+    if not engines:
+        say("measure what the machine can do")
+        limits = ceilings(choice.backend, choice.precision.dtype)
+    if per_layer:
+        say("time an answer node by node")
+    manifest, precision = choice.bundle.manifest, choice.precision
+    verdict = manifest.verification(precision, engines)
+    return Profile(
+        label=str(choice.bundle.path),
+        family=manifest.model.family,
+        precision=precision.value,
+        backend=choice.backend.name,
+        verified=verdict is not None and verdict.passed,
+        graphs=tuple(choice.bundle.graph(component, precision).identity for component in Component),
+        load_ms=model.load_ms,
+        peak_rss_bytes=peak,
+        device_bytes=device,
+        ceilings=limits,
+        points=tuple(_point(model, choice, one, limits) for one in measured),
+        layers=layers(choice, sweep.base) if per_layer else (),
+        environment={**around, "load_average_after": os.getloadavg()[0]},
+    )
+
+
+def _point(model: VisionLanguageModel, choice: Choice, measured: Measured, limits: Ceilings | None) -> Point:
+    stages, workload = stage_metrics(measured), measured.workload
+    needed = costs(
+        model.manifest.model,
+        weight_bytes(choice),
+        choice.precision,
+        workload,
+        measured.iterations[0].requests[0].prompt_tokens,
+        min(workload.images, model.engine.limits.max_images),
+    )
+    floors = {} if limits is None else gaps(needed, stages, limits, choice.precision)
+    return Point(measured, request_metrics(measured), stages, floors)
+
+
+def weight_bytes(choice: Choice) -> dict[Component, int]:
+    """Of the graphs; an engine reads as many."""
+    return {one: choice.bundle.graph(one, choice.precision).weights.size for one in Component}
+
+
+def _device_bytes() -> int | None:
+    """Used on all GPUs together while this runs, as the driver counts; None without one."""
+    used = [line[0].split()[0] for line in query_gpus("memory.used")]
+    return sum(int(mib) << 20 for mib in used if mib.isdigit()) if used else None

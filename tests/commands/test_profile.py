@@ -1,0 +1,80 @@
+"""`vlm-trt profile` as a person runs it."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.commands.test_cli import vlm_trt
+
+QUICK = ("--iterations", 2, "--warmup", 1, "--new-tokens", 4, "--backend", "cpu")
+
+
+@pytest.fixture(scope="module")
+def bundle(demo_bundle: Callable[[str], Path]) -> Path:
+    return demo_bundle("fp32")
+
+
+def test_reports_are_written_and_checked_against(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    done = vlm_trt("profile", bundle, *QUICK, "--batch", "1,2", "-o", out)
+    assert done.exit_code == 0, done.stderr
+    assert re.search(r"batch 1, 1 image, 4 new tokens +median ms +p90 +p99 +std +floor ms +× floor +limit", done.stdout)
+    assert re.search(r"decode_step +\d+\.\d{3} .* (bandwidth|arithmetic|overhead)\n", done.stdout)
+    assert (
+        "tokens/sec" in done.stdout and "most time in" in done.stdout and "billion operations a second" in done.stdout
+    )
+    assert f"to {out}" in done.stderr
+    names = {path.name for path in out.iterdir()}
+    assert names == {"profile.json", "profile.csv", "profile.jsonl", "trace.json", "report.html"}
+    assert "<html" in (out / "report.html").read_text()
+    written = json.loads((out / "profile.json").read_text())
+    for point in written["points"]:
+        for kind in ("stages", "metrics"):
+            for summary in point[kind].values():
+                summary["p50"] = summary["p50"] / 50 if summary["unit"] == "ms" else summary["p50"]
+                summary["std"] = 0
+    (tmp_path / "fast.json").write_text(json.dumps(written))
+    slow = vlm_trt("profile", bundle, *QUICK, "--no-layers", "--check", tmp_path / "fast.json", "--allowed", 30)
+    assert slow.exit_code == 5 and "slower than the earlier profile: " in slow.stderr
+    slower = json.dumps(written).replace('"p50": ', '"p50": 9')
+    (tmp_path / "slow.json").write_text(slower)
+    good = vlm_trt("profile", bundle, *QUICK, "--no-layers", "--check", tmp_path / "slow.json", "--allowed", 1000)
+    assert good.exit_code == 0 and "nothing is slower than the earlier profile by more than" in good.stderr
+
+
+def test_another_precision_and_the_model_are_compared_with(bundle: Path, demo_bundle: Callable[[str], Path]) -> None:
+    done = vlm_trt("profile", bundle, *QUICK, "--no-layers", "--compare", demo_bundle("fp16"), "--baseline", "torch")
+    assert done.exit_code == 0, done.stderr
+    assert re.search(r"against .*demo-fp16 in fp16 on onnxruntime-cpu +ms +its ms +its / ours +95 %", done.stdout)
+    assert "against torch modules, eager, fp32" in done.stdout and "of the tokens are the same" in done.stdout
+
+
+def test_as_json(bundle: Path) -> None:
+    done = vlm_trt("profile", bundle, *QUICK, "--no-layers", "--json")
+    assert json.loads(done.stdout)["points"][0]["metrics"]["time_to_first_token"]["unit"] == "ms"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (["--batch", "1,x"], 2, "'1,x' is no list of whole numbers; write them with commas: 1,2,4"),
+        (["--batch", "64"], 2, "a batch of 64 is more than this bundle's 4 sequences"),
+        (["--iterations", "0"], 2, "0 is not in the range x>=1"),
+        (["--check", "gone.json"], 2, "gone.json cannot be read"),
+        (["--precision", "int8"], 2, "the bundle has no int8 graphs"),
+        (["--compare", "gone"], 7, "gone is not a folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence(options: list[str], code: int, sentence: str, bundle: Path) -> None:
+    done = vlm_trt("profile", bundle, "--no-layers", "--iterations", 1, *options)
+    assert done.exit_code == code and sentence in done.stderr, done.stderr
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = vlm_trt("profile", bundle, "-o", tmp_path / "file")
+    assert done.exit_code == 9 and "is no folder, so the reports cannot be written there" in done.stderr
+    assert "load" not in done.stderr

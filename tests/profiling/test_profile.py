@@ -1,0 +1,161 @@
+"""The demo model measured for real: every stage seen, every token there, nothing changed by being looked at."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import UsageError
+from bundle.progress import no_bar
+from profiling.document import document, lines, table_csv, trace
+from profiling.layers import layers
+from profiling.measure import measure, once
+from profiling.metrics import STAGES
+from profiling.pairing import compare_with, compare_with_torch
+from profiling.probe import ceilings
+from profiling.profile import Profile, Sweep, profile
+from profiling.workload import Workload, requests
+from runtime.model import Choice, Options, VisionLanguageModel, choose
+from runtime.ort import CpuBackend
+
+
+@pytest.fixture(scope="module")
+def choice(demo_bundle: Callable[[str], Path]) -> Choice:
+    return choose(demo_bundle("fp32"), backend="cpu")
+
+
+@pytest.fixture(scope="module")
+def model(choice: Choice) -> VisionLanguageModel:
+    return choice.load()
+
+
+@pytest.fixture(scope="module")
+def found(choice: Choice) -> Profile:
+    sweep = Sweep(Workload(new_tokens=6), {"batch": (1, 2), "images": (1, 2), "prompt_tokens": ()})
+    return profile(choice, sweep, 3, 1, lambda _: None, no_bar)
+
+
+@pytest.mark.parametrize("tokens", [150, 151, 200, 333])
+def test_a_prompt_has_exactly_so_many_tokens(tokens: int, model: VisionLanguageModel) -> None:
+    asked = requests(model, Workload(images=1, prompt_tokens=tokens, batch=3))
+    assert [len(one.prompt.ids) for one in asked] == [tokens] * 3
+    assert len({one.prompt.ids for one in asked}) == 3
+    (span,) = asked[0].prompt.spans
+    assert span.stop - span.start == model.engine.model.resampler.queries
+
+
+@pytest.mark.parametrize(
+    ("workload", "sentence"),
+    [
+        (Workload(batch=9), "a batch of 9 is more than this bundle's 4 sequences"),
+        (Workload(prompt_tokens=20), "20 prompt tokens are fewer than the .* that 1 images and a question take"),
+        (Workload(prompt_tokens=500, new_tokens=100), "500 prompt tokens and 100 new ones are more than the 512"),
+        (Workload(images=30), "this workload does not fit the bundle: the prompt has"),
+        (Workload(batch=0), "0 batch cannot be measured; give 1 or more"),
+        (Workload(images=-1), "-1 images cannot be measured"),
+    ],
+)
+def test_what_does_not_fit_is_refused(workload: Workload, sentence: str, model: VisionLanguageModel) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        requests(model, workload)
+
+
+def test_an_iteration_has_every_token_and_stage(model: VisionLanguageModel) -> None:
+    asked = requests(model, Workload(images=2, new_tokens=5, batch=2))
+    done = once(model, asked, 5)
+    assert len(done.requests) == 2
+    for one in done.requests:
+        assert len(one.ids) == len(one.tokens) == 5 and list(one.tokens) == sorted(one.tokens)
+        assert one.tokens[-1] <= done.seconds and all(span.start >= 0 for span in one.spans)
+        assert {span.stage for span in one.spans} == set(STAGES)
+        assert sum(span.stage == "decode_step" for span in one.spans) == 4
+    assert sum(span.stage == "decode_step" for span in done.spans) == 4  # shared by both
+    assert once(model, asked, 5).requests[0].ids == done.requests[0].ids  # nothing of the first is used again
+
+
+def test_measuring_changes_no_answer(model: VisionLanguageModel) -> None:
+    (asked,) = requests(model, Workload(new_tokens=6))
+    (answer,) = model.generate_batch([asked.conversation], Options(greedy=True, ignore_eos=True, max_new_tokens=6))
+    assert once(model, [asked], 6).requests[0].ids == answer.ids
+
+
+def test_warm_up_is_apart(model: VisionLanguageModel) -> None:
+    steps: list[int] = []
+    measured = measure(model, Workload(new_tokens=2), 3, 2, lambda: steps.append(1))
+    assert len(measured.iterations) == 3 and len(measured.warmup_ms) == 2 and len(steps) == 5
+    with pytest.raises(UsageError, match="0 iterations measure nothing"):
+        measure(model, Workload(), 0, 1)
+
+
+def test_the_profile_has_every_point(found: Profile) -> None:
+    sizes = [(point.measured.workload.batch, point.measured.workload.images) for point in found.points]
+    assert sizes == [(1, 1), (2, 1), (1, 2)]
+    for point in found.points:
+        assert set(point.roofline) == {"prefill", "decode_step", "vision_encoder", "resampler"}
+        assert all(gap.floor_ms > 0 and gap.measured_ms > 0 for gap in point.roofline.values())
+    assert found.verified and found.load_ms > 0 and found.peak_rss_bytes > 50 << 20 and len(found.graphs) == 3
+
+
+def test_layers_are_those_of_the_model(found: Profile) -> None:
+    by_stage = {stage: [one for one in found.layers if one.stage == stage] for stage in {o.stage for o in found.layers}}
+    assert set(by_stage) == {"vision_encoder", "resampler", "prefill", "decode_step"}
+    for own in by_stage.values():
+        assert sum(one.share for one in own) == pytest.approx(1)
+    decode = {(one.layer, one.part) for one in by_stage["decode_step"]}
+    assert {(f"layer {at}", part) for at in range(4) for part in ("attention", "mlp", "norm")} <= decode
+    assert not any(one.layer == "added by ONNX Runtime" and one.share > 0.5 for one in found.layers)
+
+
+def test_other_backends_time_no_nodes(choice: Choice) -> None:
+    class Other(CpuBackend):
+        pass
+
+    assert layers(Choice(choice.bundle, Other(), choice.precision, 0), Workload()) == ()
+
+
+def test_the_files_hold_what_was_measured(found: Profile) -> None:
+    written = json.loads(json.dumps(document(found), allow_nan=False))
+    assert [point["workload"]["batch"] for point in written["points"]] == [1, 2, 1]
+    first = written["points"][0]
+    assert first["metrics"]["time_to_first_token"]["count"] == 3 and first["iterations"] == 3
+    assert len(first["decode_by_position"]) == 5 and first["timeline"]
+    rows = table_csv(written).splitlines()
+    assert rows[0].startswith("batch,images,prompt_tokens,new_tokens,kind,name,unit,avg,")
+    assert any(row.startswith("2,1,,6,stage,decode_step,ms,") for row in rows)
+    raw = [json.loads(line) for line in lines(found)]
+    assert len(raw) == 3 * (1 + 2 + 1) and all(len(one["tokens_ms"]) == 6 for one in raw)
+    events = trace(found)["traceEvents"]
+    named = [one["args"]["name"] for one in events if one["ph"] == "M"]
+    assert named == [point.measured.workload.label for point in found.points]
+    complete = [one for one in events if one["ph"] == "X"]
+    assert {one["name"] for one in complete} == set(STAGES) and all(one["dur"] >= 0 for one in complete)
+
+
+def test_a_bundle_is_as_fast_as_itself(choice: Choice) -> None:
+    found = compare_with(choice, choice, Workload(new_tokens=4), 4, None, no_bar)
+    assert found.same_tokens == 1 and found.pairs == 4
+    assert {"vision_encoder", "decode_step", "time_to_first_token", "request_latency"} <= {
+        o.stage for o in found.ratios
+    }
+    assert all(one.low <= one.ratio <= one.high for one in found.ratios)
+
+
+def test_other_models_are_not_compared(choice: Choice, verified: Callable[..., Path]) -> None:
+    other = choose(verified("ntk-256"), backend="cpu")
+    with pytest.raises(UsageError, match="was exported from another checkpoint than .*; compare bundles of the same"):
+        compare_with(choice, other, Workload(new_tokens=2), 1, None, no_bar)
+
+
+def test_the_model_itself_says_the_same(choice: Choice) -> None:
+    found = compare_with_torch(choice, Workload(new_tokens=8), 2, no_bar)
+    assert found.same_tokens == 1 and found.other == "torch modules, eager, fp32"
+    assert {"preprocess", "vision_encoder", "resampler", "prefill", "decode_step"} <= {o.stage for o in found.ratios}
+    with pytest.raises(UsageError, match="the torch baseline decodes one request at a time"):
+        compare_with_torch(choice, Workload(batch=2), 1, no_bar)
+
+
+def test_what_the_machine_can_do() -> None:
+    found = ceilings(CpuBackend(), "float32", mib=64)
+    assert 1e9 < found.bytes_per_second < 1e13 and 1e9 < found.operations_per_second < 1e14
+    assert found.integer_operations_per_second is not None and found.integer_operations_per_second > 1e9

@@ -1,0 +1,76 @@
+"""Floors by hand."""
+
+import pytest
+
+from bundle.config import DecoderConfig, GenerationDefaults, ModelConfig, ResamplerConfig, VisionConfig
+from bundle.signature import Component, Precision
+from profiling.probe import Ceilings
+from profiling.roofline import Cost, costs, gaps
+from profiling.statistics import summary
+from profiling.workload import Workload
+
+MODEL = ModelConfig(
+    family="qwen_vl",
+    vision=VisionConfig(4, 2, 8, 1, 2, 16, 1e-6, 2),  # 4 patches of 8 numbers, one layer
+    resampler=ResamplerConfig(2, 8, 8, 2, 1e-6),
+    decoder=DecoderConfig(100, 8, 3, 2, 2, 4, 16, 1e-6, 4, 1e4, 64, 64, False, False),
+    generation=GenerationDefaults("chatml", 8, False, 1.0, 0, 1.0, 1.0, 64),
+)
+WEIGHTS = {Component.VISION_ENCODER: 5000, Component.RESAMPLER: 600, Component.DECODER: 20_000}
+
+
+def found(precision: Precision = Precision.FP32, **workload: int) -> dict[str, Cost]:
+    return costs(MODEL, WEIGHTS, precision, Workload(new_tokens=10, **workload), prompt_tokens=6, images_per_run=1)
+
+
+def test_a_decode_step() -> None:
+    """Matrices of 3·(4·8·8 + 3·8·16) = 1920 and the head of 800 numbers; the cache in the middle: 6 + 5 positions."""
+    step = found(batch=2)["decode_step"]
+    attention = 2 * 3 * 8 * 11
+    assert step.operations == 2 * 2 * (1920 + 800 + attention)
+    assert step.bytes == 20_000 - 100 * 8 * 4 + 2 * 11 * (2 * 3 * 8 * 4)
+
+
+def test_a_prefill() -> None:
+    """All but the head is computed for each of six tokens; of attention half."""
+    prefill = found()["prefill"]
+    assert prefill.operations == 2 * (6 * 1920 + 800 + 3 * 8 * 6 * 7)
+    assert prefill.bytes == 20_000 - 3200 + 6 * (2 * 3 * 8 * 4 + 8 * 4)
+
+
+def test_vision() -> None:
+    vision = found()["vision_encoder"]
+    assert vision.operations == 2 * (4 * (4 * 64 + 2 * 8 * 16 + 3 * 4 * 8) + 2 * 16 * 8)
+    assert vision.bytes == 5000 + 4 * 3 * 16 + 4 * 4 * 8
+    assert found()["resampler"].operations == 2 * (4 * 2 * 64 + 2 * 2 * 64 + 2 * 2 * 4 * 8)
+
+
+def test_half_precision_moves_half_of_the_cache() -> None:
+    wide, half = (found(precision, batch=1)["decode_step"].bytes for precision in (Precision.FP32, Precision.FP16))
+    assert wide - (20_000 - 3200) == 2 * (half - (20_000 - 1600))
+
+
+def test_without_pictures_nothing_sees() -> None:
+    assert set(found(images=0)) == {"prefill", "decode_step"}
+
+
+@pytest.mark.parametrize(
+    ("cost", "ms", "floor", "by", "limit"),
+    [
+        (Cost(1e6, 1e6), 2.0, 1.0, "bandwidth", "bandwidth"),
+        (Cost(1e6, 1e9), 12.0, 10.0, "arithmetic", "arithmetic"),
+        (Cost(1e6, 1e6), 9.0, 1.0, "bandwidth", "overhead"),
+    ],
+)
+def test_what_limits_a_stage(cost: Cost, ms: float, floor: float, by: str, limit: str) -> None:
+    seen = {"prefill": summary([ms], "ms")}
+    (gap,) = gaps({"prefill": cost, "unseen": cost}, seen, Ceilings(1e9, 1e11, None), Precision.FP32).values()
+    assert gap.floor_ms == pytest.approx(floor) and gap.times_the_floor == pytest.approx(ms / floor)
+    assert (gap.floor_by, gap.limited_by) == (by, limit)
+
+
+def test_8_bit_products_have_a_ceiling_of_their_own() -> None:
+    seen = {"prefill": summary([10.0], "ms")}
+    for precision, floor in ((Precision.INT8, 2.5), (Precision.INT8_WEIGHT, 10.0), (Precision.FP32, 10.0)):
+        (gap,) = gaps({"prefill": Cost(1, 1e9)}, seen, Ceilings(1e9, 1e11, 4e11), precision).values()
+        assert gap.floor_ms == pytest.approx(floor)
