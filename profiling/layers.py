@@ -1,9 +1,11 @@
-"""Where a stage's time goes: ONNX Runtime's own timing of every node, summed up by the parts of the model."""
+"""Where a stage's time goes: the backend's own timing of every node or layer, summed up by the parts of the model."""
 
 import json
+import re
 from ast import literal_eval
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +18,11 @@ from profiling.measure import once
 from profiling.workload import Workload, requests
 from runtime.model import Choice
 from runtime.ort import CpuBackend, OrtSession
+from runtime.session import EngineSession
+from runtime.trt import TensorRtBackend
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-# Endings that graph rewriting gives to the names of nodes.
+_WORDS = re.compile(r"[\w.]+")
 _NEW_TOKENS = 8
 
 
@@ -29,7 +33,7 @@ class Layer:
     stage: str  # "vision_encoder", "resampler", "prefill" or "decode_step"
     layer: str  # "layer 12", or "embedding", "head", "norm", …
     part: str  # "attention", "mlp", "norm", …
-    operator: str  # what takes most of its time
+    operator: str  # what takes most of its time: an ONNX operator, or the name of an engine's layer
     milliseconds: float  # of one run of the stage
     share: float  # of the stage's nodes
 
@@ -38,7 +42,7 @@ def layers(choice: Choice, workload: Workload) -> tuple[Layer, ...]:
     """The parts of every stage, of one answer; those that take most time first.
 
     Timing costs time itself, a microsecond or two a node: shares are right, sums are a little too large. Nothing is
-    returned for backends other than ONNX Runtime on the CPU.
+    returned for ONNX Runtime on CUDA.
 
     Args:
         choice: the graphs.
@@ -46,6 +50,8 @@ def layers(choice: Choice, workload: Workload) -> tuple[Layer, ...]:
     Raises:
         UsageError: the workload does not fit the bundle.
     """
+    if isinstance(choice.backend, TensorRtBackend):
+        return _engine_layers(choice, workload)
     if type(choice.backend) is not CpuBackend:
         return ()
     with TemporaryDirectory() as folder:
@@ -60,6 +66,32 @@ def layers(choice: Choice, workload: Workload) -> tuple[Layer, ...]:
         parts = parts_of(choice.bundle.path / choice.bundle.graph(component, choice.precision).graph.path)
         for stage, runs in _stages(component, own).items():
             found += _summed(stage, runs, parts)
+    return tuple(sorted(found, key=lambda one: -one.milliseconds))
+
+
+def _engine_layers(choice: Choice, workload: Workload) -> tuple[Layer, ...]:
+    """TensorRT's own timing of the layers that it has made of the nodes."""
+    model = choice.load()
+    asked = requests(model, Workload(workload.images, workload.prompt_tokens, _NEW_TOKENS, 1))
+    once(model, asked, 2)  # warm up
+    seen: dict[str, dict[str, list[float]]] = {}
+
+    def report(component: Component, phase: str, layer: str, milliseconds: float) -> None:
+        stage = component.value
+        if component is Component.DECODER:
+            stage = "decode_step" if phase == "decode" else "prefill"
+        seen.setdefault(stage, {}).setdefault(layer, []).append(milliseconds)
+
+    for component, session in model.engine.sessions.items():
+        assert isinstance(session, EngineSession)
+        session.time_layers(partial(report, component))
+    once(model, asked, _NEW_TOKENS)
+    found = []
+    for stage, own in seen.items():
+        component = Component.DECODER if stage in ("prefill", "decode_step") else Component(stage)
+        parts = parts_of(choice.bundle.path / choice.bundle.graph(component, choice.precision).graph.path)
+        means = [(layer, layer, sum(times) / len(times)) for layer, times in own.items()]
+        found += _together(stage, means, parts)
     return tuple(sorted(found, key=lambda one: -one.milliseconds))
 
 
@@ -105,24 +137,26 @@ def _stages(component: Component, events: Iterable[Mapping[str, Any]]) -> dict[s
 
 
 def _summed(stage: str, runs: list[list[Mapping[str, Any]]], parts: Mapping[str, tuple[str, str]]) -> list[Layer]:
-    totals: dict[tuple[str, str], dict[str, float]] = {}
-    for event in (event for run in runs for event in run):
-        name = str(event["name"]).removesuffix("_kernel_time")
-        operators = totals.setdefault(_part_of(name, parts), {})
-        operator = str(event["args"]["op_name"])
-        operators[operator] = operators.get(operator, 0.0) + float(event["dur"]) / 1000 / len(runs)
-    whole = sum(sum(operators.values()) for operators in totals.values())
-    return [
-        Layer(
-            stage,
-            layer,
-            part,
-            max(operators, key=operators.__getitem__),
-            sum(operators.values()),
-            sum(operators.values()) / whole,
-        )
-        for (layer, part), operators in totals.items()
+    timed = [
+        (str(event["name"]).removesuffix("_kernel_time"), str(event["args"]["op_name"]), float(event["dur"]) / 1000)
+        for run in runs
+        for event in run
     ]
+    return _together(stage, [(name, operator, ms / len(runs)) for name, operator, ms in timed], parts)
+
+
+def _together(stage: str, timed: Iterable[tuple[str, str, float]], parts: Mapping[str, tuple[str, str]]) -> list[Layer]:
+    """Nodes or layers, each with what it does and its milliseconds, summed up by the model's parts."""
+    totals: dict[tuple[str, str], dict[str, float]] = {}
+    for name, operator, milliseconds in timed:
+        operators = totals.setdefault(_part_of(name, parts), {})
+        operators[operator] = operators.get(operator, 0.0) + milliseconds
+    whole = sum(sum(operators.values()) for operators in totals.values())
+    found = []
+    for (layer, part), operators in totals.items():
+        own, most = sum(operators.values()), max(operators, key=operators.__getitem__)
+        found.append(Layer(stage, layer, part, most, own, own / whole if whole else 0.0))
+    return found
 
 
 def parts_of(graph: Path) -> dict[str, tuple[str, str]]:
@@ -150,8 +184,14 @@ def _named(scopes: list[str]) -> tuple[str, str]:
 
 
 def _part_of(name: str, parts: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
-    """Of a node as ONNX Runtime calls it after its rewriting: the longest known name that it begins with."""
+    """Of a node or layer as a backend calls it after its rewriting: "node_a_fused", "node_a+node_b [profile 1]".
+
+    The first name in it that is known, or else the longest known name that it begins with.
+    """
     if name in parts:
         return parts[name]
+    for word in _WORDS.findall(name):
+        if word in parts:
+            return parts[word]
     known = [one for one in parts if one and name.startswith(one)]
-    return parts[max(known, key=len)] if known else ("added by ONNX Runtime", "casts and reorderings")
+    return parts[max(known, key=len)] if known else ("added by the backend", "casts and reorderings")

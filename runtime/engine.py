@@ -42,7 +42,7 @@ class Engine:
         sessions: Mapping[Component, Session],
     ) -> None:
         self.model, self.limits, self.precision, self.backend = model, limits, precision, backend
-        self._sessions = sessions
+        self.sessions = sessions
         self.cache = KVCache(backend, model, limits, precision)
         decoder, batch = model.decoder, limits.max_batch
         self._positions = backend.host((limits.max_seq_tokens,), "int64")
@@ -70,7 +70,7 @@ class Engine:
         features = self.backend.allocate((pixels.shape[0], vision.patches, vision.width), self.precision.dtype)
         pixels = np.ascontiguousarray(pixels)
         inputs = {"pixel_values": bind_host(pixels, "float32")}
-        self._sessions[Component.VISION_ENCODER].run(inputs, {"vision_features": features.rows(0, pixels.shape[0])})
+        self.sessions[Component.VISION_ENCODER].run(inputs, {"vision_features": features.rows(0, pixels.shape[0])})
         return features
 
     def resample(self, vision_features: Buffer) -> Buffer:
@@ -78,7 +78,7 @@ class Engine:
         images, resampler = vision_features.shape[0], self.model.resampler
         features = self.backend.allocate((images, resampler.queries, resampler.hidden), self.precision.dtype)
         outputs = {"image_features": features.rows(0, images)}
-        self._sessions[Component.RESAMPLER].run({"vision_features": vision_features.rows(0, images)}, outputs)
+        self.sessions[Component.RESAMPLER].run({"vision_features": vision_features.rows(0, images)}, outputs)
         return features
 
     def prefill(self, slot: int, ids: Ints, image_rows: Ints, features: Binding | None, table: PositionTable) -> Floats:
@@ -187,7 +187,7 @@ class Engine:
         inputs["kv_positions"] = bind_host(self._positions[:window], "int64")
         inputs["image_features"] = self._no_image.rows(0, 1) if features is None else _flat(features)
         outputs = {"logits": bind_host(self._logits[:count], "float32"), **present}
-        self._sessions[Component.DECODER].run({**inputs, **past}, outputs)
+        self.sessions[Component.DECODER].run({**inputs, **past}, outputs)
         return self._logits[:count]
 
     def _require_finite(self, logits: Floats, first: int, stepped: set[int]) -> None:

@@ -68,6 +68,11 @@ class Context(Protocol):
     def enqueue(self, stream: int) -> None:
         """Puts one run on the stream."""
 
+    def time_layers(self, report: Callable[[str, float], None]) -> None:
+        """Tells the name and the milliseconds of every layer of each run from now on; a run is done when it returns,
+        and cannot be captured.
+        """
+
 
 class Plan(Protocol):
     """An engine in device memory."""

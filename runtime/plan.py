@@ -1,6 +1,6 @@
 """Engines as TensorRT and TensorRT-RTX run them. The two differ in a few settings, and here they are."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class TensorRtPlan:
             )
         if not context.set_optimization_profile_async(profile, stream):
             raise VlmTrtError(f"{self._name} refuses its profile {profile}; build it again with: vlm-trt build")
-        return TensorRtContext(self._logger, context, self._name)
+        return TensorRtContext(self._trt, self._logger, context, self._name)
 
     def _configure_rtx(self, config: Any, profile: int) -> None:
         """What TensorRT-RTX decides when it runs, and TensorRT when it builds."""
@@ -97,8 +97,9 @@ class TensorRtPlan:
 class TensorRtContext:
     """One phase of an engine."""
 
-    def __init__(self, logger: Any, context: Any, name: str) -> None:
-        self._logger, self._context, self._name = logger, context, name
+    def __init__(self, trt: Any, logger: Any, context: Any, name: str) -> None:
+        self._trt, self._logger, self._context, self._name = trt, logger, context, name
+        self._reporter: Any = None  # the context does not keep it alive
 
     def set_shape(self, tensor: str, shape: tuple[int, ...]) -> None:
         self._require(self._context.set_input_shape(tensor, shape), f"the shape {list(shape)} of {tensor}")
@@ -108,6 +109,14 @@ class TensorRtContext:
 
     def enqueue(self, stream: int) -> None:
         self._require(self._context.execute_async_v3(stream), "the run")
+
+    def time_layers(self, report: Callable[[str, float], None]) -> None:
+        class Reporter(self._trt.IProfiler):  # type: ignore[misc, name-defined]
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                report(layer_name, ms)
+
+        self._reporter = Reporter()
+        self._context.profiler = self._reporter
 
     def _require(self, accepted: bool, what: str) -> None:
         if not accepted:

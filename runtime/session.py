@@ -1,7 +1,8 @@
 """An engine's run: host tensors staged to the device, every shape checked, what repeats replayed as a CUDA graph."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 from bundle.entries import Profile
 from bundle.errors import IncompatibleError, VlmTrtError
@@ -31,6 +32,11 @@ class EngineSession:
         self._phases = [
             Phase(memory, plan.open(index, stream), profile, stream) for index, profile in enumerate(profiles)
         ]
+
+    def time_layers(self, report: Callable[[str, str, float], None]) -> None:
+        """Tells profile, name and milliseconds of each layer of every run from now on; nothing is captured any more."""
+        for phase in self._phases:
+            phase.time_layers(partial(report, phase.name))
 
     def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
         for output, source in self._aliases.items():
@@ -85,7 +91,14 @@ class Phase:
         self._inputs: dict[str, Bound] = {}
         self._outputs: dict[str, Bound] = {}
         self._graph: int | None = None
+        self._timed = False
         self.captures = 0
+
+    def time_layers(self, report: Callable[[str, float], None]) -> None:
+        """Tells the milliseconds of each layer of every run from now on."""
+        self.reset()
+        self._timed = True
+        self._context.time_layers(report)
 
     def refusal(self, inputs: Mapping[str, Binding]) -> str | None:
         """Which input lies outside the profile, and what it takes; None where all lie in it."""
@@ -102,7 +115,7 @@ class Phase:
         """One run on bound memory, done when this returns."""
         again = self._bind(inputs, outputs)
         self._staging.take(inputs)
-        if not again:
+        if not again or self._timed:
             self._work()
         else:
             if self._graph is None:

@@ -17,6 +17,7 @@ from threading import get_ident
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -170,6 +171,7 @@ class HostPlans:
 class HostPlan:
     def __init__(self, gpu: HostGpu, graph: str, profiles: list[dict[str, list[list[int]]]]) -> None:
         self._gpu, self._profiles = gpu, profiles
+        self.layers = [node.name for node in onnx.load(graph, load_external_data=False).graph.node]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -199,6 +201,10 @@ class HostContext:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self._flushed: dict[str, tuple[int, ...]] | None = None  # the shapes of the last run outside a capture
+        self._report: Callable[[str, float], None] | None = None
+
+    def time_layers(self, report: Callable[[str, float], None]) -> None:
+        self._report = report
 
     def set_shape(self, tensor: str, shape: tuple[int, ...]) -> None:
         low, _, high = self._plan.shapes(tensor, self._profile)
@@ -217,6 +223,11 @@ class HostContext:
         for output, source in plan.aliases():
             if addresses[output] != addresses[source]:
                 raise BrokenRuleError(f"{output} is not at {source}")
+        if self._report is not None:
+            if self._gpu.captures():
+                raise BrokenRuleError("captured while layers are timed")
+            for name in self._plan.layers:  # as TensorRT names what it has fused, and its second profile
+                self._report(f"{name}+{name}_cast [profile {self._profile}]", 0.5)
         if not self._gpu.captures():
             self._flushed = shapes
         elif self._flushed != shapes:

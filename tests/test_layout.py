@@ -74,7 +74,8 @@ def test_the_cli_imports_stages_inside_its_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["export"], ["generate"], ["chat"], ["evaluate"], ["quantize"], ["diagnose"], ["profile"], ["build"]]
+    "command",
+    [[], ["export"], ["generate"], ["chat"], ["evaluate"], ["quantize"], ["diagnose"], ["profile"], ["build"]],
 )
 def test_help_loads_no_heavy_package(command: list[str]) -> None:
     code = (

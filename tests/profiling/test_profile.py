@@ -1,13 +1,17 @@
 """The demo model measured for real: every stage seen, every token there, nothing changed by being looked at."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 from bundle.errors import UsageError
 from bundle.progress import no_bar
+from bundle.signature import Precision
+from bundle.store import Bundle
 from profiling.document import document, lines, table_csv, trace
 from profiling.layers import layers
 from profiling.measure import measure, once
@@ -18,6 +22,7 @@ from profiling.profile import Profile, Sweep, profile
 from profiling.workload import Workload, requests
 from runtime.model import Choice, Options, VisionLanguageModel, choose
 from runtime.ort import CpuBackend
+from tests.host_engines import add_engines, host_backend
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +109,7 @@ def test_layers_are_those_of_the_model(found: Profile) -> None:
         assert sum(one.share for one in own) == pytest.approx(1)
     decode = {(one.layer, one.part) for one in by_stage["decode_step"]}
     assert {(f"layer {at}", part) for at in range(4) for part in ("attention", "mlp", "norm")} <= decode
-    assert not any(one.layer == "added by ONNX Runtime" and one.share > 0.5 for one in found.layers)
+    assert not any(one.layer == "added by the backend" and one.share > 0.5 for one in found.layers)
 
 
 def test_other_backends_time_no_nodes(choice: Choice) -> None:
@@ -159,3 +164,27 @@ def test_what_the_machine_can_do() -> None:
     found = ceilings(CpuBackend(), "float32", mib=64)
     assert 1e9 < found.bytes_per_second < 1e13 and 1e9 < found.operations_per_second < 1e14
     assert found.integer_operations_per_second is not None and found.integer_operations_per_second > 1e9
+
+
+def test_an_engines_layers_are_those_of_the_model(demo_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    """Named as TensorRT names them; half a millisecond each, whatever they do. Nothing is captured meanwhile."""
+    shutil.copytree(demo_bundle("fp32"), tmp_path / "bundle")
+    add_engines(tmp_path / "bundle")
+    choice = Choice(Bundle.open(tmp_path / "bundle"), host_backend(), Precision.FP32, 0)
+    seen = layers(choice, Workload())
+    by_stage = {stage: [one for one in seen if one.stage == stage] for stage in {one.stage for one in seen}}
+    assert set(by_stage) == {"vision_encoder", "resampler", "prefill", "decode_step"}
+    graph = onnx.load(tmp_path / "bundle" / "graphs" / "fp32" / "decoder.onnx", load_external_data=False).graph
+    assert sum(one.milliseconds for one in by_stage["decode_step"]) == pytest.approx(len(graph.node) / 2)
+    assert {(f"layer {at}", "mlp") for at in range(4)} <= {(one.layer, one.part) for one in by_stage["prefill"]}
+    assert not any(one.layer == "added by the backend" for one in seen)
+
+
+def test_engines_have_no_floors(demo_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    """What measures the machine are graphs, which TensorRT does not run."""
+    shutil.copytree(demo_bundle("fp32"), tmp_path / "bundle")
+    add_engines(tmp_path / "bundle")
+    choice = Choice(Bundle.open(tmp_path / "bundle"), host_backend(), Precision.FP32, 0)
+    found = profile(choice, Sweep(Workload(new_tokens=3), {}), 1, 0, lambda _: None, no_bar, per_layer=False)
+    assert found.ceilings is None and not found.points[0].roofline and not found.verified
+    assert document(found)["ceilings"] is None

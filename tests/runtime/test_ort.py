@@ -69,7 +69,7 @@ def test_only_what_changed_is_bound_again(exported: Callable[..., Path]) -> None
     table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
     engine.prefill(0, np.arange(40), np.full(40, -1), None, table)
     engine.decode([Step(0, 5, table)])
-    session = engine._sessions[Component.DECODER]
+    session = engine.sessions[Component.DECODER]
     assert isinstance(session, OrtSession)
     bound: list[str] = []
 

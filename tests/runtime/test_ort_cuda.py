@@ -51,7 +51,7 @@ def test_runs_that_repeat_are_given_a_graph(exported: Callable[..., Path]) -> No
     """The second run with the same shapes and addresses captures; a run with others is told to capture nothing."""
     engine = engine_on(exported("ntk-256"), OnTheHost(HostGpu(), graphs=True))
     table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
-    session = engine._sessions[Component.DECODER]
+    session = engine.sessions[Component.DECODER]
     assert isinstance(session, CudaSession)
     for slot in (0, 1):
         engine.prefill(slot, np.arange(20), np.full(20, -1), None, table)

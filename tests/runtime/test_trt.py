@@ -82,7 +82,7 @@ def test_decode_steps_are_captured_once_and_replayed(bundle: Path) -> None:
     gpu = HostGpu()
     engine = engine_on(bundle, gpu)
     table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
-    decode = engine._sessions[Component.DECODER]
+    decode = engine.sessions[Component.DECODER]
     assert isinstance(decode, EngineSession)
     for slot in (0, 1):
         engine.prefill(slot, np.arange(20), np.full(20, -1), None, table)
@@ -145,7 +145,7 @@ def test_a_failed_step_ends_its_sequences_and_the_next_works(bundle: Path) -> No
 
 def test_what_no_profile_takes_is_refused_with_what_they_take(bundle: Path) -> None:
     engine = engine_on(bundle, HostGpu())
-    session = engine._sessions[Component.VISION_ENCODER]
+    session = engine.sessions[Component.VISION_ENCODER]
     side, most = engine.model.vision.image_size, engine.limits.max_images
     pixels = Binding(1, (most + 1, 3, side, side), "float32", on_host=False)
     with pytest.raises(
