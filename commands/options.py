@@ -81,6 +81,7 @@ profile_options = with_options(
     click.option(
         "--allowed", type=click.FloatRange(min=0), default=0.05, show_default=True, help="Slower, as a share."
     ),
+    click.option("--stage", "stages", multiple=True, help="Check only this one; may be repeated."),
     click.option("--layers/--no-layers", default=True, show_default=True, help="Time an answer node by node."),
     click.option("-o", "--output", type=FOLDER, help="Folder for report.html, JSON, CSV, JSONL and a trace."),
     click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON."),

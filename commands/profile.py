@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
-from bundle.errors import StorageError, VerificationError
+from bundle.errors import StorageError, UsageError, VerificationError
 from bundle.signature import Precision
 from bundle.staging import replace_file, storage_errors
 from commands.terminal import count_bar, say, size, table
 from profiling.check import read_profile, slower
 from profiling.compare import Comparison
 from profiling.document import document, lines, table_csv, trace
+from profiling.html import report
 from profiling.metrics import STAGES
 from profiling.pairing import compare_with, compare_with_torch
 from profiling.profile import Profile, Sweep, profile
@@ -40,11 +41,14 @@ def run(
     baseline: str | None,
     check: Path | None,
     allowed: float,
+    stages: Sequence[str],
     layers: bool,
     output: Path | None,
     as_json: bool,
     **where: Any,
 ) -> None:
+    if stages and check is None:
+        raise UsageError("--stage says what --check looks at; give an earlier profile with it")
     earlier = None if check is None else read_profile(check)
     if output is not None:
         _require_folder(output)
@@ -65,7 +69,7 @@ def run(
     if output is not None:
         say(f"wrote profile.json, .csv, .jsonl, trace.json and report.html to {output}")
     if earlier is not None:
-        _require_not_slower(written, earlier, allowed)
+        _require_not_slower(written, earlier, allowed, stages)
 
 
 def _chosen(bundle: Path, precision: str | None, backend: str, threads: int | None, unverified: bool) -> Choice:
@@ -95,8 +99,6 @@ def _require_folder(output: Path) -> None:
 
 
 def _write(output: Path, found: Profile, written: Mapping[str, Any]) -> None:
-    from profiling.html import report
-
     replace_file(output / "profile.json", json.dumps(written, indent=1) + "\n")
     replace_file(output / "profile.csv", table_csv(written))
     replace_file(output / "profile.jsonl", "".join(f"{line}\n" for line in lines(found)))
@@ -104,12 +106,14 @@ def _write(output: Path, found: Profile, written: Mapping[str, Any]) -> None:
     replace_file(output / "report.html", report(json.loads(json.dumps(written))))
 
 
-def _require_not_slower(now: Mapping[str, Any], before: Mapping[str, Any], allowed: float) -> None:
+def _require_not_slower(
+    now: Mapping[str, Any], before: Mapping[str, Any], allowed: float, stages: Sequence[str]
+) -> None:
     """
     Raises:
         VerificationError: a stage has become slower than allowed.
     """
-    found = slower(now, before, allowed)
+    found = slower(now, before, allowed, stages)
     if found:
         raise VerificationError(f"slower than the earlier profile: {'; '.join(str(one) for one in found)}")
     say(f"nothing is slower than the earlier profile by more than {allowed:.0%} and its noise")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from bundle.errors import UsageError
 from profiling.document import SCHEMA
 
+_KINDS = ("stages", "metrics")
 _SAME = ("precision", "backend", "family")
 # Standard errors of the difference of two medians that chance reaches once in hundreds of stages.
 _CHANCE = 3.0
@@ -34,14 +35,17 @@ class Slower:
         )
 
 
-def slower(now: Mapping[str, Any], before: Mapping[str, Any], allowed: float) -> list[Slower]:
+def slower(
+    now: Mapping[str, Any], before: Mapping[str, Any], allowed: float, stages: Sequence[str] = ()
+) -> list[Slower]:
     """What became slower than allowed, by more than the noise of both.
 
     Args:
         now, before: profiles as JSON values, of the same precision and backend on the same processor.
         allowed: share of the earlier median.
+        stages: names of stages and latencies to look at; none: all of them.
     Raises:
-        UsageError: the profiles are of different work or machines, or have no point in common.
+        UsageError: the profiles are of different work or machines, have no point in common, or no such stage.
     """
     for field in _SAME:
         if now["setup"][field] != before["setup"][field]:
@@ -63,18 +67,26 @@ def slower(now: Mapping[str, Any], before: Mapping[str, Any], allowed: float) ->
     ]
     if not both:
         raise UsageError("no workload of the earlier profile was measured; profile with the same options")
-    return [one for mine, old in both for one in _slower(mine, old, allowed)]
+    known = dict.fromkeys(name for mine, _ in both for kind in _KINDS for name in _latencies(mine[kind]))
+    if unknown := [stage for stage in stages if stage not in known]:
+        raise UsageError(f"there is no stage {unknown[0]!r} to check; choose from {', '.join(known)}")
+    found = (one for mine, old in both for one in _slower(mine, old, allowed))
+    return [one for one in found if not stages or one.name in stages]
 
 
 def _slower(now: Mapping[str, Any], before: Mapping[str, Any], allowed: float) -> Iterator[Slower]:
-    for kind in ("stages", "metrics"):
-        for name, summary in now[kind].items():
+    for kind in _KINDS:
+        for name, summary in _latencies(now[kind]).items():
             old = before[kind].get(name)
-            if old is None or summary["unit"] != "ms":
+            if old is None:
                 continue
             noise = _CHANCE * math.hypot(_error(summary), _error(old))
             if summary["p50"] - old["p50"] > max(allowed * old["p50"], noise):
                 yield Slower(now["label"], name, old["p50"], summary["p50"], noise)
+
+
+def _latencies(summaries: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: summary for name, summary in summaries.items() if summary["unit"] == "ms"}
 
 
 def _error(summary: Mapping[str, Any]) -> float:

@@ -27,6 +27,7 @@ def document(profile: Profile, comparisons: Sequence[Mapping[str, Any]] = ()) ->
             "precision": profile.precision,
             "backend": profile.backend,
             "verified": profile.verified,
+            "threads": profile.threads,
             "graphs": profile.graphs,
         },
         "environment": dict(profile.environment),

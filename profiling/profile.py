@@ -19,6 +19,7 @@ from profiling.statistics import Summary
 from profiling.workload import Workload
 from runtime.environment import environment
 from runtime.model import Choice, VisionLanguageModel
+from runtime.ort import CpuBackend
 
 # Fields of a workload that a sweep varies.
 AXES = ("batch", "images", "prompt_tokens")
@@ -56,6 +57,7 @@ class Profile:
     precision: str
     backend: str
     verified: bool
+    threads: int | None  # of the CPU; None: one per core, or a GPU
     graphs: tuple[str, ...]
     load_ms: float
     peak_rss_bytes: int
@@ -116,6 +118,7 @@ def profile(
         precision=precision.value,
         backend=choice.backend.name,
         verified=verdict is not None and verdict.passed,
+        threads=choice.backend.threads if isinstance(choice.backend, CpuBackend) else None,
         graphs=tuple(choice.bundle.graph(component, precision).identity for component in Component),
         load_ms=model.load_ms,
         peak_rss_bytes=peak,
@@ -123,7 +126,11 @@ def profile(
         ceilings=limits,
         points=tuple(_point(model, choice, one, limits) for one in measured),
         layers=layers(choice, sweep.base) if per_layer else (),
-        environment={**around, "load_average_after": os.getloadavg()[0]},
+        environment={
+            **around,
+            "load_average_after": os.getloadavg()[0],
+            "clocks_after": {name: environment()[name] for name in ("clock_mhz", "gpu_clock")},
+        },
     )
 
 

@@ -19,7 +19,9 @@ def environment() -> dict[str, object]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": _processor(),
+        "clock_mhz": _clock_mhz(),
         "gpu": gpu(),
+        "gpu_clock": "; ".join(one[0] for one in query_gpus("clocks.sm")) or None,
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "load_average": os.getloadavg()[0],
@@ -36,6 +38,13 @@ def gpu() -> str | None:
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _clock_mhz() -> float | None:
+    """Of the cores together, as the kernel sees it now; None where it does not say."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    return round(sum(clocks) / len(clocks), 1) if clocks else None
 
 
 def _version(name: str) -> str | None:

@@ -44,7 +44,7 @@ class CpuBackend:
                 faster vision, prefill and batches. None: only the weights of small graphs and of quantized ones, whose
                 kernels are tens of times slower without.
         """
-        self._threads, self._prepack = threads, prepack
+        self.threads, self._prepack = threads, prepack
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> "HostBuffer":
         try:
@@ -70,8 +70,8 @@ class CpuBackend:
     def options(self, graph: Path) -> onnxruntime.SessionOptions:
         """Those of a session on that graph."""
         options = session_options()
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
         if not self.prepacks(graph):
             options.add_session_config_entry("session.disable_prepacking", "1")
         return options

@@ -63,6 +63,7 @@ def test_as_json(bundle: Path) -> None:
         (["--batch", "1,x"], 2, "'1,x' is no list of whole numbers; write them with commas: 1,2,4"),
         (["--batch", "64"], 2, "a batch of 64 is more than this bundle's 4 sequences"),
         (["--iterations", "0"], 2, "0 is not in the range x>=1"),
+        (["--stage", "prefill"], 2, "--stage says what --check looks at"),
         (["--check", "gone.json"], 2, "gone.json cannot be read"),
         (["--precision", "int8"], 2, "the bundle has no int8 graphs"),
         (["--compare", "gone"], 7, "gone is not a folder"),

@@ -73,6 +73,15 @@ def test_what_became_slower_is_named() -> None:
     assert str(found[0]).startswith("decode_step took 13.000 ms instead of 10.000 ms (+30.0%, chance explains 0.")
 
 
+def test_only_the_stages_asked_for_are_checked() -> None:
+    now, before = profile(13, 13.1, 12.9), profile(10, 10.1, 9.9)
+    assert [one.name for one in slower(now, before, 0.05, ("decode_step", "prefill"))] == ["decode_step"]
+    with pytest.raises(
+        UsageError, match="there is no stage 'decoder' to check; choose from prefill, decode_step, time_"
+    ):
+        slower(now, before, 0.05, ("decoder",))
+
+
 def test_what_chance_explains_or_is_allowed_is_not() -> None:
     assert not slower(profile(6, 13, 22), profile(4, 10, 18), 0.05)
     assert not slower(profile(10.4, 10.4), profile(10, 10), 0.05)

@@ -1,0 +1,278 @@
+"""The charts of a report, each from the JSON values of a profile."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from profiling.charts import (
+    HEIGHT,
+    Axis,
+    axis,
+    bar,
+    below,
+    dot,
+    figure,
+    legend,
+    line,
+    log_axis,
+    own_ticks,
+    path,
+    picture,
+    plot,
+    spaced,
+    text,
+)
+from profiling.markup import Html, milliseconds, number, scaled, share, words
+from profiling.metrics import STAGES
+from runtime.timing import PARTS
+
+_ROW, _THICK = 44, 16  # pixels: of a row with its words above, and of its bar
+_FEW = 40  # samples up to which each is a dot of its own
+_BINS = 36
+_DOT = 4.5
+_ROOM = 1.12  # above the highest point, for its value
+
+Values = Mapping[str, Any]
+
+
+def colour(stage: str) -> str:
+    """The style sheet's class of a stage."""
+    return f"stage {stage if stage in (*STAGES, *PARTS) else 'rest'}"
+
+
+def timeline(spans: Sequence[Values]) -> Html:
+    """A row of bars for each request, and one for the steps that all requests share."""
+    rows = _rows(spans)
+    across = axis("ms since the requests were submitted", [end(spans)], zero=True, exact=True)
+    height = _ROW * len(rows) + 4
+    parts = [line(across.place(tick), 0, across.place(tick), height, "grid") for tick in across.ticks]
+    for at, (name, own) in enumerate(rows.items()):
+        parts.append(text(0, _ROW * at + 16, name, "name start halo"))
+        parts += _bars(own, across, _ROW * at + 23)
+    parts += [*below(across, height), text(1, height + 36, across.name, "axis end")]
+    label = f"Timeline of {len(spans)} stages in {milliseconds(end(spans))}"
+    return picture(label, parts, height, "rows axis-below")
+
+
+def _rows(spans: Sequence[Values]) -> dict[str, list[Values]]:
+    """With several requests, decode steps and copies in them are in the last row: they begin after all prefills."""
+    rows: dict[str, list[Values]] = {f"request {at + 1}": [] for at in sorted({one["request"] for one in spans})}
+    if len(rows) == 1:
+        return {name: list(spans) for name in rows}
+    decoding = min((one["start_ms"] for one in spans if one["stage"] == "decode_step"), default=math.inf)
+    together: list[Values] = []
+    for one in spans:
+        shared = one["stage"] == "decode_step" or (one["stage"] in PARTS and one["start_ms"] >= decoding)
+        (together if shared else rows[f"request {one['request'] + 1}"]).append(one)
+    return rows | ({"all requests together": together} if together else {})
+
+
+def _bars(spans: Sequence[Values], across: Axis, y: float) -> Iterator[str]:
+    """Every other run of a stage is a little lighter, to tell them apart; parts of a stage are thinner and over it."""
+    seen: dict[str, int] = {}
+    for one in sorted(spans, key=lambda span: span["stage"] in PARTS):
+        stage, begin = one["stage"], across.place(one["start_ms"])
+        seen[stage] = seen.get(stage, 0) + 1
+        inner = stage in PARTS
+        kind = colour(stage) + (" lighter" if seen[stage] % 2 == 0 else "")
+        tip = f"{words(stage)}: {milliseconds(one['ms'])}, from {milliseconds(one['start_ms'])}"
+        height = _THICK / 2 if inner else _THICK
+        yield bar(begin, y + (_THICK - height), across.place(one["ms"]), height, kind, tip)
+
+
+def end(spans: Sequence[Values]) -> float:
+    """Milliseconds until the last stage was over."""
+    return float(max(one["start_ms"] + one["ms"] for one in spans))
+
+
+def waterfall(spans: Sequence[Values]) -> Html:
+    """The total of each stage, each bar beginning where the one before ends; what no stage took comes last."""
+    whole, spent = end(spans), totals(spans)
+    rows = {stage: spent[stage] for stage in (*STAGES, *spent) if stage in spent and stage not in PARTS}
+    rest = whole - sum(rows.values())
+    rows |= {"between_the_stages": rest} if rest > 0 else {}
+    parts, begin = [], 0.0
+    for at, (stage, taken) in enumerate(rows.items()):
+        said = f"{milliseconds(taken)} · {share(taken / whole)}"
+        parts += _row(at, words(stage), said)
+        parts.append(bar(0, _ROW * at + 23, 1, _THICK, "track"))
+        parts.append(bar(begin / whole, _ROW * at + 23, taken / whole, _THICK, colour(stage) + " edged", said))
+        begin += taken
+    label = f"Stages of {milliseconds(whole)}: "
+    label += ", ".join(f"{words(stage)} {share(taken / whole)}" for stage, taken in rows.items())
+    return picture(label, parts, _ROW * len(rows), "rows")
+
+
+def totals(spans: Sequence[Values]) -> dict[str, float]:
+    """Milliseconds of all runs of each stage."""
+    found: dict[str, float] = {}
+    for one in spans:
+        found[one["stage"]] = found.get(one["stage"], 0.0) + one["ms"]
+    return found
+
+
+def _row(at: int, name: str, value: str) -> list[str]:
+    y = _ROW * at + 16
+    return [text(0, y, name, "name start halo"), text(1, y, value, "value end halo")]
+
+
+def distribution(name: str, samples: Sequence[float]) -> Html:
+    """A dot for each sample, or a bar for each range of them where they are many; p50, p90 and p99 as lines.
+
+    What lies far beyond p99 is told instead of drawn, unless p99 itself is far from p50: then the axis is logarithmic.
+    """
+    marks = dict(zip(("p50", "p90", "p99"), map(float, np.percentile(samples, [50, 90, 99])), strict=True))
+    many, wide = len(samples) > _FEW, marks["p99"] > 10 * marks["p50"]
+    shown = [one for one in samples if wide or not many or one <= 2 * marks["p99"]]
+    across = (log_axis if wide else axis)("ms", [*shown, *marks.values()])
+    up, drawn = _counted(shown, across) if many else _dotted(shown, across)
+    drawn += [
+        line(across.place(value), 0, across.place(value), HEIGHT, f"mark {mark}") for mark, value in marks.items()
+    ]
+    caption = f"{name}, {len(samples)} samples"
+    if beyond := len(samples) - len(shown):
+        caption += f", {beyond} of them beyond this axis, up to {milliseconds(max(samples))}"
+    said = [(f"dash {mark}", f"{mark} {milliseconds(value)}") for mark, value in marks.items()]
+    label = f"{caption}: " + ", ".join(value for _, value in said)
+    return figure(caption, legend(said), plot(label, across, up, drawn))
+
+
+def _counted(samples: Sequence[float], across: Axis) -> tuple[Axis, list[str]]:
+    """Ranges of the same width on the axis."""
+    counts, _ = np.histogram([across.place(one) for one in samples], bins=_BINS, range=(0, 1))
+    up = axis("samples", [int(counts.max())], zero=True, count=4)
+    bars = []
+    for at, count in enumerate(map(int, counts)):
+        height = HEIGHT * up.place(count)
+        if count:
+            bars.append(
+                bar(at / _BINS + 0.001, HEIGHT - height, 1 / _BINS - 0.002, height, "sample", f"{count} samples")
+            )
+    return up, bars
+
+
+def _dotted(samples: Sequence[float], across: Axis) -> tuple[Axis, list[str]]:
+    """In the order they were measured, the first on top."""
+    up = axis("sample", [1, len(samples)], zero=True, count=4)
+    return up, [
+        dot(across.place(one), HEIGHT * (1 - up.place(at + 1)), _DOT, "sample", f"{at + 1}: {milliseconds(one)}")
+        for at, one in enumerate(samples)
+    ]
+
+
+def curve(name: str, unit: str, places: Sequence[tuple[float, float]], of: str, stage: str = "") -> Html:
+    """A line through points with their values written at them, where there is room.
+
+    Args:
+        name, unit: of what is measured.
+        places: what was varied, and what was measured there.
+        of: what was varied.
+        stage: gives the colour.
+    """
+    places = sorted(places)
+    across = own_ticks(of, [x for x, _ in places])
+    up = axis(unit, [_ROOM * y for _, y in places], zero=True, count=4)
+    kind = colour(stage) if stage else "plain"
+    spots = [(across.place(x), up.place(y)) for x, y in places]
+    written = spaced(across, [x for x, _ in places], [number(y) for _, y in places])
+    parts = [path(spots, f"curve {kind}")]
+    for (x, y), (left, height) in zip(places, spots, strict=True):
+        down = HEIGHT * (1 - height)
+        parts.append(dot(left, down, _DOT, kind, f"{of} {x:,.0f}: {number(y)} {unit}"))
+        if x in written:
+            parts.append(text(left, down - 10, number(y), "value middle halo"))
+    label = f"{name} by {of}: " + ", ".join(f"{x:,.0f}: {number(y)} {unit}" for x, y in places)
+    return plot(label, across, up, parts)
+
+
+def by_position(steps: Sequence[tuple[int, float]]) -> Html:
+    """A dot for each decode step."""
+    across = axis("positions in the cache before the step", [one for one, _ in steps])
+    up = axis("ms", [one for _, one in steps], zero=True, count=4)
+    spots = [(across.place(at), up.place(ms)) for at, ms in steps]
+    parts = [path(spots, f"curve thin {colour('decode_step')}")]
+    for (x, y), (at, ms) in zip(spots, steps, strict=True):
+        tip = f"{at} positions: {milliseconds(ms)}"
+        parts.append(dot(x, HEIGHT * (1 - y), 3, colour("decode_step"), tip))
+    first, last = steps[0], steps[-1]
+    label = f"Decode step: {milliseconds(first[1])} at {first[0]} positions, {milliseconds(last[1])} at {last[0]}"
+    return plot(label, across, up, parts)
+
+
+def roofline(gaps: Mapping[str, Values], ceilings: Values) -> Html:
+    """A dot for each stage under the roof of memory and arithmetic, with a line up to where it could be."""
+    moved, integer = ceilings["bytes_per_second"], ceilings["integer_operations_per_second"]
+    peaks = {"operations": ceilings["operations_per_second"]} | ({"8-bit operations": integer} if integer else {})
+    spots = {
+        stage: (one["operations"] / one["bytes"], 1000 * one["operations"] / one["measured_ms"])
+        for stage, one in gaps.items()
+    }
+    ridges = [peak / moved for peak in peaks.values()]
+    across = log_axis("operations per byte", [*(x for x, _ in spots.values()), *ridges, 2 * max(ridges)])
+    roofs = [moved * across.low, *peaks.values()]
+    up = log_axis("operations / s", [*(y for _, y in spots.values()), *roofs])
+    height = 320
+    parts = [_roof(across, up, moved, peak) for peak in peaks.values()]
+    for name, peak in peaks.items():
+        y = height * (1 - up.place(peak))
+        parts.append(text(1, y - 7, f"{name}: {scaled(peak)}/s", "aside end halo"))
+    beside = across.low * (min(ridges) / across.low) ** 0.8
+    y = height * (1 - up.place(moved * beside))
+    parts.append(text(across.place(beside), y - 6, f"{scaled(moved, 'B')}/s", "aside end halo", dx=-6))
+    parts += _stages_under(spots, gaps, across, up, height)
+    label = "Roofline: " + "; ".join(
+        f"{words(stage)} {scaled(y)} operations per second at {number(x)} per byte" for stage, (x, y) in spots.items()
+    )
+    return plot(label, across, up, parts, height)
+
+
+def _roof(across: Axis, up: Axis, moved: float, peak: float) -> str:
+    ends = [across.low, peak / moved, across.high]
+    return path([(across.place(x), up.place(min(peak, moved * x))) for x in ends], "curve roof")
+
+
+def _stages_under(
+    spots: Mapping[str, tuple[float, float]], gaps: Mapping[str, Values], across: Axis, up: Axis, height: float
+) -> Iterator[str]:
+    """From above, so that a label can step down from the one before."""
+    taken = -100.0
+    for stage, (x, y) in sorted(spots.items(), key=lambda one: -one[1][1]):
+        gap = gaps[stage]
+        left, down = across.place(x), height * (1 - up.place(y))
+        bound = height * (1 - up.place(y * gap["times_the_floor"]))
+        taken = max(taken + 16, down + 4)
+        where, dx = ("start", 10) if left < 0.5 else ("end", -10)
+        tip = f"{words(stage)}: {number(gap['times_the_floor'])} times its floor, limited by {gap['limited_by']}"
+        yield line(left, bound, left, down, f"reach {colour(stage)}")
+        yield dot(left, down, 6, colour(stage), tip)
+        yield text(left, taken, words(stage), f"value {where} halo", dx=dx)
+
+
+def ratios(found: Sequence[Values], other: str) -> Html:
+    """The ratio of each stage with its interval, around 1."""
+    ends = [one[end] for one in found for end in ("low", "high")] + [1.0]
+    wide = max(ends) / max(min(ends), 1e-9) > 10
+    across = log_axis("times as long", ends) if wide else axis("times as long", ends)
+    height = _ROW * len(found) + 4
+    parts = [line(across.place(tick), 0, across.place(tick), height, "grid") for tick in across.ticks]
+    parts.append(line(across.place(1), 0, across.place(1), height, "one"))
+    for at, one in enumerate(found):
+        y, kind = _ROW * at + 31, colour(one["stage"])
+        low, middle, high = (across.place(one[name]) for name in ("low", "ratio", "high"))
+        sure = "" if one["low"] > 1 or one["high"] < 1 else " open"
+        said = f"{one['ratio']:.2f} ({one['low']:.2f} … {one['high']:.2f})"
+        parts += _row(at, words(one["stage"]), said)
+        parts += [line(low, y, high, y, f"interval {kind}"), line(low, y - 5, low, y + 5, f"interval {kind}")]
+        parts += [line(high, y - 5, high, y + 5, f"interval {kind}"), dot(middle, y, 5, kind + sure, said)]
+    parts += [*below(across, height), text(1, height + 36, across.name, "axis end")]
+    label = f"Ratios to {other}: " + ", ".join(f"{words(one['stage'])} {one['ratio']:.2f}" for one in found)
+    return picture(label, parts, height, "rows axis-below")
+
+
+def legend_of(spans: Sequence[Values]) -> list[tuple[str, str]]:
+    """Class and name of each stage that occurs, in the order of the stages."""
+    seen = dict.fromkeys(one["stage"] for one in spans)
+    known = [one for one in (*STAGES, *PARTS) if one in seen]
+    return [(colour(stage), words(stage)) for stage in (*known, *(one for one in seen if one not in known))]
