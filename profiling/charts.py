@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import pairwise
 
 from profiling.markup import Html, put, scaled, tag
 
@@ -36,7 +37,7 @@ class Axis:
     def label(self, tick: float) -> str:
         if self.log:
             return scaled(tick) if tick >= _LARGE else f"{tick:,g}"
-        step = min((b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)), default=1.0)
+        step = min((b - a for a, b in pairwise(self.ticks)), default=1.0)
         return f"{tick:,.{max(0, -math.floor(math.log10(step * 1.0001)))}f}"
 
 

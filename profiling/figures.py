@@ -24,7 +24,7 @@ from profiling.charts import (
     spaced,
     text,
 )
-from profiling.markup import Html, milliseconds, number, scaled, share, words
+from profiling.markup import Html, joined, milliseconds, number, scaled, share, words
 from profiling.metrics import STAGES
 from runtime.timing import PARTS
 
@@ -32,6 +32,8 @@ _ROW, _THICK = 44, 16  # pixels: of a row with its words above, and of its bar
 _FEW = 40  # samples up to which each is a dot of its own
 _BINS = 36
 _DOT = 4.5
+_TALL = 320  # pixels
+_DASHES = ("dash solid", "dash dashed", "dash dotted")
 _ROOM = 1.12  # above the highest point, for its value
 
 Values = Mapping[str, Any]
@@ -124,19 +126,18 @@ def distribution(name: str, samples: Sequence[float]) -> Html:
     What lies far beyond p99 is told instead of drawn, unless p99 itself is far from p50: then the axis is logarithmic.
     """
     marks = dict(zip(("p50", "p90", "p99"), map(float, np.percentile(samples, [50, 90, 99])), strict=True))
-    many, wide = len(samples) > _FEW, marks["p99"] > 10 * marks["p50"]
+    many, wide = len(samples) > _FEW, marks["p99"] > 10 * marks["p50"] and min(samples) > 0
     shown = [one for one in samples if wide or not many or one <= 2 * marks["p99"]]
     across = (log_axis if wide else axis)("ms", [*shown, *marks.values()])
     up, drawn = _counted(shown, across) if many else _dotted(shown, across)
-    drawn += [
-        line(across.place(value), 0, across.place(value), HEIGHT, f"mark {mark}") for mark, value in marks.items()
-    ]
+    places = [across.place(value) for value in marks.values()]
+    drawn += [line(x, 0, x, HEIGHT, f"mark {dash}") for x, dash in zip(places, _DASHES, strict=True)]
     caption = f"{name}, {len(samples)} samples"
     if beyond := len(samples) - len(shown):
         caption += f", {beyond} of them beyond this axis, up to {milliseconds(max(samples))}"
-    said = [(f"dash {mark}", f"{mark} {milliseconds(value)}") for mark, value in marks.items()]
-    label = f"{caption}: " + ", ".join(value for _, value in said)
-    return figure(caption, legend(said), plot(label, across, up, drawn))
+    said = [f"{mark} {milliseconds(value)}" for mark, value in marks.items()]
+    names = [*zip(_DASHES, said, strict=True)]
+    return figure(caption, legend(names), plot(f"{caption}: {', '.join(said)}", across, up, drawn))
 
 
 def _counted(samples: Sequence[float], across: Axis) -> tuple[Axis, list[str]]:
@@ -189,7 +190,7 @@ def curve(name: str, unit: str, places: Sequence[tuple[float, float]], of: str, 
 
 def by_position(steps: Sequence[tuple[int, float]]) -> Html:
     """A dot for each decode step."""
-    across = axis("positions in the cache before the step", [one for one, _ in steps])
+    across = axis("positions in the cache before the step", [one for one, _ in steps], exact=True)
     up = axis("ms", [one for _, one in steps], zero=True, count=4)
     spots = [(across.place(at), up.place(ms)) for at, ms in steps]
     parts = [path(spots, f"curve thin {colour('decode_step')}")]
@@ -204,33 +205,28 @@ def by_position(steps: Sequence[tuple[int, float]]) -> Html:
 def roofline(gaps: Mapping[str, Values], ceilings: Values) -> Html:
     """A dot for each stage under the roof of memory and arithmetic, with a line up to where it could be."""
     moved, integer = ceilings["bytes_per_second"], ceilings["integer_operations_per_second"]
-    peaks = {"operations": ceilings["operations_per_second"]} | ({"8-bit operations": integer} if integer else {})
+    peaks = [ceilings["operations_per_second"]] + ([integer] if integer else [])
     spots = {
         stage: (one["operations"] / one["bytes"], 1000 * one["operations"] / one["measured_ms"])
         for stage, one in gaps.items()
     }
-    ridges = [peak / moved for peak in peaks.values()]
-    across = log_axis("operations per byte", [*(x for x, _ in spots.values()), *ridges, 2 * max(ridges)])
-    roofs = [moved * across.low, *peaks.values()]
-    up = log_axis("operations / s", [*(y for _, y in spots.values()), *roofs])
-    height = 320
-    parts = [_roof(across, up, moved, peak) for peak in peaks.values()]
-    for name, peak in peaks.items():
-        y = height * (1 - up.place(peak))
-        parts.append(text(1, y - 7, f"{name}: {scaled(peak)}/s", "aside end halo"))
-    beside = across.low * (min(ridges) / across.low) ** 0.8
-    y = height * (1 - up.place(moved * beside))
-    parts.append(text(across.place(beside), y - 6, f"{scaled(moved, 'B')}/s", "aside end halo", dx=-6))
-    parts += _stages_under(spots, gaps, across, up, height)
+    ridges = [peak / moved for peak in peaks]
+    reached = [2.0**side * x for x, _ in spots.values() for side in (-1, 1)]
+    across = log_axis("operations per byte", [*reached, *ridges, 2 * max(ridges)])
+    up = log_axis("operations / s", [*(y for _, y in spots.values()), moved * across.low, *peaks])
+    parts = [_roof(across, up, moved, peak, dash) for peak, dash in zip(peaks, _DASHES, strict=False)]
+    parts += _stages_under(spots, gaps, across, up, _TALL)
+    names = [f"memory {scaled(moved, 'B')}/s, operations {scaled(peaks[0])}/s"]
+    names += [f"8-bit operations {scaled(integer)}/s"] if integer else []
     label = "Roofline: " + "; ".join(
         f"{words(stage)} {scaled(y)} operations per second at {number(x)} per byte" for stage, (x, y) in spots.items()
     )
-    return plot(label, across, up, parts, height)
+    return joined([legend([*zip(_DASHES, names, strict=False)]), plot(label, across, up, parts, _TALL)])
 
 
-def _roof(across: Axis, up: Axis, moved: float, peak: float) -> str:
+def _roof(across: Axis, up: Axis, moved: float, peak: float, dash: str) -> str:
     ends = [across.low, peak / moved, across.high]
-    return path([(across.place(x), up.place(min(peak, moved * x))) for x in ends], "curve roof")
+    return path([(across.place(x), up.place(min(peak, moved * x))) for x in ends], f"curve roof {dash}")
 
 
 def _stages_under(

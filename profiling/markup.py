@@ -41,16 +41,16 @@ def joined(parts: Iterable[str], between: str = "\n") -> Html:
     return Html(between.join(put(part) for part in parts))
 
 
-def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[object]], texts: int = 1) -> Html:
+def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[object]], texts: Sequence[int] = (0,)) -> Html:
     """A table that scrolls by itself where it is too wide.
 
     Args:
         caption: above it.
         header: of each column.
         rows: the first cell of each names the row.
-        texts: columns of words, from the left; the others are numbers.
+        texts: columns of words; the others are numbers.
     """
-    kinds = ["text" if at < texts else "number" for at in range(len(header))]
+    kinds = ["text" if at in texts else "number" for at in range(len(header))]
     head = [tag("th", name, scope="col", class_=kind) for name, kind in zip(header, kinds, strict=True)]
     body = []
     for first, *others in rows:

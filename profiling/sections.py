@@ -11,6 +11,7 @@ from profiling.profile import AXES
 from runtime.timing import PARTS
 
 LISTED = 25  # layers of each stage
+_LONG = 56  # characters of a layer's name
 
 Values = Mapping[str, Any]
 Section = Callable[[Values], Html | None]
@@ -127,7 +128,7 @@ def roofline(found: Values) -> Html | None:
             milliseconds(one["floor_ms"]),
             milliseconds(one["measured_ms"]),
             number(one["times_the_floor"]),
-            f"{one['limited_by']}",
+            one["limited_by"],
         ]
         for stage, one in gaps.items()
     ]
@@ -139,7 +140,7 @@ def roofline(found: Values) -> Html | None:
     )
     if any(one["times_the_floor"] < 1 for one in gaps.values()):
         text += " A stage that works in the processor's cache passes a roof that was measured on memory."
-    numbers = table("One run of each stage beside its floor", header, rows)
+    numbers = table("One run of each stage beside its floor", header, rows, (0, 6))
     return joined([_how(text), figures.roofline(gaps, ceilings), numbers])
 
 
@@ -162,23 +163,37 @@ def _layers(stage: str, own: Sequence[Values]) -> Html:
     ordered = sorted(own, key=lambda one: -float(one["milliseconds"]))
     largest = ordered[0]["share"] or 1.0
     rows = [
-        [one["layer"], one["part"], one["operator"], milliseconds(one["milliseconds"]), _share(one["share"], largest)]
+        [
+            words(one["layer"]),
+            words(one["part"]),
+            milliseconds(one["milliseconds"]),
+            _share(one["share"], largest),
+            _name(one),
+        ]
         for one in ordered[:LISTED]
     ]
     left = ordered[LISTED:]
     rest = f"; {len(left)} more take {milliseconds(sum(one['milliseconds'] for one in left))} together" if left else ""
-    header = ("layer", "part", "mostly", "of a run", "share of the stage")
+    header = ("layer", "part", "of a run", "share of the stage", "mostly")
     whole = sum(one["milliseconds"] for one in ordered)
-    shown = table(f"The parts of {words(stage)} that take most{rest}", header, rows, texts=3)
-    first = ordered[0]
-    most = f"{words(stage)}: {milliseconds(whole)} in {len(ordered)} parts, most in {first['layer']}, {first['part']}"
+    shown = table(f"The parts of {words(stage)} that take most{rest}", header, rows, (0, 1, 4))
+    first = ", ".join(words(ordered[0][name]) for name in ("layer", "part"))
+    most = f"{words(stage)}: {milliseconds(whole)} in {len(ordered)} parts, most in {first}"
     return tag("div", details(joined([tag("span", class_="swatch"), most]), shown), class_=figures.colour(stage))
+
+
+def _name(layer: Values) -> object:
+    """Of the operator; a long one, as an engine's layers have, without its middle, and whole for who points at it."""
+    name = layer["operator"]
+    return name if len(name) <= _LONG else tag("span", f"{name[: _LONG - 16]} … {name[-12:]}", title=name)
 
 
 def _share(part: float, largest: float) -> Html:
     """The number, and a bar as long as it is of the largest."""
     inner = tag("span", class_="fill", style=f"width:{100 * part / largest:.1f}%")
-    return joined([tag("span", inner, class_="share", aria_hidden="true"), share(part)], " ")
+    return joined(
+        [tag("span", inner, class_="share", aria_hidden="true"), tag("span", share(part), class_="percent")], ""
+    )
 
 
 def comparison(found: Values) -> Html | None:
@@ -223,7 +238,7 @@ def _point(point: Values) -> Html:
     warm = ", ".join(milliseconds(one) for one in point["warmup_ms"])
     said = f"{point['iterations']} iterations" + (f" after {warm} of warm-up" if warm else " without warm-up")
     tables = [
-        table(caption, ("name", "unit", *_FIELDS, "samples"), _summaries(point[kind]), texts=2)
+        table(caption, ("name", "unit", *_FIELDS, "samples"), _summaries(point[kind]), (0, 1))
         for kind, caption in (("metrics", "Latencies and throughput"), ("stages", "Every run of each stage"))
         if point[kind]
     ]

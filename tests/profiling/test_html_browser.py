@@ -1,0 +1,118 @@
+"""The report in a real browser: light and dark, narrow and wide, read out instead of looked at."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiling.html import report
+from tests.profiling.profile_document import document
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
+BROWSER, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
+pytestmark = pytest.mark.skipif(
+    BROWSER is None or DRIVER is None,
+    reason="Chromium and its driver are not installed: apt-get install chromium chromium-driver",
+)
+_FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+)  # fmt: skip
+WIDTHS, THEMES = (360, 1400), ("light", "dark")
+EVERY = [(width, theme) for width in WIDTHS for theme in THEMES]
+
+_OVERLAPS = """
+return [...document.querySelectorAll('svg[role=img]')].flatMap(picture => {
+    const texts = [...picture.querySelectorAll('text')].map(one => [one.textContent, one.getBoundingClientRect()]);
+    return texts.flatMap(([name, a], at) => texts.slice(at + 1).filter(([, b]) =>
+        Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+        Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3  // the leading of a line
+    ).map(([other]) => picture.ariaLabel.slice(0, 30) + ': ' + name + ' | ' + other));
+})"""
+_OUTSIDE = """
+return [...document.querySelectorAll('svg[role=img] text, svg[role=img] rect, svg[role=img] circle')].filter(one => {
+    const own = one.getBoundingClientRect(), around = one.closest('section').getBoundingClientRect();
+    return own.left < around.left || own.right > around.right || own.top < around.top || own.bottom > around.bottom;
+}).map(one => one.outerHTML)"""
+_WIDER = "return document.documentElement.scrollWidth - innerWidth"
+_OPEN = "document.querySelectorAll('details').forEach(one => { one.open = true })"
+_COLOURS = """
+const of = (query, name) => getComputedStyle(document.querySelector(query))[name];
+return {ink: of('body', 'color'), page: of('body', 'backgroundColor'), card: of('section', 'backgroundColor'),
+        soft: of('.how', 'color'), bar: of('rect.prefill', 'fill'), label: of('svg text', 'fill')}"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(report(document()), encoding="utf-8")
+    return path
+
+
+def show(browser: Any, page: Path, width: int, theme: str) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(page.as_uri())
+
+
+@pytest.mark.parametrize(("width", "theme"), EVERY)
+def test_the_page_fits_and_is_quiet(browser: Any, page: Path, width: int, theme: str) -> None:
+    show(browser, page, width, theme)
+    assert browser.execute_script("return innerWidth") == width
+    assert browser.execute_script(_WIDER) <= 0
+    browser.execute_script(_OPEN)
+    assert browser.execute_script(_WIDER) <= 0
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_words_of_a_chart_overlap_or_are_cut(browser: Any, page: Path, width: int) -> None:
+    show(browser, page, width, "light")
+    assert browser.execute_script("return document.querySelectorAll('svg[role=img] text').length") > 100
+    assert browser.execute_script(_OVERLAPS) == []
+    assert browser.execute_script(_OUTSIDE) == []
+
+
+def test_words_can_be_read_in_both_themes_and_colours_follow(browser: Any, page: Path) -> None:
+    found = {}
+    for theme in THEMES:
+        show(browser, page, 1400, theme)
+        found[theme] = {name: rgb(colour) for name, colour in browser.execute_script(_COLOURS).items()}
+    for colours in found.values():
+        assert contrast(colours["ink"], colours["page"]) > 7 and contrast(colours["label"], colours["card"]) > 7
+        assert contrast(colours["soft"], colours["card"]) > 4.5
+    assert all(found["light"][name] != found["dark"][name] for name in found["light"])
+    assert luminance(found["dark"]["page"]) < luminance(found["light"]["page"])
+
+
+def rgb(colour: str) -> tuple[float, ...]:
+    """Of `rgb(27, 36, 48)`, each from 0 to 1."""
+    return tuple(int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(","))
+
+
+def luminance(colour: tuple[float, ...]) -> float:
+    """Source: WCAG 2.2."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
