@@ -59,7 +59,7 @@ def _(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 @rotary_embedding.register_fake
 def _(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)  # as cat makes it, however x lies
 
 
 @tensor_scatter.register_fake
