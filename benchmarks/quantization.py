@@ -144,7 +144,7 @@ def engines_of(bundle: Path, name: str) -> dict[str, Any]:
             choices = BuildChoices(backend="tensorrt-rtx", precision=Precision(name), targets=(target,))
             found[target] = sum(entry.plan.size for entry in build(bundle, choices))
         except VlmTrtError as error:
-            found[target] = str(error)
+            found[target] = str(error).replace(f"{bundle.parent}/", "")
     return found
 
 
