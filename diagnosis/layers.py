@@ -1,6 +1,6 @@
 """Which layers of quantized graphs to leave in float, from what was seen of their values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -50,8 +50,3 @@ def _added(bundle: Bundle, diagnosis: Diagnosis, component: Component) -> list[A
 def _own(one: Deviation, seen: Sequence[Deviation]) -> float:
     brought = max((1 - seen[source].cosine for source in one.pair.sources), default=0.0)
     return max(0.0, 1 - one.cosine - brought)
-
-
-def rules(layers: Sequence[str]) -> Mapping[str, str]:
-    """What a recipe says of them."""
-    return dict.fromkeys(layers, "float")
