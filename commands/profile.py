@@ -17,7 +17,7 @@ from profiling.compare import Comparison
 from profiling.document import document, lines, table_csv, trace
 from profiling.html import report
 from profiling.metrics import STAGES
-from profiling.pairing import compare_with, compare_with_torch
+from profiling.pairing import compare_with, compare_with_torch, require_same_model
 from profiling.profile import Profile, Sweep, profile
 from profiling.roofline import Gap
 from profiling.statistics import Summary
@@ -53,13 +53,13 @@ def run(
     if output is not None:
         _require_folder(output)
     choice = _chosen(bundle, **where)
+    others = [_other(bundle, name, where) for name in compare]
+    for other in others:  # before anything is measured
+        require_same_model(choice, other)
     base = Workload(images[0], prompt_tokens[0] if prompt_tokens else None, new_tokens, batch[0])
     sweep = Sweep(base, {"batch": batch, "images": images, "prompt_tokens": prompt_tokens})
     found = profile(choice, sweep, iterations, warmup, say, count_bar, per_layer=layers)
-    comparisons = [
-        compare_with(choice, _other(bundle, other, where), base, iterations, least_agreement, count_bar)
-        for other in compare
-    ]
+    comparisons = [compare_with(choice, other, base, iterations, least_agreement, count_bar) for other in others]
     if baseline == TORCH:
         comparisons.append(compare_with_torch(choice, base, iterations, count_bar))
     written = document(found, [asdict(one) for one in comparisons])

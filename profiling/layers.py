@@ -6,6 +6,7 @@ from ast import literal_eval
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,7 +56,7 @@ def layers(choice: Choice, workload: Workload) -> tuple[Layer, ...]:
     if type(choice.backend) is not CpuBackend:
         return ()
     with TemporaryDirectory() as folder:
-        timed = _Timed(Path(folder))
+        timed = _Timed(Path(folder), choice.backend.threads)
         model = Choice(choice.bundle, timed, choice.precision, 0).load()
         asked = requests(model, Workload(workload.images, workload.prompt_tokens, _NEW_TOKENS, 1))
         once(model, asked, 1)  # warm up
@@ -90,16 +91,16 @@ def _engine_layers(choice: Choice, workload: Workload) -> tuple[Layer, ...]:
     for stage, own in seen.items():
         component = Component.DECODER if stage in ("prefill", "decode_step") else Component(stage)
         parts = parts_of(choice.bundle.path / choice.bundle.graph(component, choice.precision).graph.path)
-        means = [(layer, layer, sum(times) / len(times)) for layer, times in own.items()]
-        found += _together(stage, means, parts)
+        runs = {layer: 1 if stage == "prefill" else len(times) for layer, times in own.items()}  # chunks are one
+        found += _together(stage, [(layer, layer, sum(own[layer]) / runs[layer]) for layer in own], parts)
     return tuple(sorted(found, key=lambda one: -one.milliseconds))
 
 
 class _Timed(CpuBackend):
     """The CPU, with sessions that write down the time of every node."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
+    def __init__(self, folder: Path, threads: int | None) -> None:
+        super().__init__(threads)
         self._folder = folder
         self.sessions: dict[Component, _TimedSession] = {}
 
@@ -119,8 +120,10 @@ class _TimedSession(OrtSession):
 
 
 def _stages(component: Component, events: Iterable[Mapping[str, Any]]) -> dict[str, list[list[Mapping[str, Any]]]]:
-    """Node events of every run, by stage. The first runs of all were to warm up; of the decoder's, the next one is the
-    prefill and the others are decode steps.
+    """Node events of every run, by stage. The first half of all runs that came twice was to warm up.
+
+    The decoder's last runs are the decode steps, the first of which is not counted; a long prompt is prefilled in
+    several runs, which are one of the stage.
     """
     runs: list[list[Mapping[str, Any]]] = []
     nodes: list[Mapping[str, Any]] = []
@@ -130,10 +133,10 @@ def _stages(component: Component, events: Iterable[Mapping[str, Any]]) -> dict[s
         elif event["name"] == "model_run":
             runs.append(nodes)
             nodes = []
-    counted = runs[len(runs) // 2 :] if component is not Component.DECODER else runs[1:]
     if component is not Component.DECODER:
-        return {component.value: counted}
-    return {"prefill": counted[:1], "decode_step": counted[2:]}
+        return {component.value: runs[len(runs) // 2 :]}
+    prefills, steps = runs[: 1 - _NEW_TOKENS], runs[1 - _NEW_TOKENS :]
+    return {"prefill": [list(chain(*prefills[len(prefills) // 2 :]))], "decode_step": steps[1:]}
 
 
 def _summed(stage: str, runs: list[list[Mapping[str, Any]]], parts: Mapping[str, tuple[str, str]]) -> list[Layer]:

@@ -28,18 +28,26 @@ def compare_with(
     Raises:
         UsageError: they are different models, or answer differently.
     """
-    one, two = mine.bundle.manifest, other.bundle.manifest
-    if (one.model, one.tokenizer.sha256, one.source.files) != (two.model, two.tokenizer.sha256, two.source.files):
-        raise UsageError(
-            f"{other.bundle.path} was exported from another checkpoint than {mine.bundle.path}; compare bundles of the "
-            "same model"
-        )
+    require_same_model(mine, other)
     judged = any(choice.precision.quantization is not None for choice in (mine, other))
     label = f"{other.bundle.path} in {other.precision} on {other.backend.name}"
     models = [choice.load() for choice in (mine, other)]
     sides = [_once(model, workload) for model in models]
     agreement = (0.0 if judged else _AGREEMENT) if least is None else least
     return _paired(label, workload, sides[0], sides[1], pairs, agreement, count_bar)
+
+
+def require_same_model(mine: Choice, other: Choice) -> None:
+    """
+    Raises:
+        UsageError: the bundles were exported from different checkpoints.
+    """
+    one, two = mine.bundle.manifest, other.bundle.manifest
+    if (one.model, one.tokenizer.sha256, one.source.files) != (two.model, two.tokenizer.sha256, two.source.files):
+        raise UsageError(
+            f"{other.bundle.path} was exported from another checkpoint than {mine.bundle.path}; compare bundles of the "
+            "same model"
+        )
 
 
 def compare_with_torch(mine: Choice, workload: Workload, pairs: int, count_bar: MakeBar) -> Comparison:

@@ -16,7 +16,7 @@ from profiling.metrics import request_metrics, stage_metrics
 from profiling.probe import Ceilings, ceilings
 from profiling.roofline import Gap, costs, gaps
 from profiling.statistics import Summary
-from profiling.workload import Workload
+from profiling.workload import Workload, requests
 from runtime.environment import environment
 from runtime.model import Choice, VisionLanguageModel
 from runtime.ort import CpuBackend
@@ -96,12 +96,7 @@ def profile(
     around = environment()
     say(f"load {choice.precision} on {choice.backend.name}")
     model = choice.load()
-    points = sweep.points()
-    measured = []
-    for workload in points:
-        with count_bar(workload.label, warmup + iterations) as bar:
-            step = (lambda: None) if bar is None else partial(bar.update, 1)
-            measured.append(measure(model, workload, iterations, warmup, step))
+    measured = _measured(model, sweep.points(), iterations, warmup, count_bar)
     peak, device = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, _device_bytes()
     engines = choice.backend.engines(choice.bundle, choice.precision)
     limits = None
@@ -132,6 +127,20 @@ def profile(
             "clocks_after": {name: environment()[name] for name in ("clock_mhz", "gpu_clock")},
         },
     )
+
+
+def _measured(
+    model: VisionLanguageModel, points: Sequence[Workload], iterations: int, warmup: int, count_bar: MakeBar
+) -> list[Measured]:
+    """Every point, after all that may be refused."""
+    for workload in points:
+        requests(model, workload)
+    found = []
+    for workload in points:
+        with count_bar(workload.label, warmup + iterations) as bar:
+            step = (lambda: None) if bar is None else partial(bar.update, 1)
+            found.append(measure(model, workload, iterations, warmup, step))
+    return found
 
 
 def _point(model: VisionLanguageModel, choice: Choice, measured: Measured, limits: Ceilings | None) -> Point:

@@ -72,6 +72,7 @@ def test_as_json(bundle: Path) -> None:
 def test_a_mistake_is_one_sentence(options: list[str], code: int, sentence: str, bundle: Path) -> None:
     done = vlm_trt("profile", bundle, "--no-layers", "--iterations", 1, *options)
     assert done.exit_code == code and sentence in done.stderr, done.stderr
+    assert "measure what the machine can do" not in done.stderr  # nothing was measured for it
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(bundle: Path, tmp_path: Path) -> None:

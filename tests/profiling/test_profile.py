@@ -3,17 +3,19 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
 from bundle.errors import UsageError
 from bundle.progress import no_bar
-from bundle.signature import Precision
+from bundle.signature import Component, Precision
 from bundle.store import Bundle
 from profiling.document import document, lines, table_csv, trace
-from profiling.layers import layers
+from profiling.layers import _NEW_TOKENS, _stages, layers
 from profiling.measure import measure, once
 from profiling.metrics import STAGES
 from profiling.pairing import compare_with, compare_with_torch
@@ -110,6 +112,31 @@ def test_layers_are_those_of_the_model(found: Profile) -> None:
     decode = {(one.layer, one.part) for one in by_stage["decode_step"]}
     assert {(f"layer {at}", part) for at in range(4) for part in ("attention", "mlp", "norm")} <= decode
     assert not any(one.layer == "added by the backend" and one.share > 0.5 for one in found.layers)
+
+
+def test_a_prompt_of_several_runs_is_one_prefill() -> None:
+    """Warm-up in two runs, the prompt in two, then the decode steps, of which the first is not counted."""
+    events: list[dict[str, Any]] = []
+    for at, name in enumerate(["warm", "warm", "chunk", "chunk", "first", *["step"] * (_NEW_TOKENS - 2)]):
+        node = {"cat": "Node", "name": f"{name}_kernel_time", "ts": 10 * at, "dur": 1}
+        events += [node, {"cat": "Session", "name": "model_run", "ts": 10 * at + 2, "dur": 1}]
+    found = _stages(Component.DECODER, events)
+    names = {stage: [[event["name"] for event in run] for run in runs] for stage, runs in found.items()}
+    assert names["prefill"] == [["chunk_kernel_time"] * 2]
+    assert names["decode_step"] == [["step_kernel_time"]] * (_NEW_TOKENS - 2)
+    assert set(_stages(Component.RESAMPLER, events)) == {"resampler"}
+
+
+def test_a_sweep_is_refused_before_it_begins(choice: Choice) -> None:
+    said: list[str] = []
+
+    def bar(label: str, total: int) -> AbstractContextManager[None]:
+        said.append(label)
+        return nullcontext()
+
+    with pytest.raises(UsageError, match="a batch of 9 is more than"):
+        profile(choice, Sweep(Workload(new_tokens=2), {"batch": (1, 9)}), 1, 0, lambda _: None, bar)
+    assert not said
 
 
 def test_other_backends_time_no_nodes(choice: Choice) -> None:
