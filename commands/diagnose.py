@@ -1,5 +1,6 @@
 """`vlm-trt diagnose`: a table of the first values that are off, what is proposed, and what came of it."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,16 @@ def _precision(bundle: Bundle, wanted: Precision) -> Precision:
 def _half(
     bundle: Bundle, found: Diagnosis, asked: list[Sample], wanted: bool, against: Path | None, printed_json: bool
 ) -> None:
-    proposal = islands(bundle, found)
-    _report(bundle, found, {"islands": islands_json(proposal)}, printed_json)
+    if not printed_json:
+        _show(found)
+    try:
+        proposal = islands(bundle, found)
+    except VerificationError:  # of what no island mends: what was found stands in the report
+        _write(bundle, found, {})
+        raise
+    content = _write(bundle, found, {"islands": islands_json(proposal)})
+    if printed_json and (found.sound or not wanted):
+        click.echo(as_text(content), nl=False)
     if found.sound:
         say(f"no value of the {found.precision} graphs is off; there is nothing to mend")
         return
@@ -76,7 +85,9 @@ def _half(
     from diagnosis.mend import mend  # needs torch, which finding the fault does not
 
     done = mend(bundle, found, asked, against, _step)
-    _report(bundle, done.after, {"islands": islands_json(done.islands), "mended": True}, printed_json)
+    content = _write(bundle, done.after, {"islands": islands_json(done.islands), "mended": True})
+    if printed_json:
+        click.echo(as_text(content), nl=False)
     count = sum(len(island.nodes) for island in done.islands.values())
     say(
         f"mended and verified: {found.precision} with {count} nodes in fp32, {len(done.report.figures)} comparisons; "
@@ -89,7 +100,11 @@ def _quantized(
 ) -> None:
     errors = added(bundle, found)
     layers = costliest(errors)
-    _report(bundle, found, {"layers": [vars(one) for one in errors], "float": layers}, printed_json)
+    content = _write(bundle, found, {"layers": [asdict(one) for one in errors], "float": layers})
+    if printed_json:
+        click.echo(as_text(content), nl=False)
+    else:
+        _show(found)
     say(f"half of the error is added by {len(layers)} of {len(errors)} layers; a recipe leaves them in float by")
     click.echo("[layers]\n" + "\n".join(f'"{layer}" = "float"' for layer in layers), err=printed_json)
     if not wanted:
@@ -116,21 +131,23 @@ def _recipe(bundle: Bundle, found: Diagnosis, layers: tuple[str, ...]) -> Recipe
     return recipe_of({**known, "layers": kept}, f"the recipe of {bundle.path}")
 
 
-def _report(bundle: Bundle, found: Diagnosis, more: dict[str, Any], printed_json: bool) -> None:
-    """What was found, into the bundle and to the terminal."""
+def _write(bundle: Bundle, found: Diagnosis, more: dict[str, Any]) -> dict[str, Any]:
+    """What was found, into the bundle."""
     content = {**as_json(found), **more}
     target = bundle.path / "reports" / f"diagnosis-{found.precision}.json"
     write_report(target, content)
-    if printed_json:
-        click.echo(as_text(content), nl=False)
-        return
+    say(f"  wrote {target}")
+    return content
+
+
+def _show(found: Diagnosis) -> None:
+    """How much is off in each component, and where that begins."""
     for component in Component:
         seen, off, begin = found.deviations[component], found.off(component), found.begin(component)
         say(f"{component}: {len(off)} of {len(seen)} values are off" + (", beginning with" if begin else ""))
         if begin:
             header = ("value", "operator", "part", " relative", " cosine", " largest", "sample")
             click.echo(table([_row(one) for one in begin[:_SHOWN]], header))
-    say(f"all of it: {target}")
 
 
 def _row(one: Deviation) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.test_cli import vlm_trt
-from tests.exporter.checkpoints import loud
+from tests.exporter.checkpoints import deaf, loud
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,19 @@ def test_as_json(made: Path, tmp_path: Path) -> None:
     done = vlm_trt("diagnose", tmp_path / "bundle", "--precision", "fp16", "--json")
     written = json.loads(done.stdout)
     assert done.exit_code == 5 and written["components"]["decoder"]["off"][0]["relative"] is None
+    mended = vlm_trt("diagnose", tmp_path / "bundle", "--precision", "fp16", "--mend", "--json")
+    assert mended.exit_code == 0 and json.loads(mended.stdout)["mended"], mended.stderr
+
+
+def test_what_no_island_mends_is_shown_before_it_is_refused(tmp_path: Path) -> None:
+    checkpoint, bundle = deaf(tmp_path / "checkpoint"), tmp_path / "bundle"
+    for precision in ("fp32", "fp16"):
+        assert vlm_trt("export", checkpoint, bundle, "--precision", precision).exit_code == 0
+    assert vlm_trt("verify", bundle, "--precision", "fp32").exit_code == 0
+    done = vlm_trt("diagnose", bundle, "--precision", "fp16")
+    assert done.exit_code == 5 and "go into the cache; no island mends that" in done.stderr
+    assert "decoder.layers.1.attention" in done.stdout
+    assert json.loads((bundle / "reports" / "diagnosis-fp16.json").read_text())["components"]["decoder"]["off"]
 
 
 @pytest.mark.parametrize(
