@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from commands.group import Main
-from commands.options import (
+from vlm_trt.commands.group import Main
+from vlm_trt.commands.options import (
     BACKENDS,
     COMPONENTS,
     FLOATS,
@@ -55,7 +55,7 @@ def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
     Example:
       vlm-trt export Qwen-VL-Chat bundle --precision fp16 --max-seq-tokens 2048 --max-batch 8
     """
-    from commands.export import run
+    from vlm_trt.commands.export import run
 
     run(checkpoint, bundle, **options)
 
@@ -79,7 +79,7 @@ def plan(path: Path, **options: Any) -> None:
     Example:
       vlm-trt plan Qwen-VL-Chat --gpu L4 --max-batch 8
     """
-    from commands.plan import run
+    from vlm_trt.commands.plan import run
 
     run(path, **options)
 
@@ -98,7 +98,7 @@ def quantize(bundle: Path, **options: Any) -> None:
       vlm-trt quantize bundle --recipe int8 --samples photos.jsonl --evaluate questions.jsonl
       vlm-trt quantize bundle --recipe int4 --activations fp16
     """
-    from commands.quantize import run
+    from vlm_trt.commands.quantize import run
 
     run(bundle, **options)
 
@@ -123,7 +123,7 @@ def diagnose(bundle: Path, **options: Any) -> None:
       vlm-trt diagnose bundle --precision fp16 --mend
       vlm-trt diagnose bundle --precision int8 --samples photos.jsonl
     """
-    from commands.diagnose import run
+    from vlm_trt.commands.diagnose import run
 
     run(bundle, **options)
 
@@ -142,7 +142,7 @@ def build(bundle: Path, **options: Any) -> None:
       vlm-trt build bundle --precision fp16
       vlm-trt build bundle --backend tensorrt-rtx --target sm89,sm120
     """
-    from commands.build import run
+    from vlm_trt.commands.build import run
 
     run(bundle, **options)
 
@@ -171,7 +171,7 @@ def verify(bundle: Path, **options: Any) -> None:
       vlm-trt verify bundle --against Qwen-VL-Chat
       vlm-trt verify bundle --precision int8 --evaluate questions.jsonl
     """
-    from commands.verify import run
+    from vlm_trt.commands.verify import run
 
     run(bundle, **options)
 
@@ -193,7 +193,7 @@ def generate(bundle: Path, prompt: str, **options: Any) -> None:
     Example:
       vlm-trt generate bundle "Where is the red circle?" --image scene.png --draw found.png
     """
-    from commands.generate import run
+    from vlm_trt.commands.generate import run
 
     run(bundle, prompt, **options)
 
@@ -210,7 +210,7 @@ def chat(bundle: Path, **options: Any) -> None:
     Example:
       vlm-trt chat bundle --image scene.png
     """
-    from commands.chat import run
+    from vlm_trt.commands.chat import run
 
     run(bundle, **options)
 
@@ -239,7 +239,7 @@ def evaluate(bundle: Path, **options: Any) -> None:
       vlm-trt evaluate bundle --data questions.jsonl -o result.json
       vlm-trt evaluate bundle --data questions.jsonl --precision fp16 --baseline result.json --show-wrong 5
     """
-    from commands.evaluate import run
+    from vlm_trt.commands.evaluate import run
 
     run(bundle, **options)
 
@@ -260,7 +260,7 @@ def profile(bundle: Path, **options: Any) -> None:
       vlm-trt profile bundle --batch 1,2,4 --prompt-tokens 300,600 --compare int8 -o report
       vlm-trt profile bundle --check report/profile.json
     """
-    from commands.profile import run
+    from vlm_trt.commands.profile import run
 
     run(bundle, **options)
 
@@ -276,7 +276,7 @@ def inspect(bundle: Path, check: bool, as_json: bool) -> None:
     Example:
       vlm-trt inspect bundle --check
     """
-    from commands.inspect import run
+    from vlm_trt.commands.inspect import run
 
     run(bundle, check, as_json)
 
@@ -290,7 +290,7 @@ def doctor(as_json: bool) -> None:
     Example:
       vlm-trt doctor
     """
-    from commands.doctor import run
+    from vlm_trt.commands.doctor import run
 
     run(as_json)
 

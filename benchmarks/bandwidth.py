@@ -8,9 +8,9 @@ The tensor is negated in place, so that a CPU does not first read what it is abo
 import argparse
 import json
 
-from bundle.errors import VlmTrtError
-from profiling import probe
-from runtime.backends import choose_backend
+from vlm_trt.bundle.errors import VlmTrtError
+from vlm_trt.profiling import probe
+from vlm_trt.runtime.backends import choose_backend
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ from typing import Any
 
 from benchmarks.export_full_size import family_of
 from benchmarks.make_checkpoint import SIZES, write_checkpoint
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from calibration.report import read_report
-from runtime.environment import environment
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.calibration.report import read_report
+from vlm_trt.runtime.environment import environment
 
 # The shipped 4-bit recipe without what needs samples.
 INT4 = """kind = "int4"
@@ -66,7 +66,7 @@ def main() -> None:
 def command(*arguments: object) -> dict[str, Any]:
     """Seconds and peak anonymous memory of a command with all its processes, or what it says and its code."""
     started, peak = perf_counter(), 0
-    line = [sys.executable, "-m", "cli", *(str(argument) for argument in arguments)]
+    line = [sys.executable, "-m", "vlm_trt.cli", *(str(argument) for argument in arguments)]
     process = subprocess.Popen(line, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
     while process.poll() is None:
         peak = max(peak, sum(anonymous_bytes(pid) for pid in family_of(process.pid)))

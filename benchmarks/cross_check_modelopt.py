@@ -63,7 +63,7 @@ def main() -> None:
 
 def compared(folder: Path, python: Path) -> dict[str, Any]:
     """Both ranges of every activation, and what they have in common per method."""
-    from runtime.environment import environment
+    from vlm_trt.runtime.environment import environment
 
     values = shown(folder / "bundle") | made()
     own = {name: ours(one) for name, one in values.items()}
@@ -87,13 +87,13 @@ def shown(bundle_path: Path) -> dict[str, Floats]:
     """Inputs [rows, channels] of the demo model's products while it answers drawn samples; the rows drawn of all."""
     import onnx_ir as ir
 
-    from bundle.signature import Component, Precision
-    from bundle.store import Bundle
-    from calibration.linears import find_groups, find_linears
-    from calibration.observe import Watch, observe
-    from evaluation.scenes.dataset import calibration_samples
-    from probing.session import as_stored
-    from runtime.model import Choice
+    from vlm_trt.bundle.signature import Component, Precision
+    from vlm_trt.bundle.store import Bundle
+    from vlm_trt.calibration.linears import find_groups, find_linears
+    from vlm_trt.calibration.observe import Watch, observe
+    from vlm_trt.evaluation.scenes.dataset import calibration_samples
+    from vlm_trt.probing.session import as_stored
+    from vlm_trt.runtime.model import Choice
 
     collected: dict[tuple[Component, str], list[Floats]] = {}
 
@@ -117,9 +117,9 @@ def shown(bundle_path: Path) -> dict[str, Floats]:
 
 def export_verified(bundle_path: Path) -> None:
     """The demo model in fp32."""
-    from bundle.signature import Precision
-    from exporter.export import Choices, export
-    from verification.verify import verify
+    from vlm_trt.bundle.signature import Precision
+    from vlm_trt.exporter.export import Choices, export
+    from vlm_trt.verification.verify import verify
 
     shutil.rmtree(bundle_path, ignore_errors=True)
     export(CHECKPOINT, bundle_path, Choices(Precision.FP32))
@@ -152,8 +152,8 @@ def made() -> dict[str, Floats]:
 
 def ours(values: Floats) -> tuple[dict[str, float], int]:
     """Range per observer, and how many bins of the histogram are in use."""
-    from calibration.observers import Seen, range_of
-    from calibration.recipe import Observer
+    from vlm_trt.calibration.observers import Seen, range_of
+    from vlm_trt.calibration.recipe import Observer
 
     seen, random = Seen(values.shape[1]), np.random.default_rng(0)
     for part in np.array_split(values, 4):  # in use, activations come in many parts

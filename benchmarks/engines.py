@@ -34,17 +34,17 @@ from benchmarks.other_engines import run
 from benchmarks.quantized_speed import quantized
 from benchmarks.qwen2_checkpoint import write_qwen2
 from benchmarks.stages import PROMPT_TOKENS, exported, progress
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from exporter.checkpoint import Checkpoint
-from models.family import family
-from models.messages import Prompt
-from profiling.torch_baseline import TorchBaseline
-from profiling.workload import Asked
-from runtime.engine import Step
-from runtime.environment import environment
-from runtime.load import open_engine
-from runtime.ort import CpuBackend
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.families.family import family
+from vlm_trt.families.messages import Prompt
+from vlm_trt.profiling.torch_baseline import TorchBaseline
+from vlm_trt.profiling.workload import Asked
+from vlm_trt.runtime.engine import Step
+from vlm_trt.runtime.environment import environment
+from vlm_trt.runtime.load import open_engine
+from vlm_trt.runtime.ort import CpuBackend
 
 NEW_TOKENS = 32
 PAUSE_SECONDS = 0.3  # threads that wait for more work have gone to sleep by then

@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter, sleep
 
 from benchmarks.make_checkpoint import SIZES, write_checkpoint
-from runtime.environment import environment
+from vlm_trt.runtime.environment import environment
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def measure(checkpoint: Path, folder: Path, precision: str) -> dict[str, object]
 def watched(*arguments: object) -> tuple[float, int]:
     """Seconds that a command of vlm-trt takes, and the peak of what it and its processes hold resident."""
     started = perf_counter()
-    command = [sys.executable, "-m", "cli", *(str(argument) for argument in arguments)]
+    command = [sys.executable, "-m", "vlm_trt.cli", *(str(argument) for argument in arguments)]
     process = subprocess.Popen(command, stdout=sys.stderr)
     peak_bytes = 0
     while process.poll() is None:

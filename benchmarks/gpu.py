@@ -21,10 +21,10 @@ from typing import Any
 
 from benchmarks.export_full_size import watched
 from benchmarks.make_checkpoint import write_checkpoint
-from bundle.staging import replace_file
-from bundle.store import MANIFEST, Bundle
-from engines.gpus import GPUS, Gpu
-from runtime.environment import environment
+from vlm_trt.bundle.staging import replace_file
+from vlm_trt.bundle.store import MANIFEST, Bundle
+from vlm_trt.engines.gpus import GPUS, Gpu
+from vlm_trt.runtime.environment import environment
 
 # The official layout at three sizes, of `make_checkpoint`.
 SIZES = {"small": "XS4", "middle": "S", "official": "FULL"}

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bundle.config import Limits
-from bundle.errors import ResourceError, VlmTrtError
-from bundle.host import available_bytes
-from exporter.checkpoint import Checkpoint
-from models.family import family_of
-from models.images import decode_image
-from verification.checks import decode_reference
-from verification.reference import Reference
-from verification.samples import samples
+from vlm_trt.bundle.config import Limits
+from vlm_trt.bundle.errors import ResourceError, VlmTrtError
+from vlm_trt.bundle.host import available_bytes
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.families.family import family_of
+from vlm_trt.families.images import decode_image
+from vlm_trt.verification.checks import decode_reference
+from vlm_trt.verification.reference import Reference
+from vlm_trt.verification.samples import samples
 
 # Steps that are compared. Each is computed from the whole sequence, which costs a prefill on the CPU.
 TOKENS = 3

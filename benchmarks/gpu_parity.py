@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from bundle.errors import VlmTrtError
-from models.family import Family
-from runtime.backend import to_float32
-from runtime.engine import Engine
-from verification.checks import Decoded, Outcome, check_cache, check_decoder, pixels_of
-from verification.figures import TOLERANCES, Figures, compare, failure
-from verification.samples import Sample
+from vlm_trt.bundle.errors import VlmTrtError
+from vlm_trt.families.family import Family
+from vlm_trt.runtime.backend import to_float32
+from vlm_trt.runtime.engine import Engine
+from vlm_trt.verification.checks import Decoded, Outcome, check_cache, check_decoder, pixels_of
+from vlm_trt.verification.figures import TOLERANCES, Figures, compare, failure
+from vlm_trt.verification.samples import Sample
 
 
 def compared(engine: Engine, kind: Family, sample: Sample, expected: Path) -> dict[str, Any]:

@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_parity import compared
-from bundle.errors import VlmTrtError
-from bundle.host import query_gpus
-from bundle.signature import DTYPE_BYTES, Component, Precision
-from bundle.tensorrt import MODULES
-from commands.plan import weight_bytes
-from engines.build import Choices, build
-from engines.plan import plan
-from models.family import family
-from models.messages import Prompt
-from runtime.backends import choose_backend
-from runtime.engine import Engine, Step
-from runtime.model import Options, VisionLanguageModel, load
-from verification.samples import samples
+from vlm_trt.bundle.errors import VlmTrtError
+from vlm_trt.bundle.host import query_gpus
+from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
+from vlm_trt.bundle.tensorrt import MODULES
+from vlm_trt.commands.plan import weight_bytes
+from vlm_trt.engines.build import Choices, build
+from vlm_trt.engines.plan import plan
+from vlm_trt.families.family import family
+from vlm_trt.families.messages import Prompt
+from vlm_trt.runtime.backends import choose_backend
+from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.model import Options, VisionLanguageModel, load
+from vlm_trt.verification.samples import samples
 
 WARM_UP, RUNS, NEW_TOKENS = 3, 20, 64
 Figures = dict[str, Any]

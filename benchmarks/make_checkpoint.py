@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.qwen_vl.config import read_config
-from models.qwen_vl.weights import weight_map
+from vlm_trt.families.qwen_vl.config import read_config
+from vlm_trt.families.qwen_vl.weights import weight_map
 
 # Decoder: hidden, layers, heads, intermediate_size; vision: width, layers, heads.
 SIZES = {

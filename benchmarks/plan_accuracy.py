@@ -13,11 +13,11 @@ from pathlib import Path
 
 from benchmarks.export_full_size import watched
 from benchmarks.make_checkpoint import SIZES, write_checkpoint
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from commands.plan import weight_bytes
-from engines.plan import plan
-from runtime.environment import environment
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.commands.plan import weight_bytes
+from vlm_trt.engines.plan import plan
+from vlm_trt.runtime.environment import environment
 
 
 def main() -> None:

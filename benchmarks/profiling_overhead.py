@@ -13,13 +13,13 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from bundle.errors import IncompatibleError
-from profiling.measure import measure
-from profiling.workload import Workload
-from runtime import tracing
-from runtime.environment import environment
-from runtime.model import choose
-from runtime.timing import StageClock
+from vlm_trt.bundle.errors import IncompatibleError
+from vlm_trt.profiling.measure import measure
+from vlm_trt.profiling.workload import Workload
+from vlm_trt.runtime import tracing
+from vlm_trt.runtime.environment import environment
+from vlm_trt.runtime.model import choose
+from vlm_trt.runtime.timing import StageClock
 
 STAGES_PER_STEP = 3
 ROUNDS, STAGES = 15, 2000

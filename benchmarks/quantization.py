@@ -20,26 +20,26 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.stages import progress
-from bundle.errors import VlmTrtError
-from bundle.progress import no_bar
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from calibration.gate import Verdict, ask, judge
-from calibration.prepare import Choices
-from calibration.quantize import quantize
-from calibration.recipe import Observer, Recipe, read_recipe
-from calibration.report import Report
-from engines.build import Choices as BuildChoices
-from engines.build import build
-from evaluation.dataset import DataSet, synthetic
-from evaluation.evaluate import conversation
-from evaluation.scenes.dataset import calibration_samples
-from exporter.export import Choices as ExportChoices
-from exporter.export import export
-from probing.session import as_stored
-from runtime.environment import environment
-from runtime.model import Choice, Options, load
-from verification.verify import verify
+from vlm_trt.bundle.errors import VlmTrtError
+from vlm_trt.bundle.progress import no_bar
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.calibration.gate import Verdict, ask, judge
+from vlm_trt.calibration.prepare import Choices
+from vlm_trt.calibration.quantize import quantize
+from vlm_trt.calibration.recipe import Observer, Recipe, read_recipe
+from vlm_trt.calibration.report import Report
+from vlm_trt.engines.build import Choices as BuildChoices
+from vlm_trt.engines.build import build
+from vlm_trt.evaluation.dataset import DataSet, synthetic
+from vlm_trt.evaluation.evaluate import conversation
+from vlm_trt.evaluation.scenes.dataset import calibration_samples
+from vlm_trt.exporter.export import Choices as ExportChoices
+from vlm_trt.exporter.export import export
+from vlm_trt.probing.session import as_stored
+from vlm_trt.runtime.environment import environment
+from vlm_trt.runtime.model import Choice, Options, load
+from vlm_trt.verification.verify import verify
 
 CHECKPOINT = Path(__file__).parent.parent / "examples" / "demo_model" / "checkpoint"
 RECIPES = ("int8-weight", "int8", "int4", "fp8")

@@ -17,16 +17,16 @@ import numpy as np
 from benchmarks.bandwidth import bandwidth
 from benchmarks.quantization import write_samples
 from benchmarks.stages import Prompt, decode_ms, exported, parsed, prefill_ms, progress, timed
-from bundle.signature import DTYPE_BYTES, Component, Precision
-from bundle.store import Bundle
-from calibration.prepare import Choices
-from calibration.quantize import quantize
-from calibration.recipe import read_recipe
-from runtime.engine import Engine
-from runtime.environment import environment
-from runtime.load import open_engine
-from runtime.ort import CpuBackend
-from verification.verify import verify
+from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.calibration.prepare import Choices
+from vlm_trt.calibration.quantize import quantize
+from vlm_trt.calibration.recipe import read_recipe
+from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.environment import environment
+from vlm_trt.runtime.load import open_engine
+from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.verification.verify import verify
 
 RECIPES = ("int8-weight", "int8", "int4")
 

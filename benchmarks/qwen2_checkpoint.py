@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from bundle.config import DecoderConfig
-from exporter.checkpoint import Checkpoint
+from vlm_trt.bundle.config import DecoderConfig
+from vlm_trt.exporter.checkpoint import Checkpoint
 
 
 def write_qwen2(target: Path, checkpoint: Checkpoint, decoder: DecoderConfig) -> None:

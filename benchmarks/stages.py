@@ -21,17 +21,17 @@ import numpy as np
 import torch
 
 from benchmarks.make_checkpoint import SIZES, write_checkpoint
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from exporter.checkpoint import Checkpoint
-from exporter.export import Choices, export
-from models.family import family
-from runtime.backend import Buffer
-from runtime.engine import Engine, Step
-from runtime.environment import environment
-from runtime.load import open_engine
-from runtime.ort import CpuBackend
-from verification.reference import Reference
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.export import Choices, export
+from vlm_trt.families.family import family
+from vlm_trt.runtime.backend import Buffer
+from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.environment import environment
+from vlm_trt.runtime.load import open_engine
+from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.verification.reference import Reference
 
 PROMPT_TOKENS, PICTURE_AT, NEW_TOKENS = 298, 20, 16
 

@@ -1,11 +1,11 @@
 """What a model is, in our words: frozen configs whose fields all have their value after construction.
 
-A family's config reader (`models/<family>/config.py`) makes them from the checkpoint; the manifest stores them.
+A family's config reader (`families/<family>/config.py`) makes them from the checkpoint; the manifest stores them.
 """
 
 from dataclasses import dataclass
 
-from bundle.errors import UsageError
+from vlm_trt.bundle.errors import UsageError
 
 
 @dataclass(frozen=True)

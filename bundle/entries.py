@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from bundle.config import Limits
-from bundle.signature import Component, Precision
+from vlm_trt.bundle.config import Limits
+from vlm_trt.bundle.signature import Component, Precision
 
 Range = tuple[int, int, int]  # min, opt, max
 

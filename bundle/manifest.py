@@ -10,10 +10,10 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from bundle.config import Limits, ModelConfig
-from bundle.entries import EngineEntry, FileEntry, GraphEntry
-from bundle.errors import BundleError, IncompatibleError
-from bundle.signature import Component, Precision
+from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry
+from vlm_trt.bundle.errors import BundleError, IncompatibleError
+from vlm_trt.bundle.signature import Component, Precision
 
 SCHEMA = 2
 

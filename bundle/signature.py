@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.config import Limits, ModelConfig
 
 Axis = int | str
 

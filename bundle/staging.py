@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
-from bundle.errors import StorageError
+from vlm_trt.bundle.errors import StorageError
 
 _LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)

@@ -10,12 +10,12 @@ reports/                                    what verification found
 from collections.abc import Iterable
 from pathlib import Path
 
-from bundle.digests import DigestCache, sha256_of
-from bundle.entries import EngineEntry, FileEntry, GraphEntry
-from bundle.errors import BundleError, StorageError
-from bundle.manifest import Manifest, Verification, loads
-from bundle.signature import Component, Precision
-from bundle.staging import exclusive, publish_folder, replace_file, storage_errors, sync
+from vlm_trt.bundle.digests import DigestCache, sha256_of
+from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry
+from vlm_trt.bundle.errors import BundleError, StorageError
+from vlm_trt.bundle.manifest import Manifest, Verification, loads
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.staging import exclusive, publish_folder, replace_file, storage_errors, sync
 
 MANIFEST = "bundle.json"
 

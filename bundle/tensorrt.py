@@ -4,7 +4,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from bundle.errors import IncompatibleError
+from vlm_trt.bundle.errors import IncompatibleError
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # Said of every int64 input of ours; they are bound as int64.

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from bundle.entries import GraphEntry
-from bundle.progress import MakeBar
-from bundle.signature import Component
-from bundle.staging import replace_file
-from bundle.store import MANIFEST, Bundle, file_entry, graph_paths
-from calibration.gate import Asked, Verdict, ask, judge
-from calibration.prepare import Job
-from calibration.rewrite import LayerError, Plan, rewrite
-from probing.session import as_stored
-from runtime.model import Choice
+from vlm_trt.bundle.entries import GraphEntry
+from vlm_trt.bundle.progress import MakeBar
+from vlm_trt.bundle.signature import Component
+from vlm_trt.bundle.staging import replace_file
+from vlm_trt.bundle.store import MANIFEST, Bundle, file_entry, graph_paths
+from vlm_trt.calibration.gate import Asked, Verdict, ask, judge
+from vlm_trt.calibration.prepare import Job
+from vlm_trt.calibration.rewrite import LayerError, Plan, rewrite
+from vlm_trt.probing.session import as_stored
+from vlm_trt.runtime.model import Choice
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from calibration.linears import matrix_columns
-from calibration.observers import Seen
-from calibration.rewrite import Activation, Treatment, rounded, squared_error
-from calibration.rounding import Floats
+from vlm_trt.calibration.linears import matrix_columns
+from vlm_trt.calibration.observers import Seen
+from vlm_trt.calibration.rewrite import Activation, Treatment, rounded, squared_error
+from vlm_trt.calibration.rounding import Floats
 
 # Exponents that the search tries; 0 is no balancing.
 _EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

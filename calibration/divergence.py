@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.rounding import Floats
-from evaluation.dataset import Example
-from evaluation.evaluate import conversation
-from runtime.model import VisionLanguageModel
+from vlm_trt.calibration.rounding import Floats
+from vlm_trt.evaluation.dataset import Example
+from vlm_trt.evaluation.evaluate import conversation
+from vlm_trt.runtime.model import VisionLanguageModel
 
 # So many answers, up to so many tokens of each, are looked at: 160 MB of logits for a vocabulary of 151,936.
 ANSWERS = 16

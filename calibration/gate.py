@@ -6,18 +6,18 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from bundle.manifest import Verification
-from bundle.progress import MakeBar
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from calibration.divergence import Divergence, Followed, chosen, divergence, follow
-from calibration.rewrite import LayerError
-from evaluation.baseline import Comparison, Difference, compare
-from evaluation.dataset import DataSet
-from evaluation.evaluate import evaluate
-from evaluation.result import Result, as_baseline, setup_of
-from runtime.model import Choice
-from runtime.ort import CpuBackend
+from vlm_trt.bundle.manifest import Verification
+from vlm_trt.bundle.progress import MakeBar
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.calibration.divergence import Divergence, Followed, chosen, divergence, follow
+from vlm_trt.calibration.rewrite import LayerError
+from vlm_trt.evaluation.baseline import Comparison, Difference, compare
+from vlm_trt.evaluation.dataset import DataSet
+from vlm_trt.evaluation.evaluate import evaluate
+from vlm_trt.evaluation.result import Result, as_baseline, setup_of
+from vlm_trt.runtime.model import Choice
+from vlm_trt.runtime.ort import CpuBackend
 
 NEW_TOKENS = 64
 _NAMED_LAYERS = 5

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from bundle.signature import Component
-from calibration.rounding import Floats, column_chunks
+from vlm_trt.bundle.signature import Component
+from vlm_trt.calibration.rounding import Floats, column_chunks
 
 _NORMS = ("RMSNormalization", "LayerNormalization")
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bundle.errors import UsageError, VerificationError
-from bundle.signature import Component, Precision
-from calibration.linears import Group
-from calibration.observers import Seen
-from calibration.rounding import Floats
-from calibration.samples import turns
-from calibration.state import Seens
-from evaluation.dataset import Sample
-from probing.session import Probing
-from runtime.model import Choice, Options, VisionLanguageModel
+from vlm_trt.bundle.errors import UsageError, VerificationError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.calibration.linears import Group
+from vlm_trt.calibration.observers import Seen
+from vlm_trt.calibration.rounding import Floats
+from vlm_trt.calibration.samples import turns
+from vlm_trt.calibration.state import Seens
+from vlm_trt.evaluation.dataset import Sample
+from vlm_trt.probing.session import Probing
+from vlm_trt.runtime.model import Choice, Options, VisionLanguageModel
 
 # Longest answer of the model's own to a sample: decode steps enough to be seen beside its prompt.
 _NEW_TOKENS = 48

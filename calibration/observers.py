@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.recipe import Observer
-from calibration.rounding import INT8_MAX, Floats
+from vlm_trt.calibration.recipe import Observer
+from vlm_trt.calibration.rounding import INT8_MAX, Floats
 
 BINS = 4096
 KEPT_ROWS = 128

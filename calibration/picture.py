@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
-from calibration.recipe import Kind
-from calibration.rewrite import LayerError
+from vlm_trt.calibration.recipe import Kind
+from vlm_trt.calibration.rewrite import LayerError
 
 _ROW, _LABEL, _BAR, _RIGHT, _TOP = 15, 300, 420, 70, 56  # pixels
 _COLOURS = {Kind.INT8: "#4269d0", Kind.INT8_WEIGHT: "#3ca951", Kind.INT4: "#ff725c", Kind.FP8: "#a463f2"}

@@ -8,17 +8,17 @@ from time import monotonic
 
 import onnx_ir as ir
 
-from bundle.progress import MakeBar
-from bundle.signature import Component
-from calibration import state
-from calibration.balance import activation_of, searched, smoothing
-from calibration.linears import Group
-from calibration.observe import Watch, observe
-from calibration.observers import range_of
-from calibration.prepare import Job
-from calibration.rewrite import Activation, Plan
-from calibration.rounding import Floats
-from calibration.state import Seens
+from vlm_trt.bundle.progress import MakeBar
+from vlm_trt.bundle.signature import Component
+from vlm_trt.calibration import state
+from vlm_trt.calibration.balance import activation_of, searched, smoothing
+from vlm_trt.calibration.linears import Group
+from vlm_trt.calibration.observe import Watch, observe
+from vlm_trt.calibration.observers import range_of
+from vlm_trt.calibration.prepare import Job
+from vlm_trt.calibration.rewrite import Activation, Plan
+from vlm_trt.calibration.rounding import Floats
+from vlm_trt.calibration.state import Seens
 
 Factors = dict[tuple[Component, str], Floats]
 _SAVED_EVERY_SECONDS = 20.0

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from bundle.entries import GraphEntry
-from bundle.errors import UsageError, VerificationError
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from calibration.linears import Group, find_groups, find_linears
-from calibration.recipe import Kind, Recipe
-from calibration.rewrite import Treatment, treatment
-from calibration.samples import Samples, find_samples, require_apart, with_tokens
-from evaluation.dataset import SYNTHETIC, DataSet
-from models.family import family
-from models.messages import Message, Prompt
-from probing.session import as_stored
-from runtime.model import Choice
+from vlm_trt.bundle.entries import GraphEntry
+from vlm_trt.bundle.errors import UsageError, VerificationError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.calibration.linears import Group, find_groups, find_linears
+from vlm_trt.calibration.recipe import Kind, Recipe
+from vlm_trt.calibration.rewrite import Treatment, treatment
+from vlm_trt.calibration.samples import Samples, find_samples, require_apart, with_tokens
+from vlm_trt.evaluation.dataset import SYNTHETIC, DataSet
+from vlm_trt.families.family import family
+from vlm_trt.families.messages import Message, Prompt
+from vlm_trt.probing.session import as_stored
+from vlm_trt.runtime.model import Choice
 
 
 @dataclass(frozen=True)

@@ -5,24 +5,24 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-from bundle.entries import GraphEntry
-from bundle.errors import VerificationError
-from bundle.progress import MakeBar, no_bar
-from bundle.signature import Precision
-from bundle.staging import require_room, staging_folder
-from bundle.store import Bundle, how_to_make, publish_graphs
-from calibration import state
-from calibration.attempt import Attempt, Bars, attempt
-from calibration.gate import Asked, Verdict, ask, costliest, judge, record
-from calibration.gate import as_json as verdict_json
-from calibration.planning import Planned, planned
-from calibration.prepare import Choices, Job, prepare
-from calibration.report import Report, as_json, read_report, report_of, write_picture, write_report
-from calibration.samples import require_apart
-from calibration.search import fewest_kept
-from evaluation.dataset import DataSet
-from probing.session import as_stored
-from runtime.model import Choice
+from vlm_trt.bundle.entries import GraphEntry
+from vlm_trt.bundle.errors import VerificationError
+from vlm_trt.bundle.progress import MakeBar, no_bar
+from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.staging import require_room, staging_folder
+from vlm_trt.bundle.store import Bundle, how_to_make, publish_graphs
+from vlm_trt.calibration import state
+from vlm_trt.calibration.attempt import Attempt, Bars, attempt
+from vlm_trt.calibration.gate import Asked, Verdict, ask, costliest, judge, record
+from vlm_trt.calibration.gate import as_json as verdict_json
+from vlm_trt.calibration.planning import Planned, planned
+from vlm_trt.calibration.prepare import Choices, Job, prepare
+from vlm_trt.calibration.report import Report, as_json, read_report, report_of, write_picture, write_report
+from vlm_trt.calibration.samples import require_apart
+from vlm_trt.calibration.search import fewest_kept
+from vlm_trt.evaluation.dataset import DataSet
+from vlm_trt.probing.session import as_stored
+from vlm_trt.runtime.model import Choice
 
 
 def quantize(

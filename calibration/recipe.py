@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from bundle.errors import UsageError
+from vlm_trt.bundle.errors import UsageError
 
 SHIPPED = Path(__file__).parent / "recipes"
 BLOCKS = (16, 32, 64, 128, 256)

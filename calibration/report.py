@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle.signature import Precision
-from bundle.staging import replace_file, storage_errors
-from bundle.store import Bundle
-from calibration.attempt import Attempt
-from calibration.gate import Verdict, as_text, report_path
-from calibration.picture import error_picture
-from calibration.planning import Planned
-from calibration.prepare import Job
-from calibration.rewrite import LayerError
+from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.staging import replace_file, storage_errors
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.calibration.attempt import Attempt
+from vlm_trt.calibration.gate import Verdict, as_text, report_path
+from vlm_trt.calibration.picture import error_picture
+from vlm_trt.calibration.planning import Planned
+from vlm_trt.calibration.prepare import Job
+from vlm_trt.calibration.rewrite import LayerError
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from calibration.linears import Group, Linear, matrix_columns
-from calibration.recipe import Kind
-from calibration.rounding import (
+from vlm_trt.calibration.linears import Group, Linear, matrix_columns
+from vlm_trt.calibration.recipe import Kind
+from vlm_trt.calibration.rounding import (
     FP8,
     FP8_MAX,
     INT8_MAX,
@@ -28,7 +28,7 @@ from calibration.rounding import (
     fp8,
     smallest_normal,
 )
-from calibration.weight_file import WeightFile
+from vlm_trt.calibration.weight_file import WeightFile
 
 _STORED = {Kind.INT4: ir.DataType.INT4, Kind.FP8: ir.DataType.FLOAT8E4M3FN}
 

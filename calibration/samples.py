@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-from bundle.errors import DataSetError, UsageError
-from evaluation.dataset import SYNTHETIC, Query, Sample, fingerprint, read_samples
-from evaluation.evaluate import conversation
-from models.images import decode_image
-from models.messages import Message, Prompt
+from vlm_trt.bundle.errors import DataSetError, UsageError
+from vlm_trt.evaluation.dataset import SYNTHETIC, Query, Sample, fingerprint, read_samples
+from vlm_trt.evaluation.evaluate import conversation
+from vlm_trt.families.images import decode_image
+from vlm_trt.families.messages import Message, Prompt
 
 LEAST_SAMPLES = 16
 SYNTHETIC_SAMPLES = 96
@@ -46,7 +46,7 @@ def find_samples(source: str) -> Samples:
         DataSetError: they cannot be read, or cannot serve.
     """
     if source == SYNTHETIC:
-        from evaluation.scenes.dataset import calibration_samples
+        from vlm_trt.evaluation.scenes.dataset import calibration_samples
 
         return checked(f"{SYNTHETIC} scenes", tuple(calibration_samples(SYNTHETIC_SAMPLES, 0)))
     return checked(Path(source).name, read_samples(Path(source)))

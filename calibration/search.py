@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from bundle.errors import VerificationError
-from calibration.attempt import Attempt
-from calibration.gate import Verdict
+from vlm_trt.bundle.errors import VerificationError
+from vlm_trt.calibration.attempt import Attempt
+from vlm_trt.calibration.gate import Verdict
 
 
 def fewest_kept(

@@ -9,9 +9,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.signature import Component
-from bundle.staging import replace_file
-from calibration.observers import Seen
+from vlm_trt.bundle.signature import Component
+from vlm_trt.bundle.staging import replace_file
+from vlm_trt.calibration.observers import Seen
 
 FOLDER = ".calibration"  # in the bundle
 _FIELDS = ("counts", "largest", "squares", "magnitudes", "rows", "keys")

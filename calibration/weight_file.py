@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bundle.alignment import aligned
+from vlm_trt.bundle.alignment import aligned
 
 _WRITTEN_AT_ONCE = 16 << 20
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from bundle.entries import EngineEntry
-from bundle.errors import UsageError
-from bundle.signature import Component, Precision
-from commands.terminal import percent_bar, say, size, table
-from engines.build import Choices, build
+from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.commands.terminal import percent_bar, say, size, table
+from vlm_trt.engines.build import Choices, build
 
 
 def run(path: Path, precision: str | None, components: Sequence[str], target: str, **rest: Any) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from bundle.errors import PromptError, UsageError
-from commands.generate import load_with, read_images, show_end
-from commands.terminal import printable, say
-from models.messages import Image, Part, Text
-from runtime.model import Answer, Chat, VisionLanguageModel
+from vlm_trt.bundle.errors import PromptError, UsageError
+from vlm_trt.commands.generate import load_with, read_images, show_end
+from vlm_trt.commands.terminal import printable, say
+from vlm_trt.families.messages import Image, Part, Text
+from vlm_trt.runtime.model import Answer, Chat, VisionLanguageModel
 
 HELP = """/image PATH   add a picture to the next turn
 /reset        forget the conversation

@@ -6,23 +6,23 @@ from typing import Any
 
 import click
 
-from bundle.errors import UsageError, VerificationError
-from bundle.signature import FLOATS, Component, Precision
-from bundle.store import Bundle
-from calibration.gate import as_text
-from calibration.prepare import Choices
-from calibration.quantize import quantize
-from calibration.recipe import Kind, Recipe, recipe_of
-from calibration.report import read_report, write_report
-from commands.quantize import questions, shown
-from commands.terminal import byte_bar, count_bar, say, table
-from diagnosis.compare import Deviation
-from diagnosis.diagnose import Diagnosis, as_json, diagnose, islands, samples_of, verification_samples
-from diagnosis.islands import Island
-from diagnosis.islands import as_json as islands_json
-from diagnosis.layers import added, costliest
-from evaluation.dataset import SYNTHETIC
-from verification.samples import Sample
+from vlm_trt.bundle.errors import UsageError, VerificationError
+from vlm_trt.bundle.signature import FLOATS, Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.calibration.gate import as_text
+from vlm_trt.calibration.prepare import Choices
+from vlm_trt.calibration.quantize import quantize
+from vlm_trt.calibration.recipe import Kind, Recipe, recipe_of
+from vlm_trt.calibration.report import read_report, write_report
+from vlm_trt.commands.quantize import questions, shown
+from vlm_trt.commands.terminal import byte_bar, count_bar, say, table
+from vlm_trt.diagnosis.compare import Deviation
+from vlm_trt.diagnosis.diagnose import Diagnosis, as_json, diagnose, islands, samples_of, verification_samples
+from vlm_trt.diagnosis.islands import Island
+from vlm_trt.diagnosis.islands import as_json as islands_json
+from vlm_trt.diagnosis.layers import added, costliest
+from vlm_trt.evaluation.dataset import SYNTHETIC
+from vlm_trt.verification.samples import Sample
 
 _SHOWN = 6
 
@@ -82,7 +82,7 @@ def _half(
             f"{bundle.path}: the {found.precision} graphs are off; let the nodes to blame compute in fp32: "
             f"vlm-trt diagnose {bundle.path} --precision {found.precision} --mend"
         )
-    from diagnosis.mend import mend  # needs torch, which finding the fault does not
+    from vlm_trt.diagnosis.mend import mend  # needs torch, which finding the fault does not
 
     done = mend(bundle, found, asked, against, _step)
     content = _write(bundle, done.after, {"islands": islands_json(done.islands), "mended": True})

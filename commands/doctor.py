@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-from bundle.tensorrt import MODULES
-from commands.terminal import table
-from runtime.environment import gpu
+from vlm_trt.bundle.tensorrt import MODULES
+from vlm_trt.commands.terminal import table
+from vlm_trt.runtime.environment import gpu
 
 # Package → what it is for and the extra that brings it.
 _PACKAGES = {
@@ -106,7 +106,7 @@ def _can(name: str, modules: list[str], advice: str) -> Ability:
 def _cuda() -> Ability:
     name = "run on CUDA (ONNX Runtime)"
     try:
-        from runtime.ort_cuda import can_start
+        from vlm_trt.runtime.ort_cuda import can_start
     except ImportError:
         return Ability(name, False, "install the extra: vlm-trt[cuda]")
     if can_start():

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
-from bundle.errors import StorageError, UsageError
-from commands.terminal import say
-from models.images import decode_image
-from models.messages import Image, Part
-from runtime.model import Answer
+from vlm_trt.bundle.errors import StorageError, UsageError
+from vlm_trt.commands.terminal import say
+from vlm_trt.families.images import decode_image
+from vlm_trt.families.messages import Image, Part
+from vlm_trt.runtime.model import Answer
 
 _FORMATS = {
     ".png": "PNG",
@@ -44,7 +44,7 @@ def write_drawing(answer: Answer, parts: Sequence[Part], target: Path) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    from runtime.drawing import draw_regions
+    from vlm_trt.runtime.drawing import draw_regions
 
     pictures = [part for part in parts if isinstance(part, Image)]
     places = [one for one in answer.groundings if one.picture == len(pictures) - 1]

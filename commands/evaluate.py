@@ -7,17 +7,17 @@ from typing import Any
 
 import click
 
-from bundle.errors import StorageError, UsageError
-from bundle.staging import replace_file
-from commands.terminal import count_bar, printable, say, table
-from evaluation.baseline import Baseline, Difference, compare
-from evaluation.dataset import SYNTHETIC, DataSet, read_data, synthetic
-from evaluation.evaluate import Evaluation, Judged, TaskScore, evaluate
-from evaluation.intervals import Interval
-from evaluation.metrics import Facts, Reference
-from evaluation.result import Result, as_baseline, document, dumps, read_baseline, setup_of
-from models.family import family
-from runtime.model import Choice, choose
+from vlm_trt.bundle.errors import StorageError, UsageError
+from vlm_trt.bundle.staging import replace_file
+from vlm_trt.commands.terminal import count_bar, printable, say, table
+from vlm_trt.evaluation.baseline import Baseline, Difference, compare
+from vlm_trt.evaluation.dataset import SYNTHETIC, DataSet, read_data, synthetic
+from vlm_trt.evaluation.evaluate import Evaluation, Judged, TaskScore, evaluate
+from vlm_trt.evaluation.intervals import Interval
+from vlm_trt.evaluation.metrics import Facts, Reference
+from vlm_trt.evaluation.result import Result, as_baseline, document, dumps, read_baseline, setup_of
+from vlm_trt.families.family import family
+from vlm_trt.runtime.model import Choice, choose
 
 COUNT, SEED = 400, 0
 SHOWN_ABSENT = 5  # of a caption's phrases that must not be said

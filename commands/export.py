@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from commands.terminal import byte_bar, say, size
-from exporter.export import Choices, export
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.commands.terminal import byte_bar, say, size
+from vlm_trt.exporter.export import Choices, export
 
 
 def run(

@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
-from bundle.errors import PromptError, UsageError
-from commands.draw import require_drawable, write_drawing
-from commands.terminal import printable, say
-from models.images import decode_image, read_picture
-from models.messages import Image, Message, Part, Text
-from runtime.model import Answer, Options, VisionLanguageModel, load
+from vlm_trt.bundle.errors import PromptError, UsageError
+from vlm_trt.commands.draw import require_drawable, write_drawing
+from vlm_trt.commands.terminal import printable, say
+from vlm_trt.families.images import decode_image, read_picture
+from vlm_trt.families.messages import Image, Message, Part, Text
+from vlm_trt.runtime.model import Answer, Options, VisionLanguageModel, load
 
 
 def run(

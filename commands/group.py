@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from bundle.errors import IncompatibleError, StorageError, VlmTrtError
-from commands.terminal import printable
+from vlm_trt.bundle.errors import IncompatibleError, StorageError, VlmTrtError
+from vlm_trt.commands.terminal import printable
 
 # Packages of the extras for workstations, and which extra brings all that a command needs.
 _OPTIONAL = ("torch", "onnxscript", "onnx_ir", "onnx")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
-from bundle.entries import EngineEntry
-from bundle.manifest import Manifest
-from bundle.signature import DTYPE_BYTES, Component, Precision
-from bundle.store import Bundle
-from commands.terminal import printable, say, size, table
+from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.manifest import Manifest
+from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.commands.terminal import printable, say, size, table
 
 
 def run(path: Path, check: bool, as_json: bool) -> None:

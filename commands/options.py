@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bundle.signature import Precision
+from vlm_trt.bundle.signature import Precision
 
 FLOATS = click.Choice(["fp32", "fp16", "bf16"])
 PRECISIONS = click.Choice([str(precision) for precision in Precision])

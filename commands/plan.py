@@ -11,14 +11,14 @@ from typing import Any
 
 import click
 
-from bundle.config import Limits, ModelConfig, require_limits, usual_limits
-from bundle.signature import DTYPE_BYTES, FLOATS, Component, Precision
-from bundle.store import MANIFEST, Bundle
-from commands.terminal import say, size, table
-from engines.gpus import GPUS, Gpu, gpu_named
-from engines.plan import GIB, Machine, Plan, plan, require_fit, shortfalls
-from models.family import family, family_of
-from models.weights import Weight
+from vlm_trt.bundle.config import Limits, ModelConfig, require_limits, usual_limits
+from vlm_trt.bundle.signature import DTYPE_BYTES, FLOATS, Component, Precision
+from vlm_trt.bundle.store import MANIFEST, Bundle
+from vlm_trt.commands.terminal import say, size, table
+from vlm_trt.engines.gpus import GPUS, Gpu, gpu_named
+from vlm_trt.engines.plan import GIB, Machine, Plan, plan, require_fit, shortfalls
+from vlm_trt.families.family import family, family_of
+from vlm_trt.families.weights import Weight
 
 _INT4_BLOCK = 128  # inputs that share a scale in the shipped recipe
 

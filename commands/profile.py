@@ -8,21 +8,21 @@ from typing import Any
 
 import click
 
-from bundle.errors import StorageError, UsageError, VerificationError
-from bundle.signature import Precision
-from bundle.staging import replace_file, storage_errors
-from commands.terminal import count_bar, say, size, table
-from profiling.check import read_profile, slower
-from profiling.compare import Comparison
-from profiling.document import document, lines, table_csv, trace
-from profiling.html import report
-from profiling.metrics import STAGES
-from profiling.pairing import compare_with, compare_with_torch, require_same_model
-from profiling.profile import Profile, Sweep, profile
-from profiling.roofline import Gap
-from profiling.statistics import Summary
-from profiling.workload import Workload
-from runtime.model import Choice, choose
+from vlm_trt.bundle.errors import StorageError, UsageError, VerificationError
+from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.staging import replace_file, storage_errors
+from vlm_trt.commands.terminal import count_bar, say, size, table
+from vlm_trt.profiling.check import read_profile, slower
+from vlm_trt.profiling.compare import Comparison
+from vlm_trt.profiling.document import document, lines, table_csv, trace
+from vlm_trt.profiling.html import report
+from vlm_trt.profiling.metrics import STAGES
+from vlm_trt.profiling.pairing import compare_with, compare_with_torch, require_same_model
+from vlm_trt.profiling.profile import Profile, Sweep, profile
+from vlm_trt.profiling.roofline import Gap
+from vlm_trt.profiling.statistics import Summary
+from vlm_trt.profiling.workload import Workload
+from vlm_trt.runtime.model import Choice, choose
 
 TORCH = "torch"
 _SHOWN_LAYERS = 3  # of each stage

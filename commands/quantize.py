@@ -4,17 +4,17 @@ from pathlib import Path
 
 import click
 
-from bundle.errors import UsageError
-from bundle.signature import Precision
-from bundle.store import Bundle
-from calibration.gate import Verdict
-from calibration.prepare import Choices
-from calibration.quantize import quantize
-from calibration.recipe import read_recipe
-from calibration.report import Report
-from commands.terminal import byte_bar, count_bar, say, size, table
-from evaluation.dataset import SYNTHETIC, DataSet, read_data, synthetic
-from models.family import family
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.calibration.gate import Verdict
+from vlm_trt.calibration.prepare import Choices
+from vlm_trt.calibration.quantize import quantize
+from vlm_trt.calibration.recipe import read_recipe
+from vlm_trt.calibration.report import Report
+from vlm_trt.commands.terminal import byte_bar, count_bar, say, size, table
+from vlm_trt.evaluation.dataset import SYNTHETIC, DataSet, read_data, synthetic
+from vlm_trt.families.family import family
 
 COUNT = 400  # synthetic questions
 NOBODY = "none"

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from bundle.progress import Bar
+from vlm_trt.bundle.progress import Bar
 
 
 @contextmanager

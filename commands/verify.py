@@ -7,19 +7,19 @@ from pathlib import Path
 
 import click
 
-from bundle.errors import UsageError, VerificationError
-from bundle.signature import FLOATS, Precision
-from bundle.store import Bundle
-from bundle.tensorrt import MODULES
-from calibration.gate import as_json as verdict_json
-from calibration.quantize import judge_published
-from calibration.recipe import read_recipe
-from calibration.report import read_report
-from commands.quantize import questions, shown
-from commands.terminal import count_bar, say, table
-from evaluation.dataset import SYNTHETIC
-from verification.figures import Figures
-from verification.verify import verify
+from vlm_trt.bundle.errors import UsageError, VerificationError
+from vlm_trt.bundle.signature import FLOATS, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.bundle.tensorrt import MODULES
+from vlm_trt.calibration.gate import as_json as verdict_json
+from vlm_trt.calibration.quantize import judge_published
+from vlm_trt.calibration.recipe import read_recipe
+from vlm_trt.calibration.report import read_report
+from vlm_trt.commands.quantize import questions, shown
+from vlm_trt.commands.terminal import count_bar, say, table
+from vlm_trt.evaluation.dataset import SYNTHETIC
+from vlm_trt.verification.figures import Figures
+from vlm_trt.verification.verify import verify
 
 
 def run(

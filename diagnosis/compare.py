@@ -8,21 +8,21 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bundle.errors import NotFiniteError
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from calibration.linears import find_groups, find_linears
-from diagnosis.pairs import Pair, pairs
-from models.family import Family, family
-from models.images import decode_image
-from models.messages import Prompt
-from probing.session import Probing
-from runtime.backend import from_float32, to_float32
-from runtime.continuation import Continuation, uploaded
-from runtime.engine import Engine
-from runtime.load import open_engine
-from verification.figures import Figures, Tolerance, compare
-from verification.samples import Sample
+from vlm_trt.bundle.errors import NotFiniteError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.calibration.linears import find_groups, find_linears
+from vlm_trt.diagnosis.pairs import Pair, pairs
+from vlm_trt.families.family import Family, family
+from vlm_trt.families.images import decode_image
+from vlm_trt.families.messages import Prompt
+from vlm_trt.probing.session import Probing
+from vlm_trt.runtime.backend import from_float32, to_float32
+from vlm_trt.runtime.continuation import Continuation, uploaded
+from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.load import open_engine
+from vlm_trt.verification.figures import Figures, Tolerance, compare
+from vlm_trt.verification.samples import Sample
 
 Floats = NDArray[np.float32]
 _STEPS = 2  # decode steps after each prompt

@@ -7,16 +7,16 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bundle.errors import UsageError, VerificationError
-from bundle.signature import Component, Precision
-from bundle.store import Bundle, how_to_make
-from calibration.samples import turns
-from diagnosis.compare import Deviation, deviations
-from diagnosis.islands import Island, culprits, proposed
-from evaluation.dataset import read_samples
-from models.family import family
-from verification.figures import Tolerance, tolerance_of
-from verification.samples import Sample, samples
+from vlm_trt.bundle.errors import UsageError, VerificationError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle, how_to_make
+from vlm_trt.calibration.samples import turns
+from vlm_trt.diagnosis.compare import Deviation, deviations
+from vlm_trt.diagnosis.islands import Island, culprits, proposed
+from vlm_trt.evaluation.dataset import read_samples
+from vlm_trt.families.family import family
+from vlm_trt.verification.figures import Tolerance, tolerance_of
+from vlm_trt.verification.samples import Sample, samples
 
 _NEW_TOKENS = 8
 _MOST_SAMPLES = 32

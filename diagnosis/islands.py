@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from bundle.errors import VerificationError
-from bundle.signature import Component
-from diagnosis.compare import Deviation
-from probing.widen import LEFT, widen
-from verification.figures import Tolerance
+from vlm_trt.bundle.errors import VerificationError
+from vlm_trt.bundle.signature import Component
+from vlm_trt.diagnosis.compare import Deviation
+from vlm_trt.probing.widen import LEFT, widen
+from vlm_trt.verification.figures import Tolerance
 
 # The largest number of fp16, and the share of it that may be reached: other inputs make larger values.
 FP16_MAX = float(np.finfo(np.float16).max)

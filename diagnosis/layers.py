@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bundle.signature import Component
-from bundle.store import Bundle
-from calibration.linears import find_linears
-from diagnosis.compare import Deviation
-from diagnosis.diagnose import Diagnosis
+from vlm_trt.bundle.signature import Component
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.calibration.linears import find_linears
+from vlm_trt.diagnosis.compare import Deviation
+from vlm_trt.diagnosis.diagnose import Diagnosis
 
 # Layers are named until they make up this share of the error that all products add.
 _SHARE = 0.5

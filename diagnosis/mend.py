@@ -7,16 +7,16 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from bundle.entries import GraphEntry
-from bundle.errors import VerificationError
-from bundle.manifest import Verification
-from bundle.signature import Component, Precision
-from bundle.staging import replace_file, require_room, staging_folder
-from bundle.store import MANIFEST, Bundle, file_entry, publish_graphs
-from diagnosis.diagnose import Diagnosis, diagnose, islands
-from diagnosis.islands import Island
-from verification.samples import Sample
-from verification.verify import Report, verify
+from vlm_trt.bundle.entries import GraphEntry
+from vlm_trt.bundle.errors import VerificationError
+from vlm_trt.bundle.manifest import Verification
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.staging import replace_file, require_room, staging_folder
+from vlm_trt.bundle.store import MANIFEST, Bundle, file_entry, publish_graphs
+from vlm_trt.diagnosis.diagnose import Diagnosis, diagnose, islands
+from vlm_trt.diagnosis.islands import Island
+from vlm_trt.verification.samples import Sample
+from vlm_trt.verification.verify import Report, verify
 
 _ROUNDS = 16
 

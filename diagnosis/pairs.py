@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bundle.errors import VerificationError
-from bundle.signature import Component
-from probing.widen import HALVES
+from vlm_trt.bundle.errors import VerificationError
+from vlm_trt.bundle.signature import Component
+from vlm_trt.probing.widen import HALVES
 
 FLOATING = (ir.DataType.FLOAT, *HALVES)
 # What a precision adds: it changes how a value is stored, not which value it is.

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from bundle.errors import IncompatibleError
-from bundle.host import query_gpus
-from bundle.tensorrt import MODULES
+from vlm_trt.bundle.errors import IncompatibleError
+from vlm_trt.bundle.host import query_gpus
+from vlm_trt.bundle.tensorrt import MODULES
 
 
 @dataclass(frozen=True)

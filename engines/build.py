@@ -8,25 +8,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bundle.config import Limits
-from bundle.entries import EngineEntry, FileEntry, GraphEntry, Profile
-from bundle.errors import ResourceError, UnsupportedError, UsageError, VerificationError
-from bundle.host import available_bytes
-from bundle.manifest import Manifest
-from bundle.progress import Bar
-from bundle.signature import Component, Precision
-from bundle.staging import exclusive, require_room, staging_folder, storage_errors
-from bundle.store import Bundle, how_to_make, publish_engines
-from bundle.tensorrt import load_backend
-from engines.backend import Device, default_backend, device, require_target
-from engines.builder import BuildOptions, Built
-from engines.finding import Finding
-from engines.inspect_plan import Expected, inspect_plan
-from engines.lint import lint_graph
-from engines.plan import build_ram_bytes, engine_bytes
-from engines.profiles import profiles
-from engines.timing_cache import default_path, require_writable
-from engines.worker import built_apart
+from vlm_trt.bundle.config import Limits
+from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, Profile
+from vlm_trt.bundle.errors import ResourceError, UnsupportedError, UsageError, VerificationError
+from vlm_trt.bundle.host import available_bytes
+from vlm_trt.bundle.manifest import Manifest
+from vlm_trt.bundle.progress import Bar
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.staging import exclusive, require_room, staging_folder, storage_errors
+from vlm_trt.bundle.store import Bundle, how_to_make, publish_engines
+from vlm_trt.bundle.tensorrt import load_backend
+from vlm_trt.engines.backend import Device, default_backend, device, require_target
+from vlm_trt.engines.builder import BuildOptions, Built
+from vlm_trt.engines.finding import Finding
+from vlm_trt.engines.inspect_plan import Expected, inspect_plan
+from vlm_trt.engines.lint import lint_graph
+from vlm_trt.engines.plan import build_ram_bytes, engine_bytes
+from vlm_trt.engines.profiles import profiles
+from vlm_trt.engines.timing_cache import default_path, require_writable
+from vlm_trt.engines.worker import built_apart
 
 # Of a small engine, most is not weights.
 _ENGINE_MARGIN_BYTES = 16 << 20

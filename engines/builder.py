@@ -17,13 +17,13 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from bundle.entries import Profile
-from bundle.errors import ResourceError, UnsupportedError
-from bundle.staging import storage_errors
-from bundle.tensorrt import load_backend, logger_of
-from engines.backend import create_network, progress_monitor, set_target
-from engines.memory import PeakMemory
-from engines.timing_cache import TimingCache
+from vlm_trt.bundle.entries import Profile
+from vlm_trt.bundle.errors import ResourceError, UnsupportedError
+from vlm_trt.bundle.staging import storage_errors
+from vlm_trt.bundle.tensorrt import load_backend, logger_of
+from vlm_trt.engines.backend import create_network, progress_monitor, set_target
+from vlm_trt.engines.memory import PeakMemory
+from vlm_trt.engines.timing_cache import TimingCache
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from bundle.config import Limits, ModelConfig
-from bundle.entries import Profile
-from bundle.signature import Axis, Component, Precision, Tensor, past_names, present_names, signature
-from engines.finding import Finding
-from engines.kernel_program import Kernel, Program, read_programs
+from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.entries import Profile
+from vlm_trt.bundle.signature import Axis, Component, Precision, Tensor, past_names, present_names, signature
+from vlm_trt.engines.finding import Finding
+from vlm_trt.engines.kernel_program import Kernel, Program, read_programs
 
 _FUSED = re.compile(r"mha|flash|attention", re.IGNORECASE)
 _PAST, _PRESENT = "past_key_values.", "present."

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundle.signature import Axis
+from vlm_trt.bundle.signature import Axis
 
 _START, _MAIN, _END = b"header {\n", b"\nmain {\n", b"\n}\n"
 _LONGEST = 64 * 2**20  # bytes of one program; 32 layers take about 2 MB

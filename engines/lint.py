@@ -6,11 +6,11 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from bundle.config import Limits, ModelConfig
-from bundle.errors import UnsupportedError
-from bundle.signature import Component, Precision, signature
-from engines.finding import Finding
-from engines.lint_rules import RULES, Graph
+from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.errors import UnsupportedError
+from vlm_trt.bundle.signature import Component, Precision, signature
+from vlm_trt.engines.finding import Finding
+from vlm_trt.engines.lint_rules import RULES, Graph
 
 
 def lint_graph(

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import onnx
 
-from bundle.config import Limits
-from bundle.signature import Signature, Tensor
-from engines.finding import Finding
+from vlm_trt.bundle.config import Limits
+from vlm_trt.bundle.signature import Signature, Tensor
+from vlm_trt.engines.finding import Finding
 
 _DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16",

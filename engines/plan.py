@@ -6,10 +6,10 @@ Each constant has its source beside it; docs/planning.md compares the estimates 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bundle.config import Limits, ModelConfig
-from bundle.errors import ResourceError
-from bundle.signature import DTYPE_BYTES, Component, Precision
-from engines.gpus import Gpu
+from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.errors import ResourceError
+from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
+from vlm_trt.engines.gpus import Gpu
 
 GIB = 2**30
 # Export, benchmarks/results/plan_accuracy.json and export_full_size.json: torch and the tracer, and a second process

@@ -1,8 +1,8 @@
 """Optimization profiles as plain values: the shapes an engine is built for, derived from the graph contract."""
 
-from bundle.config import Limits, ModelConfig
-from bundle.entries import Profile, Range
-from bundle.signature import Component, Precision, Tensor, signature
+from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.entries import Profile, Range
+from vlm_trt.bundle.signature import Component, Precision, Tensor, signature
 
 
 def profiles(component: Component, model: ModelConfig, limits: Limits, precision: Precision) -> tuple[Profile, ...]:

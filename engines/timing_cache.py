@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bundle.errors import StorageError
-from bundle.staging import replace_file, storage_errors
+from vlm_trt.bundle.errors import StorageError
+from vlm_trt.bundle.staging import replace_file, storage_errors
 
 
 class TimingCache:

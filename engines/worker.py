@@ -6,9 +6,9 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from bundle.entries import Profile
-from bundle.errors import ResourceError, VlmTrtError
-from engines.builder import BuildOptions, Built, build_engine
+from vlm_trt.bundle.entries import Profile
+from vlm_trt.bundle.errors import ResourceError, VlmTrtError
+from vlm_trt.engines.builder import BuildOptions, Built, build_engine
 
 
 def built_apart(

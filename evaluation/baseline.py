@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bundle.errors import DataSetError, UsageError
-from evaluation.dataset import DataSet
-from evaluation.evaluate import Evaluation, rows
-from evaluation.intervals import Interval, bootstrap
+from vlm_trt.bundle.errors import DataSetError, UsageError
+from vlm_trt.evaluation.dataset import DataSet
+from vlm_trt.evaluation.evaluate import Evaluation, rows
+from vlm_trt.evaluation.intervals import Interval, bootstrap
 
 
 @dataclass(frozen=True)

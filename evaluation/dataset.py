@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bundle.errors import DataSetError, ImageError
-from evaluation.metrics import METRICS, Reference
-from models.images import decode_image, read_picture
-from models.messages import Answered
+from vlm_trt.bundle.errors import DataSetError, ImageError
+from vlm_trt.evaluation.metrics import METRICS, Reference
+from vlm_trt.families.images import decode_image, read_picture
+from vlm_trt.families.messages import Answered
 
 # A model family's parser: text as generated, sizes of the pictures in pixels.
 ParseAnswer = Callable[[str, Sequence[tuple[int, int]]], Answered]
@@ -86,7 +86,9 @@ def synthetic(count: int, seed: int) -> DataSet:
         count: how many examples.
         seed: of the generator.
     """
-    held_out: Callable[[int, int], Iterable[Example]] = import_module("evaluation.scenes.dataset").held_out_examples
+    held_out: Callable[[int, int], Iterable[Example]] = import_module(
+        "vlm_trt.evaluation.scenes.dataset"
+    ).held_out_examples
     examples = tuple(held_out(count, seed))
     return DataSet(f"{SYNTHETIC}, {count} examples, seed {seed}", fingerprint(examples), examples)
 

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from bundle.errors import UsageError
-from evaluation.dataset import DataSet, Example, Query
-from evaluation.intervals import Interval, interval
-from evaluation.metrics import score
-from models.family import family
-from models.messages import Image, Message, Text
-from runtime.model import Answer, Options, VisionLanguageModel
-from runtime.timing import PARTS
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.evaluation.dataset import DataSet, Example, Query
+from vlm_trt.evaluation.intervals import Interval, interval
+from vlm_trt.evaluation.metrics import score
+from vlm_trt.families.family import family
+from vlm_trt.families.messages import Image, Message, Text
+from vlm_trt.runtime.model import Answer, Options, VisionLanguageModel
+from vlm_trt.runtime.timing import PARTS
 
 # Called with the answers so far, after each one.
 Progress = Callable[[int], None]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from models.messages import Grounding
+from vlm_trt.families.messages import Grounding
 
 Point = tuple[float, float]
 Polygon = Sequence[Point]  # convex, corners counterclockwise (x to the right, y up; on a picture: clockwise)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.geometry import area, iou, outline
-from models.messages import Answered
+from vlm_trt.evaluation.geometry import area, iou, outline
+from vlm_trt.families.messages import Answered
 
 # Reads a text in the model's own format; places come out in pixels of the example's pictures.
 Read = Callable[[str], Answered]

@@ -7,13 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bundle.errors import UsageError
-from bundle.signature import Component
-from evaluation.baseline import Baseline, Comparison, EarlierAnswer
-from evaluation.dataset import DataSet
-from evaluation.evaluate import Evaluation, Judged
-from runtime.environment import environment
-from runtime.model import VisionLanguageModel
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.signature import Component
+from vlm_trt.evaluation.baseline import Baseline, Comparison, EarlierAnswer
+from vlm_trt.evaluation.dataset import DataSet
+from vlm_trt.evaluation.evaluate import Evaluation, Judged
+from vlm_trt.runtime.environment import environment
+from vlm_trt.runtime.model import VisionLanguageModel
 
 SCHEMA = 1
 

@@ -6,8 +6,7 @@ python examples/answer.py BUNDLE PICTURE
 import sys
 from pathlib import Path
 
-from models.messages import Image, Text
-from runtime.model import Answer, Chat, Options, load
+from vlm_trt import Answer, Chat, Image, Options, Text, load
 
 
 def main(bundle: str, picture: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bundle.errors import CheckpointError
+from vlm_trt.bundle.errors import CheckpointError
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 

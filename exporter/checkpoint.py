@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from bundle.digests import sha256_of
-from bundle.errors import CheckpointError
-from exporter.bin_file import BinFile
-from exporter.safetensors_file import SafetensorsFile
-from models.weights import WeightMap
+from vlm_trt.bundle.digests import sha256_of
+from vlm_trt.bundle.errors import CheckpointError
+from vlm_trt.exporter.bin_file import BinFile
+from vlm_trt.exporter.safetensors_file import SafetensorsFile
+from vlm_trt.families.weights import WeightMap
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

@@ -7,21 +7,21 @@ from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 
-from bundle.config import Limits, ModelConfig, require_limits, usual_limits
-from bundle.entries import GraphEntry
-from bundle.errors import IncompatibleError, UsageError
-from bundle.manifest import SCHEMA, Manifest, Source
-from bundle.progress import MakeBar, no_bar
-from bundle.signature import Component, Precision
-from bundle.staging import require_room, staging_folder
-from bundle.store import Bundle, file_entry, graph_paths, publish_graphs, publish_new
-from exporter.checkpoint import Checkpoint
-from exporter.graph_files import GraphPlan, graph_files
-from exporter.references import require_references
-from exporter.trace import OPSET
-from exporter.weight_stream import plan_weights, stream_weights
-from models.family import Family, family_of
-from models.weights import Weight
+from vlm_trt.bundle.config import Limits, ModelConfig, require_limits, usual_limits
+from vlm_trt.bundle.entries import GraphEntry
+from vlm_trt.bundle.errors import IncompatibleError, UsageError
+from vlm_trt.bundle.manifest import SCHEMA, Manifest, Source
+from vlm_trt.bundle.progress import MakeBar, no_bar
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.staging import require_room, staging_folder
+from vlm_trt.bundle.store import Bundle, file_entry, graph_paths, publish_graphs, publish_new
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.graph_files import GraphPlan, graph_files
+from vlm_trt.exporter.references import require_references
+from vlm_trt.exporter.trace import OPSET
+from vlm_trt.exporter.weight_stream import plan_weights, stream_weights
+from vlm_trt.families.family import Family, family_of
+from vlm_trt.families.weights import Weight
 
 # Room for the graphs themselves, the tokenizer and the manifest.
 _SMALL_FILES_BYTES = 16 << 20

@@ -12,11 +12,11 @@ from multiprocessing import get_context
 
 import onnx_ir as ir
 
-from bundle.config import Limits, ModelConfig
-from bundle.errors import ResourceError
-from bundle.signature import Component, Precision
-from exporter.trace import trace
-from exporter.weight_stream import WeightPlace
+from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.errors import ResourceError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.exporter.trace import trace
+from vlm_trt.exporter.weight_stream import WeightPlace
 
 # Weights above which a process for tracing is worth the seconds it takes to start.
 AHEAD_ABOVE_BYTES = 2 << 30

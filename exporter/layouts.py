@@ -1,4 +1,4 @@
-"""How checkpoint tensors become one of our weights, block by block: the arithmetic of `models.weights.Layout`."""
+"""How checkpoint tensors become one of our weights, block by block: the arithmetic of `families.weights.Layout`."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bundle.config import ModelConfig
-from exporter.checkpoint import Checkpoint
-from models.weights import Layout, Weight
+from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.families.weights import Layout, Weight
 
 # Bytes of a tensor read at once. The C library keeps blocks of this size for the next one; larger ones go back to the
 # system, and their pages cost more to get again than to fill.

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import onnx_ir as ir
 
-from bundle.errors import BundleError
+from vlm_trt.bundle.errors import BundleError
 
 
 def check_references(graph: Path) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from bundle.errors import CheckpointError
+from vlm_trt.bundle.errors import CheckpointError
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_HEADER_BYTES = 100 << 20

@@ -14,10 +14,10 @@ import torch
 from onnxscript import optimizer
 from torch import Tensor
 
-from bundle.config import Limits, ModelConfig
-from bundle.signature import Axis, Component, Precision, Signature, signature
-from exporter.modules.build import build_module
-from exporter.modules.onnx_operators import translation_table
+from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.signature import Axis, Component, Precision, Signature, signature
+from vlm_trt.exporter.modules.build import build_module
+from vlm_trt.exporter.modules.onnx_operators import translation_table
 
 OPSET = 24
 # Example sizes of the dynamic axes: distinct, and above one, since torch specializes axes of size 0 and 1.

@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from bundle.alignment import aligned
-from bundle.config import ModelConfig
-from bundle.errors import UnsupportedError
-from bundle.signature import DTYPE_BYTES, FLOATS, Precision
-from exporter.checkpoint import Checkpoint
-from exporter.layouts import blocks
-from exporter.modules.build import TORCH_DTYPES
-from models.weights import Weight
+from vlm_trt.bundle.alignment import aligned
+from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.errors import UnsupportedError
+from vlm_trt.bundle.signature import DTYPE_BYTES, FLOATS, Precision
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.layouts import blocks
+from vlm_trt.exporter.modules.build import TORCH_DTYPES
+from vlm_trt.families.weights import Weight
 
 # Converted blocks that may wait for the disk.
 _WAITING_BLOCKS = 2

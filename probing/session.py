@@ -8,11 +8,11 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from bundle.entries import EngineEntry
-from bundle.signature import Component, Precision
-from probing.widen import HALVES, round_as_stored
-from runtime.backend import Binding, host_view, to_float32
-from runtime.ort import CpuBackend, OrtSession
+from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.probing.widen import HALVES, round_as_stored
+from vlm_trt.runtime.backend import Binding, host_view, to_float32
+from vlm_trt.runtime.ort import CpuBackend, OrtSession
 
 Floats = NDArray[np.float32]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 
-from profiling.markup import Html, put, scaled, tag
+from vlm_trt.profiling.markup import Html, put, scaled, tag
 
 _INSET = 0.1  # beside the first and the last of a few values
 HEIGHT = 220  # pixels between the axes

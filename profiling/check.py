@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle.errors import UsageError
-from profiling.document import SCHEMA
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.profiling.document import SCHEMA
 
 _KINDS = ("stages", "metrics")
 _SAME = ("precision", "backend", "family")

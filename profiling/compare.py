@@ -6,9 +6,9 @@ from statistics import median
 
 import numpy as np
 
-from bundle.errors import UsageError
-from profiling.measure import Iteration
-from profiling.workload import Workload
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.profiling.measure import Iteration
+from vlm_trt.profiling.workload import Workload
 
 _RESAMPLES, _SEED = 2000, 0
 

@@ -8,10 +8,10 @@ from importlib.metadata import version
 from io import StringIO
 from typing import Any
 
-from profiling.measure import RequestTimes
-from profiling.metrics import decode_by_position, typical, waterfall
-from profiling.profile import Point, Profile
-from runtime.timing import Span
+from vlm_trt.profiling.measure import RequestTimes
+from vlm_trt.profiling.metrics import decode_by_position, typical, waterfall
+from vlm_trt.profiling.profile import Point, Profile
+from vlm_trt.runtime.timing import Span
 
 SCHEMA = 1
 

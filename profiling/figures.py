@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from profiling.charts import (
+from vlm_trt.profiling.charts import (
     HEIGHT,
     Axis,
     axis,
@@ -24,9 +24,9 @@ from profiling.charts import (
     spaced,
     text,
 )
-from profiling.markup import Html, joined, milliseconds, number, scaled, share, words
-from profiling.metrics import STAGES
-from runtime.timing import PARTS
+from vlm_trt.profiling.markup import Html, joined, milliseconds, number, scaled, share, words
+from vlm_trt.profiling.metrics import STAGES
+from vlm_trt.runtime.timing import PARTS
 
 _ROW, _THICK = 44, 16  # pixels: of a row with its words above, and of its bar
 _FEW = 40  # samples up to which each is a dot of its own

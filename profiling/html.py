@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
-from profiling import sections
-from profiling.markup import Html, joined, milliseconds, number, size, tag, words
+from vlm_trt.profiling import sections
+from vlm_trt.profiling.markup import Html, joined, milliseconds, number, size, tag, words
 
 Values = Mapping[str, Any]
 

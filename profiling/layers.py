@@ -13,14 +13,14 @@ from typing import Any
 
 import onnx
 
-from bundle.entries import EngineEntry
-from bundle.signature import Component
-from profiling.measure import once
-from profiling.workload import Workload, requests
-from runtime.model import Choice
-from runtime.ort import CpuBackend, OrtSession
-from runtime.session import EngineSession
-from runtime.trt import TensorRtBackend
+from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.signature import Component
+from vlm_trt.profiling.measure import once
+from vlm_trt.profiling.workload import Workload, requests
+from vlm_trt.runtime.model import Choice
+from vlm_trt.runtime.ort import CpuBackend, OrtSession
+from vlm_trt.runtime.session import EngineSession
+from vlm_trt.runtime.trt import TensorRtBackend
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _WORDS = re.compile(r"[\w.]+")

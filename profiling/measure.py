@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from bundle.errors import UsageError
-from profiling.workload import Asked, Workload, requests
-from runtime.generate import Request, Running
-from runtime.model import VisionLanguageModel
-from runtime.sampler import Sampling
-from runtime.timing import Span, StageClock
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.profiling.workload import Asked, Workload, requests
+from vlm_trt.runtime.generate import Request, Running
+from vlm_trt.runtime.model import VisionLanguageModel
+from vlm_trt.runtime.sampler import Sampling
+from vlm_trt.runtime.timing import Span, StageClock
 
 # Called after every iteration.
 Progress = Callable[[], None]

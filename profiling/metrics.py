@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
-from profiling.measure import Iteration, Measured, RequestTimes
-from profiling.statistics import Summary, summary
-from runtime.timing import Span
+from vlm_trt.profiling.measure import Iteration, Measured, RequestTimes
+from vlm_trt.profiling.statistics import Summary, summary
+from vlm_trt.runtime.timing import Span
 
 # In the order an answer goes through them.
 STAGES = (

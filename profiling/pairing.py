@@ -2,12 +2,12 @@
 
 from functools import partial
 
-from bundle.errors import UsageError
-from bundle.progress import MakeBar
-from profiling.compare import Comparison, Once, compared, paired, require_same_work
-from profiling.measure import once
-from profiling.workload import Workload, requests
-from runtime.model import Choice, VisionLanguageModel
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.progress import MakeBar
+from vlm_trt.profiling.compare import Comparison, Once, compared, paired, require_same_work
+from vlm_trt.profiling.measure import once
+from vlm_trt.profiling.workload import Workload, requests
+from vlm_trt.runtime.model import Choice, VisionLanguageModel
 
 # Two float precisions of one model may take another turn after a near tie.
 _AGREEMENT = 0.9
@@ -56,7 +56,7 @@ def compare_with_torch(mine: Choice, workload: Workload, pairs: int, count_bar: 
     Raises:
         UsageError: the checkpoint is gone, there are several requests at once, or the answers differ.
     """
-    from profiling.torch_baseline import TorchBaseline
+    from vlm_trt.profiling.torch_baseline import TorchBaseline
 
     model = mine.load()
     baseline = TorchBaseline(mine.bundle.manifest)

@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime
 from onnx import GraphProto, ModelProto, TensorProto, helper, save
 
-from runtime.backend import NUMPY_DTYPES, Backend, Session
-from runtime.ort import CpuBackend
+from vlm_trt.runtime.backend import NUMPY_DTYPES, Backend, Session
+from vlm_trt.runtime.ort import CpuBackend
 
 _RUNS, _WARM_UP = 12, 2
 _SIDE = 1536  # of the product's matrices

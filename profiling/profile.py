@@ -6,20 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bundle.errors import UsageError
-from bundle.host import query_gpus
-from bundle.progress import MakeBar
-from bundle.signature import Component
-from profiling.layers import Layer, layers
-from profiling.measure import Measured, measure
-from profiling.metrics import request_metrics, stage_metrics
-from profiling.probe import Ceilings, ceilings
-from profiling.roofline import Gap, costs, gaps
-from profiling.statistics import Summary
-from profiling.workload import Workload, requests
-from runtime.environment import environment
-from runtime.model import Choice, VisionLanguageModel
-from runtime.ort import CpuBackend
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.host import query_gpus
+from vlm_trt.bundle.progress import MakeBar
+from vlm_trt.bundle.signature import Component
+from vlm_trt.profiling.layers import Layer, layers
+from vlm_trt.profiling.measure import Measured, measure
+from vlm_trt.profiling.metrics import request_metrics, stage_metrics
+from vlm_trt.profiling.probe import Ceilings, ceilings
+from vlm_trt.profiling.roofline import Gap, costs, gaps
+from vlm_trt.profiling.statistics import Summary
+from vlm_trt.profiling.workload import Workload, requests
+from vlm_trt.runtime.environment import environment
+from vlm_trt.runtime.model import Choice, VisionLanguageModel
+from vlm_trt.runtime.ort import CpuBackend
 
 # Fields of a workload that a sweep varies.
 AXES = ("batch", "images", "prompt_tokens")

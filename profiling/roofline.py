@@ -7,11 +7,11 @@ products count.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bundle.config import ModelConfig
-from bundle.signature import DTYPE_BYTES, Component, Precision
-from profiling.probe import Ceilings
-from profiling.statistics import Summary
-from profiling.workload import Workload
+from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
+from vlm_trt.profiling.probe import Ceilings
+from vlm_trt.profiling.statistics import Summary
+from vlm_trt.profiling.workload import Workload
 
 # A stage this many times above its floor is not limited by what the floor counts.
 _FAR = 3.0

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from profiling import figures
-from profiling.charts import figure, legend
-from profiling.markup import Html, details, joined, milliseconds, number, scaled, share, size, table, tag, words
-from profiling.metrics import STAGES
-from profiling.profile import AXES
-from runtime.timing import PARTS
+from vlm_trt.profiling import figures
+from vlm_trt.profiling.charts import figure, legend
+from vlm_trt.profiling.markup import Html, details, joined, milliseconds, number, scaled, share, size, table, tag, words
+from vlm_trt.profiling.metrics import STAGES
+from vlm_trt.profiling.profile import AXES
+from vlm_trt.runtime.timing import PARTS
 
 LISTED = 25  # layers of each stage
 _LONG = 56  # characters of a layer's name

@@ -7,16 +7,16 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from bundle.errors import UsageError
-from bundle.manifest import Manifest
-from bundle.signature import Component
-from exporter.checkpoint import Checkpoint
-from models.family import PositionTable, family
-from models.images import decode_image
-from profiling.measure import Iteration, RequestTimes
-from profiling.workload import Asked
-from runtime.timing import StageClock
-from verification.reference import Reference
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.manifest import Manifest
+from vlm_trt.bundle.signature import Component
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.families.family import PositionTable, family
+from vlm_trt.families.images import decode_image
+from vlm_trt.profiling.measure import Iteration, RequestTimes
+from vlm_trt.profiling.workload import Asked
+from vlm_trt.runtime.timing import StageClock
+from vlm_trt.verification.reference import Reference
 
 
 class TorchBaseline:

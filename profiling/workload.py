@@ -7,9 +7,9 @@ from io import BytesIO
 import numpy as np
 from PIL import Image as PillowImage
 
-from bundle.errors import PromptError, UsageError
-from models.messages import Image, Message, Part, Prompt, Text
-from runtime.model import VisionLanguageModel
+from vlm_trt.bundle.errors import PromptError, UsageError
+from vlm_trt.families.messages import Image, Message, Part, Prompt, Text
+from vlm_trt.runtime.model import VisionLanguageModel
 
 _FILLER = "The quick brown fox jumps over the lazy dog near the river bank. "
 _SIDE = (480, 640)  # rows and columns of a drawn picture

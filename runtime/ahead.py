@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from bundle.errors import VlmTrtError
-from models.messages import Image, Message
-from runtime.features import FeatureCache
-from runtime.timing import StageClock
+from vlm_trt.bundle.errors import VlmTrtError
+from vlm_trt.families.messages import Image, Message
+from vlm_trt.runtime.features import FeatureCache
+from vlm_trt.runtime.timing import StageClock
 
 
 def one_ahead(

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.entries import EngineEntry
-from bundle.signature import DTYPE_BYTES, Precision
-from bundle.store import Bundle
+from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.signature import DTYPE_BYTES, Precision
+from vlm_trt.bundle.store import Bundle
 
 Array = NDArray[Any]
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from bundle.errors import IncompatibleError, UsageError, VerificationError
-from bundle.signature import FLOATS, Precision
-from bundle.store import Bundle, how_to_make
-from bundle.tensorrt import MODULES
-from runtime.backend import Backend
-from runtime.load import require_verified
+from vlm_trt.bundle.errors import IncompatibleError, UsageError, VerificationError
+from vlm_trt.bundle.signature import FLOATS, Precision
+from vlm_trt.bundle.store import Bundle, how_to_make
+from vlm_trt.bundle.tensorrt import MODULES
+from vlm_trt.runtime.backend import Backend
+from vlm_trt.runtime.load import require_verified
 
 NAMES = ("auto", *MODULES, "cuda", "cuda-graph", "cpu")
 
@@ -32,7 +32,7 @@ def choose_backend(
     if name == "auto" and bundle is not None and (found := _with_engines(bundle)) is not None:
         return found
     try:
-        from runtime.ort import CpuBackend
+        from vlm_trt.runtime.ort import CpuBackend
     except ImportError:
         installed = [other for other, module in MODULES.items() if find_spec(module) is not None]
         if name == "auto" and installed:
@@ -40,7 +40,7 @@ def choose_backend(
         raise IncompatibleError(
             "ONNX Runtime is not installed; install one of the extras: pip install 'vlm-trt[cpu]' or 'vlm-trt[cuda]'"
         ) from None
-    from runtime.ort_cuda import can_start
+    from vlm_trt.runtime.ort_cuda import can_start
 
     if name in ("cuda", "cuda-graph") or (name == "auto" and can_start()):
         return _cuda(graphs=name == "cuda-graph")
@@ -95,7 +95,7 @@ def _with_engines(bundle: Bundle) -> Backend | None:
     for name in dict.fromkeys(engine.backend for engine in bundle.manifest.engines):
         if name not in MODULES or find_spec(MODULES[name]) is None or find_spec("cuda") is None:
             continue
-        from runtime.cuda import cuda_works
+        from vlm_trt.runtime.cuda import cuda_works
 
         if not cuda_works():
             return None
@@ -111,18 +111,18 @@ def _with_engines(bundle: Bundle) -> Backend | None:
 
 
 def _tensorrt(name: str) -> Backend:
-    from runtime.cuda import CudaGpu
-    from runtime.plan import TensorRt
-    from runtime.trt import TensorRtBackend
+    from vlm_trt.runtime.cuda import CudaGpu
+    from vlm_trt.runtime.plan import TensorRt
+    from vlm_trt.runtime.trt import TensorRtBackend
 
     plans = TensorRt(name)
     return TensorRtBackend(CudaGpu(), plans)
 
 
 def _cuda(*, graphs: bool) -> Backend:
-    from runtime.ort_cuda import CudaBackend, require_provider
+    from vlm_trt.runtime.ort_cuda import CudaBackend, require_provider
 
     require_provider()
-    from runtime.cuda import CudaGpu
+    from vlm_trt.runtime.cuda import CudaGpu
 
     return CudaBackend(CudaGpu(), graphs=graphs)

@@ -1,9 +1,9 @@
 """The static KV cache: one zeroed buffer per layer, a row of it per sequence slot, written in place by the decoder."""
 
-from bundle.config import Limits, ModelConfig
-from bundle.errors import PromptError
-from bundle.signature import Precision, past_names, present_names
-from runtime.backend import Backend, Binding, Buffer
+from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.errors import PromptError
+from vlm_trt.bundle.signature import Precision, past_names, present_names
+from vlm_trt.runtime.backend import Backend, Binding, Buffer
 
 
 class KVCache:

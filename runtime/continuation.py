@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.family import PositionTable
-from models.messages import Prompt
-from runtime.backend import Binding, Buffer, from_float32
-from runtime.engine import Engine, Step
+from vlm_trt.families.family import PositionTable
+from vlm_trt.families.messages import Prompt
+from vlm_trt.runtime.backend import Binding, Buffer, from_float32
+from vlm_trt.runtime.engine import Engine, Step
 
 Floats = NDArray[np.float32]
 

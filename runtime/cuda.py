@@ -4,7 +4,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from bundle.errors import IncompatibleError, ResourceError, VlmTrtError
+from vlm_trt.bundle.errors import IncompatibleError, ResourceError, VlmTrtError
 
 try:
     from cuda.bindings import runtime as cudart

@@ -7,9 +7,9 @@ from math import prod
 
 import numpy as np
 
-from bundle.signature import DTYPE_BYTES
-from runtime.backend import NUMPY_DTYPES, Array, Binding
-from runtime.gpu import Gpu
+from vlm_trt.bundle.signature import DTYPE_BYTES
+from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding
+from vlm_trt.runtime.gpu import Gpu
 
 
 class DeviceMemory:

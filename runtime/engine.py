@@ -7,12 +7,12 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.config import Limits, ModelConfig
-from bundle.errors import NotFiniteError
-from bundle.signature import Component, Precision
-from models.family import PositionTable
-from runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host
-from runtime.cache import KVCache
+from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.errors import NotFiniteError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.families.family import PositionTable
+from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host
+from vlm_trt.runtime.cache import KVCache
 
 # The window of a decode step grows in these steps, so that shapes repeat; the copy of the last few costs nothing.
 WINDOW_STEP = 32

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from bundle.host import query_gpus
+from vlm_trt.bundle.host import query_gpus
 
 _PACKAGES = (
     "vlm-trt", "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx",

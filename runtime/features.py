@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from threading import Lock
 
-from models.family import Family
-from models.images import decode_image
-from models.messages import Image
-from runtime.backend import Backend, Binding, Buffer
-from runtime.engine import Engine
-from runtime.timing import StageClock
+from vlm_trt.families.family import Family
+from vlm_trt.families.images import decode_image
+from vlm_trt.families.messages import Image
+from vlm_trt.runtime.backend import Backend, Binding, Buffer
+from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.timing import StageClock
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bundle.errors import PromptError, UsageError, VlmTrtError
-from models.family import Family, PositionTable, Tokenizer
-from models.messages import Prompt
-from runtime.continuation import Continuation
-from runtime.engine import Engine, Step
-from runtime.features import FeatureCache, ImageFeatures, together
-from runtime.sampler import Sampler, Sampling
-from runtime.slots import Key, Slot, SlotTable
-from runtime.text_stream import TextStream
-from runtime.timing import StageClock
+from vlm_trt.bundle.errors import PromptError, UsageError, VlmTrtError
+from vlm_trt.families.family import Family, PositionTable, Tokenizer
+from vlm_trt.families.messages import Prompt
+from vlm_trt.runtime.continuation import Continuation
+from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.features import FeatureCache, ImageFeatures, together
+from vlm_trt.runtime.sampler import Sampler, Sampling
+from vlm_trt.runtime.slots import Key, Slot, SlotTable
+from vlm_trt.runtime.text_stream import TextStream
+from vlm_trt.runtime.timing import StageClock
 
 
 @dataclass(frozen=True)

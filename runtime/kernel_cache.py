@@ -4,9 +4,9 @@ import atexit
 from contextlib import suppress
 from typing import Any
 
-from bundle.digests import cache_folder
-from bundle.errors import StorageError
-from bundle.staging import replace_file
+from vlm_trt.bundle.digests import cache_folder
+from vlm_trt.bundle.errors import StorageError
+from vlm_trt.bundle.staging import replace_file
 
 
 class KernelCache:

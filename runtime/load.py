@@ -1,11 +1,11 @@
 """A bundle on disk → an engine in memory, every file checked before it is used."""
 
-from bundle.errors import VerificationError
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from runtime.backend import Backend
-from runtime.engine import Engine
-from runtime.variants import limits_of
+from vlm_trt.bundle.errors import VerificationError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.runtime.backend import Backend
+from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.variants import limits_of
 
 
 def open_engine(bundle: Bundle, precision: Precision, backend: Backend) -> Engine:

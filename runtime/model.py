@@ -8,21 +8,21 @@ from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
-from bundle.errors import UsageError
-from bundle.manifest import Manifest
-from bundle.signature import Precision
-from bundle.store import Bundle
-from models.family import Family, Tokenizer, family
-from models.messages import Grounding, Image, Message, Part, Prompt, Text
-from runtime.ahead import one_ahead
-from runtime.backend import Backend
-from runtime.backends import choose_backend, choose_precision
-from runtime.engine import Engine
-from runtime.generate import Generator, Request, Running
-from runtime.load import open_engine, require_verified
-from runtime.sampler import Sampling
-from runtime.timing import StageClock
-from runtime.tracing import trace_as_asked
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.manifest import Manifest
+from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.families.family import Family, Tokenizer, family
+from vlm_trt.families.messages import Grounding, Image, Message, Part, Prompt, Text
+from vlm_trt.runtime.ahead import one_ahead
+from vlm_trt.runtime.backend import Backend
+from vlm_trt.runtime.backends import choose_backend, choose_precision
+from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.generate import Generator, Request, Running
+from vlm_trt.runtime.load import open_engine, require_verified
+from vlm_trt.runtime.sampler import Sampling
+from vlm_trt.runtime.timing import StageClock
+from vlm_trt.runtime.tracing import trace_as_asked
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from bundle.entries import EngineEntry
-from bundle.errors import ResourceError, VlmTrtError
-from bundle.signature import Precision
-from bundle.store import Bundle, precision_of
-from runtime.backend import NUMPY_DTYPES, Array, Binding, bind_host, host_view
+from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.errors import ResourceError, VlmTrtError
+from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.store import Bundle, precision_of
+from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding, bind_host, host_view
 
 # onnxruntime takes ONNX element types where numpy has no dtype (bfloat16).
 _ELEMENT_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}

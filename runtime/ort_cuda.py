@@ -6,16 +6,16 @@ from pathlib import Path
 
 import onnxruntime
 
-from bundle.entries import EngineEntry
-from bundle.errors import IncompatibleError
-from bundle.signature import Precision
-from bundle.store import Bundle
-from runtime.backend import Array, Binding
-from runtime.device_memory import DeviceBuffer, DeviceMemory
-from runtime.gpu import Gpu
-from runtime.ort import OrtSession, session_options
-from runtime.staging import Bound, Staging
-from runtime.timing import within
+from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.errors import IncompatibleError
+from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.runtime.backend import Array, Binding
+from vlm_trt.runtime.device_memory import DeviceBuffer, DeviceMemory
+from vlm_trt.runtime.gpu import Gpu
+from vlm_trt.runtime.ort import OrtSession, session_options
+from vlm_trt.runtime.staging import Bound, Staging
+from vlm_trt.runtime.timing import within
 
 _PROVIDER = "CUDAExecutionProvider"
 # ONNX Runtime keeps every graph that it captured as long as the session.
@@ -125,6 +125,6 @@ def can_start() -> bool:
     """Whether this onnxruntime has the CUDA provider, and cuda-bindings and a GPU are there."""
     if _PROVIDER not in onnxruntime.get_available_providers() or find_spec("cuda") is None:
         return False
-    from runtime.cuda import cuda_works
+    from vlm_trt.runtime.cuda import cuda_works
 
     return cuda_works()

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from bundle.errors import IncompatibleError, VlmTrtError
-from bundle.tensorrt import load_backend, logger_of
-from runtime.kernel_cache import KernelCache
-from runtime.try_out import try_out
+from vlm_trt.bundle.errors import IncompatibleError, VlmTrtError
+from vlm_trt.bundle.tensorrt import load_backend, logger_of
+from vlm_trt.runtime.kernel_cache import KernelCache
+from vlm_trt.runtime.try_out import try_out
 
 
 class TensorRt:

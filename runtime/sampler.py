@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.errors import UsageError
+from vlm_trt.bundle.errors import UsageError
 
 Floats = NDArray[np.float32]
 # Logits divided by less could overflow fp32, and with it the whole distribution.

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
-from bundle.entries import Profile
-from bundle.errors import IncompatibleError, VlmTrtError
-from runtime.backend import Binding
-from runtime.device_memory import DeviceMemory
-from runtime.gpu import Context, Plan
-from runtime.staging import Bound, Staging
+from vlm_trt.bundle.entries import Profile
+from vlm_trt.bundle.errors import IncompatibleError, VlmTrtError
+from vlm_trt.runtime.backend import Binding
+from vlm_trt.runtime.device_memory import DeviceMemory
+from vlm_trt.runtime.gpu import Context, Plan
+from vlm_trt.runtime.staging import Bound, Staging
 
 
 class EngineSession:

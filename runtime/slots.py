@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bundle.errors import UsageError
-from runtime.cache import KVCache
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.runtime.cache import KVCache
 
 # A position's content: its token id, or the picture's digest and the row of its features.
 Key = int | tuple[bytes, int]

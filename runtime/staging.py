@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from runtime.backend import Array, Binding
-from runtime.device_memory import DeviceBuffer, DeviceMemory
+from vlm_trt.runtime.backend import Array, Binding
+from vlm_trt.runtime.device_memory import DeviceBuffer, DeviceMemory
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Callable, Sequence
 
-from bundle.errors import UsageError
+from vlm_trt.bundle.errors import UsageError
 
 
 class TextStream:

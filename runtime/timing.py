@@ -5,7 +5,7 @@ from threading import local
 from time import perf_counter
 from typing import NamedTuple
 
-from runtime import tracing
+from vlm_trt.runtime import tracing
 
 # Parts of other stages: their time is in those already.
 PARTS = ("host_to_device", "device_to_host")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from bundle.errors import IncompatibleError, UsageError
+from vlm_trt.bundle.errors import IncompatibleError, UsageError
 
 VARIABLE = "VLM_TRT_TRACE"
 

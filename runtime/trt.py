@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from bundle.entries import EngineEntry
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from runtime.backend import Array, Binding
-from runtime.device_memory import DeviceBuffer, DeviceMemory
-from runtime.gpu import Gpu, Plans
-from runtime.session import EngineSession
-from runtime.variants import fitting_engines
+from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.runtime.backend import Array, Binding
+from vlm_trt.runtime.device_memory import DeviceBuffer, DeviceMemory
+from vlm_trt.runtime.gpu import Gpu, Plans
+from vlm_trt.runtime.session import EngineSession
+from vlm_trt.runtime.variants import fitting_engines
 
 
 class TensorRtBackend:

@@ -12,8 +12,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from bundle.digests import cache_folder
-from bundle.errors import IncompatibleError, VlmTrtError
+from vlm_trt.bundle.digests import cache_folder
+from vlm_trt.bundle.errors import IncompatibleError, VlmTrtError
 
 _LIMIT_S = 900
 _SAID = 3  # exit code: the last line is a sentence of ours
@@ -31,7 +31,7 @@ def try_out(backend: str, version: str, file: Path, sha256: str, gpu: str) -> No
     mark = _mark(backend, version, sha256, gpu)
     if mark is not None and mark.exists():
         return
-    command = [sys.executable, "-m", "runtime.try_out", backend, str(file)]
+    command = [sys.executable, "-m", "vlm_trt.runtime.try_out", backend, str(file)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
@@ -70,8 +70,8 @@ def _mark(backend: str, version: str, sha256: str, gpu: str) -> Path | None:
 def main() -> None:
     import numpy as np
 
-    from runtime.cuda import CudaGpu
-    from runtime.plan import TensorRt
+    from vlm_trt.runtime.cuda import CudaGpu
+    from vlm_trt.runtime.plan import TensorRt
 
     backend, file = sys.argv[1:]
     try:

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from bundle.config import Limits
-from bundle.entries import EngineEntry
-from bundle.errors import IncompatibleError
-from bundle.manifest import Manifest
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
+from vlm_trt.bundle.config import Limits
+from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.errors import IncompatibleError
+from vlm_trt.bundle.manifest import Manifest
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
 
 
 def fitting_engines(

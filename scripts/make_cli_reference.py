@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 def reference() -> str:
     """The text of docs/cli.md."""
-    from cli import main
+    from vlm_trt.cli import main
 
     parts = ["# Command line\n\nMade by `scripts/make_cli_reference.py` from the commands; do not edit.\n"]
     parts.append(_section(main, "vlm-trt", None))

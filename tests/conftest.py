@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bundle.signature import Component, Precision
+from vlm_trt.bundle.signature import Component, Precision
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "qwen_vl"
@@ -54,8 +54,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
     Nobody writes into it: `copied` gives a test one of its own.
     """
-    from bundle.store import Bundle
-    from exporter.export import Choices, export
+    from vlm_trt.bundle.store import Bundle
+    from vlm_trt.exporter.export import Choices, export
 
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if base.name.startswith("popen-") else base) / "bundles"
@@ -94,8 +94,8 @@ def copied(exported: Export, tmp_path: Path) -> Export:
 @pytest.fixture(scope="session")
 def verified(exported: Export) -> Export:
     """Like `exported`, verified."""
-    from bundle.store import Bundle
-    from verification.verify import verify
+    from vlm_trt.bundle.store import Bundle
+    from vlm_trt.verification.verify import verify
 
     def bundle(variant: str, precision: str = "fp32", **limits: int) -> Path:
         unverified = exported(variant, precision, **limits)
@@ -114,9 +114,9 @@ def verified(exported: Export) -> Export:
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function: precision → a verified bundle of the demo model, made once per run and shared by all workers."""
-    from bundle.store import Bundle
-    from exporter.export import Choices, export
-    from verification.verify import verify
+    from vlm_trt.bundle.store import Bundle
+    from vlm_trt.exporter.export import Choices, export
+    from vlm_trt.verification.verify import verify
 
     base = tmp_path_factory.getbasetemp()
     root = base.parent if base.name.startswith("popen-") else base

@@ -5,13 +5,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bundle.entries import EngineEntry
-from bundle.signature import Component, Precision
-from bundle.staging import staging_folder
-from bundle.store import Bundle, file_entry, publish_engines
-from engines.profiles import profiles
-from runtime.trt import TensorRtBackend
 from tests.host_gpu import HostGpu, HostPlans
+from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.staging import staging_folder
+from vlm_trt.bundle.store import Bundle, file_entry, publish_engines
+from vlm_trt.engines.profiles import profiles
+from vlm_trt.runtime.trt import TensorRtBackend
 
 
 def add_engines(

@@ -21,8 +21,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from bundle.errors import IncompatibleError, ResourceError, VlmTrtError
-from bundle.signature import DTYPE_BYTES
+from vlm_trt.bundle.errors import IncompatibleError, ResourceError, VlmTrtError
+from vlm_trt.bundle.signature import DTYPE_BYTES
 
 Bytes = NDArray[np.uint8]
 _TYPES = {"tensor(float)": ("float32", 1), "tensor(float16)": ("float16", 10), "tensor(int64)": ("int64", 7)}

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.messages import Image, ImageSpan, Prompt
-from models.qwen_vl.tokenizer import Tokenizer
 from tests.conftest import OWN_VARIANTS, SHARED_VARIANTS, arrays, variant_folder
+from vlm_trt.families.messages import Image, ImageSpan, Prompt
+from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
 
 VARIANTS = (*OWN_VARIANTS, *SHARED_VARIANTS)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import cli
 from tests.conftest import GOLDEN, ROOT
+from vlm_trt import cli
 
 FOLDERS = (ROOT / "docs", ROOT / "benchmarks", ROOT / "examples")
 DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in folder.rglob("*.md"))]

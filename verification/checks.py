@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from models.family import Family
-from models.images import decode_image
-from models.messages import Prompt
-from runtime.backend import to_float32
-from runtime.continuation import Continuation, uploaded
-from runtime.engine import Engine
-from verification.figures import SWAP_CHANGE, SWAP_COSINE, Figures, Tolerance, compare, cosine, failure
-from verification.reference import Expected
-from verification.samples import Sample
+from vlm_trt.families.family import Family
+from vlm_trt.families.images import decode_image
+from vlm_trt.families.messages import Prompt
+from vlm_trt.runtime.backend import to_float32
+from vlm_trt.runtime.continuation import Continuation, uploaded
+from vlm_trt.runtime.engine import Engine
+from vlm_trt.verification.figures import SWAP_CHANGE, SWAP_COSINE, Figures, Tolerance, compare, cosine, failure
+from vlm_trt.verification.reference import Expected
+from vlm_trt.verification.samples import Sample
 
 Floats = NDArray[np.float32]
 

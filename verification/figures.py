@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.signature import Precision
+from vlm_trt.bundle.signature import Precision
 
 Floats = NDArray[np.floating]
 

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bundle.config import ModelConfig
-from bundle.signature import Precision
-from bundle.store import Bundle
-from models.family import Family
-from models.messages import Prompt
-from probing.session import as_stored
-from runtime.backend import from_float32, to_float32
-from runtime.load import open_engine
-from verification.reference import Floats
+from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.families.family import Family
+from vlm_trt.families.messages import Prompt
+from vlm_trt.probing.session import as_stored
+from vlm_trt.runtime.backend import from_float32, to_float32
+from vlm_trt.runtime.load import open_engine
+from vlm_trt.verification.reference import Floats
 
 
 class GraphReference:

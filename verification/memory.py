@@ -2,11 +2,11 @@
 
 from math import prod
 
-from bundle.config import ModelConfig
-from bundle.errors import ResourceError
-from bundle.host import available_bytes
-from bundle.signature import Precision
-from models.family import Family
+from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.errors import ResourceError
+from vlm_trt.bundle.host import available_bytes
+from vlm_trt.bundle.signature import Precision
+from vlm_trt.families.family import Family
 
 
 def require_memory(family: Family, model: ModelConfig, precision: Precision) -> None:

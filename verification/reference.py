@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bundle.config import ModelConfig
-from bundle.signature import Component, Precision
-from exporter.checkpoint import Checkpoint
-from exporter.modules.build import build_module
-from exporter.weight_stream import load_weights
-from models.family import Family
-from models.messages import Prompt
+from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.modules.build import build_module
+from vlm_trt.exporter.weight_stream import load_weights
+from vlm_trt.families.family import Family
+from vlm_trt.families.messages import Prompt
 
 Floats = NDArray[np.float32]
 

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import ImageDraw
 
-from bundle.config import Limits, ModelConfig
-from bundle.errors import PromptError, VerificationError
-from models.family import Family
-from models.messages import Image, Message, Part, Prompt, Text
+from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.errors import PromptError, VerificationError
+from vlm_trt.families.family import Family
+from vlm_trt.families.messages import Image, Message, Part, Prompt, Text
 
 # A sentence that tokenizes into many different ids, repeated until a prompt is as long as a check needs.
 _FILLER = "The quick brown fox, 17 lazy dogs and a red circle: 图中有一个红色的圆。 "

@@ -7,21 +7,21 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from bundle.entries import EngineEntry
-from bundle.errors import NotFiniteError, UsageError, VerificationError
-from bundle.manifest import Verification
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from exporter.checkpoint import Checkpoint
-from exporter.references import require_references
-from models.family import Family, family
-from probing.session import Rounding
-from runtime.backend import Backend
-from runtime.backends import choose_backend, choose_precision
-from runtime.engine import Engine
-from runtime.load import open_engine, require_judged
-from runtime.ort import CpuBackend
-from verification.checks import (
+from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.errors import NotFiniteError, UsageError, VerificationError
+from vlm_trt.bundle.manifest import Verification
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.references import require_references
+from vlm_trt.families.family import Family, family
+from vlm_trt.probing.session import Rounding
+from vlm_trt.runtime.backend import Backend
+from vlm_trt.runtime.backends import choose_backend, choose_precision
+from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.load import open_engine, require_judged
+from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.verification.checks import (
     Decoded,
     Outcome,
     check_cache,
@@ -32,11 +32,11 @@ from verification.checks import (
     decode_reference,
     pixels_of,
 )
-from verification.figures import Figures, tolerance_of
-from verification.graph_reference import GraphReference
-from verification.memory import require_memory
-from verification.reference import Expected, Reference
-from verification.samples import samples
+from vlm_trt.verification.figures import Figures, tolerance_of
+from vlm_trt.verification.graph_reference import GraphReference
+from vlm_trt.verification.memory import require_memory
+from vlm_trt.verification.reference import Expected, Reference
+from vlm_trt.verification.samples import samples
 
 Progress = Callable[[str], None]
 NEW_TOKENS = 6

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from evaluation.dataset import Example, ImageSource, Sample
-from evaluation.metrics import Facts, Reference
-from evaluation.scenes.questions import Asker, Question, draw_language
-from evaluation.scenes.render import draw_scene, encode_png
-from evaluation.scenes.scene import COLOURS, SHAPES, SIZES, Scene, Split, sample_scene
-from evaluation.scenes.words import Language, full_name
+from vlm_trt.evaluation.dataset import Example, ImageSource, Sample
+from vlm_trt.evaluation.metrics import Facts, Reference
+from vlm_trt.evaluation.scenes.questions import Asker, Question, draw_language
+from vlm_trt.evaluation.scenes.render import draw_scene, encode_png
+from vlm_trt.evaluation.scenes.scene import COLOURS, SHAPES, SIZES, Scene, Split, sample_scene
+from vlm_trt.evaluation.scenes.words import Language, full_name
 
 # Far from the seeds of any training run.
 _SEED = 0x5EED_0000

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.scenes.scene import COLOURS, SHAPES, Box, Scene, Thing
-from evaluation.scenes.words import CHINESE, ENGLISH, Language, full_name, short_names
+from vlm_trt.evaluation.scenes.scene import COLOURS, SHAPES, Box, Scene, Thing
+from vlm_trt.evaluation.scenes.words import CHINESE, ENGLISH, Language, full_name, short_names
 
 # Things nearer than this to one line are neither left nor right of each other (share of the picture).
 _MARGIN = 0.10

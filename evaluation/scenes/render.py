@@ -6,8 +6,8 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from evaluation.scenes.scene import COLOURS, Scene, Thing, Writing
-from evaluation.scenes.typefaces import letter
+from vlm_trt.evaluation.scenes.scene import COLOURS, Scene, Thing, Writing
+from vlm_trt.evaluation.scenes.typefaces import letter
 
 Point = tuple[float, float]
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from evaluation.scenes.typefaces import NAMES
+from vlm_trt.evaluation.scenes.typefaces import NAMES
 
 Split = Literal["train", "held_out"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the picture's width and height

@@ -12,7 +12,7 @@ NAMES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bo
 @lru_cache(maxsize=256)
 def typeface(name: str, size: int) -> ImageFont.FreeTypeFont:
     """The face at a size in pixels to the em."""
-    data = files("evaluation.scenes").joinpath(f"fonts/{name}.ttf").read_bytes()
+    data = files("vlm_trt.evaluation.scenes").joinpath(f"fonts/{name}.ttf").read_bytes()
     return ImageFont.truetype(io.BytesIO(data), size, layout_engine=ImageFont.Layout.BASIC)
 
 

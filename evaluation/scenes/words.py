@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from evaluation.scenes.scene import Scene, Thing
+from vlm_trt.evaluation.scenes.scene import Scene, Thing
 
 
 @dataclass(frozen=True)

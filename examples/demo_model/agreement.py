@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundle.store import Bundle
-from commands.terminal import count_bar
-from evaluation.dataset import Example, synthetic
-from evaluation.evaluate import conversation
-from exporter.checkpoint import Checkpoint
-from models.family import family
-from models.images import decode_image
-from runtime.model import Options, VisionLanguageModel, load
-from verification.reference import Reference
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.commands.terminal import count_bar
+from vlm_trt.evaluation.dataset import Example, synthetic
+from vlm_trt.evaluation.evaluate import conversation
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.families.family import family
+from vlm_trt.families.images import decode_image
+from vlm_trt.runtime.model import Options, VisionLanguageModel, load
+from vlm_trt.verification.reference import Reference
 
 
 @dataclass(frozen=True)

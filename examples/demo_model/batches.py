@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bundle.config import ModelConfig
-from evaluation.scenes.questions import Asker, Question, draw_language
-from evaluation.scenes.render import draw_scene
-from evaluation.scenes.scene import COLOURS, SHAPES, SIZES, Box, Scene, Split, sample_scene
 from examples.demo_model.names import Attributes, boxes_in, items_in, names_in, namings_of
-from models.messages import Image, Message, Text
-from models.qwen_vl.config import read_config
-from models.qwen_vl.preprocess import preprocess
-from models.qwen_vl.prompt import build_prompt
-from models.qwen_vl.tokenizer import Tokenizer
+from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.evaluation.scenes.questions import Asker, Question, draw_language
+from vlm_trt.evaluation.scenes.render import draw_scene
+from vlm_trt.evaluation.scenes.scene import COLOURS, SHAPES, SIZES, Box, Scene, Split, sample_scene
+from vlm_trt.families.messages import Image, Message, Text
+from vlm_trt.families.qwen_vl.config import read_config
+from vlm_trt.families.qwen_vl.preprocess import preprocess
+from vlm_trt.families.qwen_vl.prompt import build_prompt
+from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_CHARACTERS = 5

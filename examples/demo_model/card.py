@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.intervals import interval, wilson
-from evaluation.metrics import levenshtein
+from vlm_trt.evaluation.intervals import interval, wilson
+from vlm_trt.evaluation.metrics import levenshtein
 
 FOLDER = Path(__file__).parent
 CARD = FOLDER / "checkpoint" / "README.md"

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from examples.demo_model.model import QwenVL
 from examples.demo_model.sizes import Sizes
-from models.qwen_vl.tokenizer import Tokenizer
+from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
 
 VOCABULARY = Path(__file__).parent / "qwen.tiktoken"
 

@@ -5,8 +5,8 @@ python -m examples.demo_model.draw_scene
 
 from pathlib import Path
 
-from evaluation.scenes.render import draw_scene
-from evaluation.scenes.scene import Scene, Thing, Writing, held_out_combination, held_out_number
+from vlm_trt.evaluation.scenes.render import draw_scene
+from vlm_trt.evaluation.scenes.scene import Scene, Thing, Writing, held_out_combination, held_out_number
 
 TARGET = Path(__file__).parent / "scene.png"
 

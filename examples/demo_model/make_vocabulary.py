@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import regex  # comes with tiktoken
 
-from evaluation.scenes.questions import Asker, draw_language
-from evaluation.scenes.scene import WORDS, sample_scene
-from models.qwen_vl.tokenizer import PATTERN
+from vlm_trt.evaluation.scenes.questions import Asker, draw_language
+from vlm_trt.evaluation.scenes.scene import WORDS, sample_scene
+from vlm_trt.families.qwen_vl.tokenizer import PATTERN
 
 ROOT = Path(__file__).parent.parent.parent
 TARGET = Path(__file__).parent / "qwen.tiktoken"

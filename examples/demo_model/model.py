@@ -1,7 +1,8 @@
 """Qwen-VL as a model that can be trained: plain torch, parameters named as in the published checkpoints.
 
 The exporter's modules cannot be trained (some of their operators have no gradient, their weights lie transposed); this
-is the same arithmetic written again, and a test holds the two equal. Source: the facts in `models/qwen_vl/weights.py`.
+is the same arithmetic written again, and a test holds the two equal. Source: the facts in
+`families/qwen_vl/weights.py`.
 """
 
 import torch

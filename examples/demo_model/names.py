@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluation.scenes.words import CHINESE, ENGLISH, Language
-from models.qwen_vl.tokenizer import Tokenizer
+from vlm_trt.evaluation.scenes.words import CHINESE, ENGLISH, Language
+from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
 
 Attributes = frozenset[str]  # of "red", "circle", "large" …
 

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from evaluation.scenes.scene import COLOURS, SHAPES, SIZES
 from examples.demo_model.batches import CHARACTERS, IGNORED, LETTERS_PER_CELL, MAX_CHARACTERS, Batch, Batches, Cells
 from examples.demo_model.checkpoint import plot, write_config, write_weights
 from examples.demo_model.model import QwenVL
 from examples.demo_model.pointing import Places, counting_loss, pointing_loss
 from examples.demo_model.sizes import Sizes
+from vlm_trt.evaluation.scenes.scene import COLOURS, SHAPES, SIZES
 
 _STEPS = {
     "picture": 1000, "letter": 800, "answer": 3600, "question": 1700, "detail": 2200, "practice": 1500,

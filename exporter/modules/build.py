@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from bundle.config import ModelConfig
-from bundle.signature import Component, Precision
-from exporter.modules.decoder import Decoder
-from exporter.modules.resampler import Resampler
-from exporter.modules.vision_encoder import VisionEncoder
+from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.exporter.modules.decoder import Decoder
+from vlm_trt.exporter.modules.resampler import Resampler
+from vlm_trt.exporter.modules.vision_encoder import VisionEncoder
 
 TORCH_DTYPES = {
     Precision.FP32: torch.float32,

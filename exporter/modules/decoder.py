@@ -6,9 +6,9 @@ The residual stream, norms, rotary embedding and logits are fp32 whatever the pr
 import torch
 from torch import Tensor, nn
 
-from bundle.config import DecoderConfig
-from exporter.modules.layers import Linear, RMSNorm, merge_heads, split_heads
-from exporter.modules.onnx_operators import attention, rotary_embedding, tensor_scatter
+from vlm_trt.bundle.config import DecoderConfig
+from vlm_trt.exporter.modules.layers import Linear, RMSNorm, merge_heads, split_heads
+from vlm_trt.exporter.modules.onnx_operators import attention, rotary_embedding, tensor_scatter
 
 
 class Step:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from exporter.modules.onnx_operators import rms_normalization
+from vlm_trt.exporter.modules.onnx_operators import rms_normalization
 
 
 class Linear(nn.Module):

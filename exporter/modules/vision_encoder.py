@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from bundle.config import VisionConfig
-from exporter.modules.layers import LayerNorm, Linear, merge_heads, split_heads
-from exporter.modules.onnx_operators import attention
+from vlm_trt.bundle.config import VisionConfig
+from vlm_trt.exporter.modules.layers import LayerNorm, Linear, merge_heads, split_heads
+from vlm_trt.exporter.modules.onnx_operators import attention
 
 
 class PatchEmbedding(nn.Module):

@@ -11,13 +11,13 @@ import pytest
 from benchmarks import gpu_expected
 from benchmarks.gpu import child, data_sheet, forget_engines, main, with_floors
 from benchmarks.gpu_parity import compared
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from models.family import family
-from runtime.load import open_engine
-from runtime.ort import CpuBackend
 from tests.conftest import GOLDEN
-from verification.samples import samples
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.families.family import family
+from vlm_trt.runtime.load import open_engine
+from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.verification.samples import samples
 
 CHECKPOINT = GOLDEN / "ntk-256" / "checkpoint"
 
@@ -96,7 +96,7 @@ def test_floors_of_a_gpu() -> None:
 
 def test_engines_are_forgotten(exported: Callable[..., Path], tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="an engine is built with TensorRT-RTX")
-    from engines.build import Choices, build
+    from vlm_trt.engines.build import Choices, build
 
     path = tmp_path / "bundle"
     shutil.copytree(exported("ntk-256", "fp16"), path)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from bundle.config import Limits
-from bundle.entries import EngineEntry, FileEntry, GraphEntry, Profile
-from bundle.errors import BundleError, IncompatibleError
-from bundle.manifest import SCHEMA, Manifest, Source, Verification, loads
-from bundle.signature import Component, Precision
-from models.qwen_vl.config import read_config
 from tests.conftest import GOLDEN
+from vlm_trt.bundle.config import Limits
+from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, Profile
+from vlm_trt.bundle.errors import BundleError, IncompatibleError
+from vlm_trt.bundle.manifest import SCHEMA, Manifest, Source, Verification, loads
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.families.qwen_vl.config import read_config
 
 
 def graph(component: Component, precision: Precision = Precision.FP16, digest: str = "a") -> GraphEntry:

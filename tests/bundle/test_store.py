@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bundle.digests import DigestCache, sha256_of
-from bundle.entries import GraphEntry
-from bundle.errors import BundleError, StorageError
-from bundle.signature import Component, Precision
-from bundle.staging import exclusive, publish_folder, remove_stale, replace_file, require_room, staging_folder
-from bundle.store import MANIFEST, Bundle, publish_graphs
+from vlm_trt.bundle.digests import DigestCache, sha256_of
+from vlm_trt.bundle.entries import GraphEntry
+from vlm_trt.bundle.errors import BundleError, StorageError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.staging import exclusive, publish_folder, remove_stale, replace_file, require_room, staging_folder
+from vlm_trt.bundle.store import MANIFEST, Bundle, publish_graphs
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_remembered_digest_is_not_used_for_a_changed_file(tmp_path: Path, monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "file"
     path.write_bytes(b"a" * 100)
-    monkeypatch.setattr("bundle.digests._SETTLED_NS", -1)  # remember at once
+    monkeypatch.setattr("vlm_trt.bundle.digests._SETTLED_NS", -1)  # remember at once
     cache = DigestCache()
     before = cache.digest(path)
     cache.save()

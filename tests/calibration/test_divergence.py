@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.divergence import ANSWERS, TOKENS, Followed, chosen, divergence, follow
-from evaluation.dataset import synthetic
-from evaluation.evaluate import conversation
-from runtime.model import Options, load
+from vlm_trt.calibration.divergence import ANSWERS, TOKENS, Followed, chosen, divergence, follow
+from vlm_trt.evaluation.dataset import synthetic
+from vlm_trt.evaluation.evaluate import conversation
+from vlm_trt.runtime.model import Options, load
 
 
 def followed(*logits: list[float]) -> list[Followed]:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.signature import Component
-from calibration import state
-from calibration.observers import BINS, KEPT_ROWS, Seen, range_of
-from calibration.recipe import Observer
+from vlm_trt.bundle.signature import Component
+from vlm_trt.calibration import state
+from vlm_trt.calibration.observers import BINS, KEPT_ROWS, Seen, range_of
+from vlm_trt.calibration.recipe import Observer
 
 
 def values(seed: int, rows: int = 50, scale: float = 1.0) -> np.ndarray:

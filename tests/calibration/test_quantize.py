@@ -17,23 +17,23 @@ import onnx_ir as ir
 import pytest
 from PIL import Image
 
-from bundle.errors import BundleError, DataSetError, PromptError, UsageError, VerificationError
-from bundle.signature import Component, Precision
-from bundle.store import MANIFEST, Bundle
-from calibration import planning, state
-from calibration.linears import find_linears
-from calibration.observe import Watch
-from calibration.observers import Seen
-from calibration.prepare import Choices
-from calibration.quantize import judge_published, quantize
-from calibration.recipe import Kind, Observer, Recipe, read_recipe
-from engines.build import Choices as BuildChoices
-from engines.build import build
-from evaluation.dataset import DataSet, read_samples, synthetic
-from evaluation.scenes.dataset import calibration_samples
-from runtime.model import Options, load
 from tests.conftest import ROOT
-from verification.verify import verify
+from vlm_trt.bundle.errors import BundleError, DataSetError, PromptError, UsageError, VerificationError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import MANIFEST, Bundle
+from vlm_trt.calibration import planning, state
+from vlm_trt.calibration.linears import find_linears
+from vlm_trt.calibration.observe import Watch
+from vlm_trt.calibration.observers import Seen
+from vlm_trt.calibration.prepare import Choices
+from vlm_trt.calibration.quantize import judge_published, quantize
+from vlm_trt.calibration.recipe import Kind, Observer, Recipe, read_recipe
+from vlm_trt.engines.build import Choices as BuildChoices
+from vlm_trt.engines.build import build
+from vlm_trt.evaluation.dataset import DataSet, read_samples, synthetic
+from vlm_trt.evaluation.scenes.dataset import calibration_samples
+from vlm_trt.runtime.model import Options, load
+from vlm_trt.verification.verify import verify
 
 Copy = Callable[..., Path]
 SCENE = ROOT / "examples" / "demo_model" / "scene.png"
@@ -258,7 +258,7 @@ def test_pictures_that_were_calibrated_on_do_not_judge_later_either(
 def test_a_killed_command_leaves_the_bundle_as_it_was(bundle: Copy, samples: str) -> None:
     path = bundle()
     before = (path / MANIFEST).read_text()
-    command = [sys.executable, "cli.py", "quantize", str(path), "--recipe", "int8", "--samples", samples]
+    command = [sys.executable, "-m", "vlm_trt.cli", "quantize", str(path), "--recipe", "int8", "--samples", samples]
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not list(path.glob(".graphs.staging-*/graphs/int8/*.onnx")) and running.poll() is None:
         time.sleep(0.02)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import UsageError
-from calibration.recipe import Kind, Recipe, read_recipe, shipped
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.calibration.recipe import Kind, Recipe, read_recipe, shipped
 
 
 def test_the_shipped_recipes_are_called_after_what_they_make() -> None:

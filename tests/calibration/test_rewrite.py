@@ -11,13 +11,13 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from calibration.linears import Fold, find_groups, find_linears, matrix_columns
-from calibration.recipe import Kind
-from calibration.rewrite import Activation, LayerError, Plan, Treatment, rewrite, treatment
-from calibration.rounding import by_output
-from exporter.references import require_references
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.calibration.linears import Fold, find_groups, find_linears, matrix_columns
+from vlm_trt.calibration.recipe import Kind
+from vlm_trt.calibration.rewrite import Activation, LayerError, Plan, Treatment, rewrite, treatment
+from vlm_trt.calibration.rounding import by_output
+from vlm_trt.exporter.references import require_references
 
 Exported = Callable[..., Path]
 

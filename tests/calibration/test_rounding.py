@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.rounding import INT4_MAX, INT8_MAX, by_block, by_output, column_chunks, fitting_block
-from calibration.weight_file import packed
+from vlm_trt.calibration.rounding import INT4_MAX, INT8_MAX, by_block, by_output, column_chunks, fitting_block
+from vlm_trt.calibration.weight_file import packed
 
 
 def matrix(seed: int, inputs: int = 64, outputs: int = 24) -> np.ndarray:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bundle.errors import DataSetError
-from calibration.samples import LEAST_SAMPLES, checked, find_samples, require_apart, with_tokens
-from evaluation.dataset import SYNTHETIC, ImageSource, Sample, synthetic
-from models.messages import Image as ImagePart
-from models.messages import ImageSpan, Message, Prompt, Text
+from vlm_trt.bundle.errors import DataSetError
+from vlm_trt.calibration.samples import LEAST_SAMPLES, checked, find_samples, require_apart, with_tokens
+from vlm_trt.evaluation.dataset import SYNTHETIC, ImageSource, Sample, synthetic
+from vlm_trt.families.messages import Image as ImagePart
+from vlm_trt.families.messages import ImageSpan, Message, Prompt, Text
 
 
 def picture(number: int) -> ImageSource:

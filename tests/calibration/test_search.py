@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.errors import VerificationError
-from calibration.attempt import Attempt
-from calibration.divergence import Divergence
-from calibration.gate import Verdict
-from calibration.recipe import Kind
-from calibration.rewrite import LayerError
-from calibration.search import fewest_kept
-from evaluation.baseline import Comparison, Difference
-from evaluation.dataset import DataSet
-from evaluation.intervals import Interval
+from vlm_trt.bundle.errors import VerificationError
+from vlm_trt.calibration.attempt import Attempt
+from vlm_trt.calibration.divergence import Divergence
+from vlm_trt.calibration.gate import Verdict
+from vlm_trt.calibration.recipe import Kind
+from vlm_trt.calibration.rewrite import LayerError
+from vlm_trt.calibration.search import fewest_kept
+from vlm_trt.evaluation.baseline import Comparison, Difference
+from vlm_trt.evaluation.dataset import DataSet
+from vlm_trt.evaluation.intervals import Interval
 
 NOTHING = Comparison("", (), Difference("all", "", 1, 1.0, 0.0, Interval(0, 0, "wilson"), None, None))
 

@@ -2,8 +2,8 @@
 
 from click.testing import CliRunner, Result
 
-import cli
 from tests.conftest import GOLDEN
+from vlm_trt import cli
 
 CASE = GOLDEN / "ntk-256" / "one-image"
 PICTURE = CASE / "a.png"

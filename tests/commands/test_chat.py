@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-import cli
-from runtime.engine import Engine
-from runtime.generate import Generator
 from tests.commands.runs import PICTURE, vlm_trt
+from vlm_trt import cli
+from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.generate import Generator
 
 
 def test_chat_talks_turn_by_turn(verified: Callable[..., Path]) -> None:

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-import cli
-from bundle.signature import Precision
-from bundle.store import MANIFEST, Bundle
-from commands.terminal import printable, size, table
 from tests.commands.runs import vlm_trt
 from tests.conftest import GOLDEN, ROOT
+from vlm_trt import cli
+from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.store import MANIFEST, Bundle
+from vlm_trt.commands.terminal import printable, size, table
 
 
 def test_a_terminal_that_lacks_a_character_shows_its_escape(verified: Callable[..., Path]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "cli", "inspect", str(verified("ntk-256"))],
+        [sys.executable, "-m", "vlm_trt.cli", "inspect", str(verified("ntk-256"))],
         cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "latin-1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -97,7 +97,7 @@ def test_too_little_memory_has_its_exit_code() -> None:
         "import resource\nresource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
         "import click, cli\n"
         "@cli.main.command()\ndef big():\n"
-        "    from runtime.ort import CpuBackend\n    CpuBackend().allocate((1 << 40,), 'float32')\n"
+        "    from vlm_trt.runtime.ort import CpuBackend\n    CpuBackend().allocate((1 << 40,), 'float32')\n"
         "cli.main(['big'])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

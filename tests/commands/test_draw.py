@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from bundle.errors import StorageError, UsageError
-from commands.draw import require_drawable, write_drawing
-from models.messages import Grounding, Image, Text
-from runtime.model import Answer
 from tests.runtime.sequences import OTHER_PICTURE, PICTURE
+from vlm_trt.bundle.errors import StorageError, UsageError
+from vlm_trt.commands.draw import require_drawable, write_drawing
+from vlm_trt.families.messages import Grounding, Image, Text
+from vlm_trt.runtime.model import Answer
 
 
 def answer_with(*places: Grounding) -> Answer:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from bundle.store import MANIFEST
-from commands.evaluate import stated
-from commands.terminal import printable
-from evaluation.dataset import Example, ImageSource
-from evaluation.metrics import Facts, Reference
 from tests.commands.test_cli import vlm_trt
 from tests.evaluation.questions import FOLDER, TOKENS, golden_ids, golden_lines, write_lines
+from vlm_trt.bundle.store import MANIFEST
+from vlm_trt.commands.evaluate import stated
+from vlm_trt.commands.terminal import printable
+from vlm_trt.evaluation.dataset import Example, ImageSource
+from vlm_trt.evaluation.metrics import Facts, Reference
 
 Bundle = Callable[..., Path]
 
@@ -131,9 +131,9 @@ def test_synthetic_scenes_are_asked(verified: Bundle, monkeypatch: pytest.Monkey
                 images=(picture,),
             )  # fmt: skip
 
-    scenes = ModuleType("evaluation.scenes.dataset")
+    scenes = ModuleType("vlm_trt.evaluation.scenes.dataset")
     scenes.held_out_examples = held_out_examples  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "evaluation.scenes.dataset", scenes)
+    monkeypatch.setitem(sys.modules, "vlm_trt.evaluation.scenes.dataset", scenes)
     found = json.loads(evaluated(verified("ntk-256"), Path("synthetic"), "--count", 4, "--seed", 7, "--json"))
     assert found["data"]["name"] == "synthetic, 4 examples, seed 7"
     assert [one["prompt"] for one in found["answers"]] == ["Scene 7.0?", "Scene 7.1?", "Scene 7.2?", "Scene 7.3?"]
@@ -156,7 +156,7 @@ def test_synthetic_scenes_are_asked(verified: Bundle, monkeypatch: pytest.Monkey
 def test_a_wrong_request_is_refused_before_anything_is_loaded(
     verified: Bundle, data: Path, options: list[str], code: int, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.model.open_engine", lambda *_: pytest.fail("a graph was loaded"))
+    monkeypatch.setattr("vlm_trt.runtime.model.open_engine", lambda *_: pytest.fail("a graph was loaded"))
     done = vlm_trt("evaluate", verified("ntk-256"), "--data", data, *options)
     assert done.exit_code == code and re.search(sentence, done.stderr), done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""
@@ -165,7 +165,7 @@ def test_a_wrong_request_is_refused_before_anything_is_loaded(
 def test_a_wrong_line_is_refused_before_anything_is_loaded(
     verified: Bundle, lines: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.model.open_engine", lambda *_: pytest.fail("a graph was loaded"))
+    monkeypatch.setattr("vlm_trt.runtime.model.open_engine", lambda *_: pytest.fail("a graph was loaded"))
     path = write_lines(tmp_path, [lines[0], {**lines[1], "metric": "bleu"}])
     done = vlm_trt("evaluate", verified("ntk-256"), "--data", tmp_path)
     assert done.exit_code == 2 and f"\nvlm-trt: {path}:2: metric 'bleu' is unknown; choose one" in done.stderr

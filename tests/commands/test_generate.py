@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-import cli
-from bundle.store import MANIFEST
-from commands.terminal import printable
-from models.qwen_vl.tokenizer import Tokenizer
 from tests.commands.runs import CASE, PICTURE, vlm_trt
 from tests.conftest import GOLDEN, ROOT, arrays
+from vlm_trt import cli
+from vlm_trt.bundle.store import MANIFEST
+from vlm_trt.commands.terminal import printable
+from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
 
 
 def test_generate_repeats_the_originals_ids(verified: Callable[..., Path]) -> None:
@@ -140,7 +140,7 @@ def watch(event, arguments):
     elif event.split('.')[0] in ('socket', 'urllib', 'subprocess'):
         reached.append((event, str(arguments)))
 sys.addaudithook(watch)
-import cli
+from vlm_trt import cli
 try:
     cli.main()
 finally:

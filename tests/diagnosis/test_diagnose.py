@@ -7,23 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import UsageError, VerificationError
-from bundle.signature import Component, Precision
-from bundle.store import MANIFEST, Bundle
-from calibration.prepare import Choices as Quantizing
-from calibration.quantize import quantize
-from calibration.recipe import Kind, Observer, Recipe
-from diagnosis.diagnose import as_json, diagnose, islands, reference_of, samples_of, verification_samples
-from diagnosis.islands import Island
-from diagnosis.layers import added, costliest
-from diagnosis.mend import mend
-from engines.build import Choices as Building
-from engines.build import build
-from exporter.export import Choices, export
-from runtime.model import Options, load
 from tests.conftest import ROOT
 from tests.exporter.checkpoints import coarse, deaf, loud
-from verification.verify import verify
+from vlm_trt.bundle.errors import UsageError, VerificationError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import MANIFEST, Bundle
+from vlm_trt.calibration.prepare import Choices as Quantizing
+from vlm_trt.calibration.quantize import quantize
+from vlm_trt.calibration.recipe import Kind, Observer, Recipe
+from vlm_trt.diagnosis.diagnose import as_json, diagnose, islands, reference_of, samples_of, verification_samples
+from vlm_trt.diagnosis.islands import Island
+from vlm_trt.diagnosis.layers import added, costliest
+from vlm_trt.diagnosis.mend import mend
+from vlm_trt.engines.build import Choices as Building
+from vlm_trt.engines.build import build
+from vlm_trt.exporter.export import Choices, export
+from vlm_trt.runtime.model import Options, load
+from vlm_trt.verification.verify import verify
 
 SCENE = ROOT / "examples" / "demo_model" / "scene.png"
 
@@ -125,7 +125,7 @@ def test_graphs_that_still_fail_are_not_published(too_loud: Bundle, tmp_path: Pa
     real = diagnose(bundle, Precision.FP16, verification_samples(bundle)[:1])
     useless = Island(Component.DECODER, ("node_embedding",))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diagnosis.mend.islands", lambda *_: {Component.DECODER: useless})
+        patch.setattr("vlm_trt.diagnosis.mend.islands", lambda *_: {Component.DECODER: useless})
         with pytest.raises(VerificationError, match="with 1 nodes in fp32 the fp16 graphs still fail verification"):
             mend(bundle, real, verification_samples(bundle)[:1])
     assert (bundle.path / MANIFEST).read_text() == before

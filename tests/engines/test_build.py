@@ -14,18 +14,18 @@ from pathlib import Path
 import onnx
 import pytest
 
-from bundle.digests import sha256_of
-from bundle.errors import BundleError, ResourceError, StorageError, UsageError, VerificationError
-from bundle.manifest import Verification
-from bundle.signature import Component, Precision
-from bundle.staging import exclusive
-from bundle.store import Bundle, file_entry, publish_graphs
-from engines.build import Choices, build
-from engines.builder import BuildOptions
-from engines.profiles import profiles
-from engines.worker import built_apart
 from tests.commands.runs import vlm_trt
 from tests.conftest import OWN_VARIANTS, ROOT, SHARED_VARIANTS
+from vlm_trt.bundle.digests import sha256_of
+from vlm_trt.bundle.errors import BundleError, ResourceError, StorageError, UsageError, VerificationError
+from vlm_trt.bundle.manifest import Verification
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.staging import exclusive
+from vlm_trt.bundle.store import Bundle, file_entry, publish_graphs
+from vlm_trt.engines.build import Choices, build
+from vlm_trt.engines.builder import BuildOptions
+from vlm_trt.engines.profiles import profiles
+from vlm_trt.engines.worker import built_apart
 
 RTX = "tensorrt-rtx"
 SM89 = Choices(backend=RTX, targets=("sm89",))
@@ -168,7 +168,7 @@ def test_a_builder_that_is_killed_publishes_nothing(copied: Copy) -> None:
 def test_a_build_that_is_killed_leaves_the_bundle_as_it_was(copied: Copy) -> None:
     """The command and its builder; the next build clears away what it had staged."""
     path = copied("ntk-256", "fp16")
-    command = [sys.executable, "cli.py", "build", str(path), "--backend", RTX, "--target", "sm89,sm120"]
+    command = [sys.executable, "-m", "vlm_trt.cli", "build", str(path), "--backend", RTX, "--target", "sm89,sm120"]
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     while not list(path.glob(".engines.staging-*/**/*.plan")) and running.poll() is None:
         time.sleep(0.05)
@@ -198,7 +198,7 @@ def test_a_host_too_small_is_said_before_the_build(
 ) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 300000 kB\nMemAvailable: 102400 kB\n")
-    monkeypatch.setattr("bundle.host.MEMINFO", meminfo)
+    monkeypatch.setattr("vlm_trt.bundle.host.MEMINFO", meminfo)
     path = copied("ntk-256", "fp16")
     with pytest.raises(ResourceError, match=r"fp16 decoder needs about 0\.2 GiB .* 0\.1 GiB are free; build"):
         build(path, SM89)

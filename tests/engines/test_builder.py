@@ -8,15 +8,15 @@ from pathlib import Path
 import onnx
 import pytest
 
-from bundle.digests import sha256_of
-from bundle.errors import IncompatibleError, StorageError, UnsupportedError
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from bundle.tensorrt import load_backend, logger_of
-from engines.backend import Device, default_backend, require_target
-from engines.builder import BuildOptions, build_engine
-from engines.profiles import profiles
-from engines.timing_cache import TimingCache, require_writable
+from vlm_trt.bundle.digests import sha256_of
+from vlm_trt.bundle.errors import IncompatibleError, StorageError, UnsupportedError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.bundle.tensorrt import load_backend, logger_of
+from vlm_trt.engines.backend import Device, default_backend, require_target
+from vlm_trt.engines.builder import BuildOptions, build_engine
+from vlm_trt.engines.profiles import profiles
+from vlm_trt.engines.timing_cache import TimingCache, require_writable
 
 SM89 = BuildOptions("tensorrt-rtx", "sm89")
 

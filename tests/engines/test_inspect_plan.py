@@ -11,13 +11,13 @@ import onnx
 import pytest
 from onnx import helper
 
-from bundle.errors import UnsupportedError
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from engines.builder import BuildOptions, build_engine
-from engines.inspect_plan import Expected, inspect_plan, programs_of_inspector
-from engines.kernel_program import read_programs
-from engines.profiles import profiles
+from vlm_trt.bundle.errors import UnsupportedError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.engines.builder import BuildOptions, build_engine
+from vlm_trt.engines.inspect_plan import Expected, inspect_plan, programs_of_inspector
+from vlm_trt.engines.kernel_program import read_programs
+from vlm_trt.engines.profiles import profiles
 
 Exported = Callable[..., Path]
 VARIANT = "ntk-256"

@@ -9,13 +9,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bundle.errors import UnsupportedError
-from bundle.signature import FLOATS, Component, Precision
-from bundle.store import Bundle
-from engines.build import Choices, build
-from engines.finding import Finding
-from engines.lint import lint_graph
 from tests.conftest import OWN_VARIANTS
+from vlm_trt.bundle.errors import UnsupportedError
+from vlm_trt.bundle.signature import FLOATS, Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.engines.build import Choices, build
+from vlm_trt.engines.finding import Finding
+from vlm_trt.engines.lint import lint_graph
 
 Exported = Callable[..., Path]
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.make_checkpoint import write_checkpoint
-from bundle.config import ModelConfig, usual_limits
-from bundle.errors import ResourceError, UsageError
-from bundle.signature import Component, Precision
-from commands.plan import weight_bytes
-from engines.gpus import GPUS, gpu_named
-from engines.plan import GIB, Machine, Plan, plan, require_fit, shortfalls
-from models.qwen_vl.config import read_config
 from tests.commands.runs import vlm_trt
 from tests.conftest import GOLDEN
+from vlm_trt.bundle.config import ModelConfig, usual_limits
+from vlm_trt.bundle.errors import ResourceError, UsageError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.commands.plan import weight_bytes
+from vlm_trt.engines.gpus import GPUS, gpu_named
+from vlm_trt.engines.plan import GIB, Machine, Plan, plan, require_fit, shortfalls
+from vlm_trt.families.qwen_vl.config import read_config
 
 CHECKPOINT = GOLDEN / "ntk-256" / "checkpoint"
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.dataset import DataSet, Example, ImageSource, read_data
-from evaluation.evaluate import Evaluation, Judged, summed_up
-from models.qwen_vl.grounding import parse_answer
 from tests.conftest import GOLDEN, arrays
 from tests.runtime.sequences import TOKENIZER
+from vlm_trt.evaluation.dataset import DataSet, Example, ImageSource, read_data
+from vlm_trt.evaluation.evaluate import Evaluation, Judged, summed_up
+from vlm_trt.families.qwen_vl.grounding import parse_answer
 
 TOKENS = 24
 FOLDER = GOLDEN / "ntk-256"

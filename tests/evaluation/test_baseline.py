@@ -2,10 +2,10 @@
 
 import pytest
 
-from bundle.errors import DataSetError, UsageError
-from evaluation.baseline import Baseline, EarlierAnswer, compare
-from evaluation.dataset import DataSet
 from tests.evaluation.questions import example, run_of
+from vlm_trt.bundle.errors import DataSetError, UsageError
+from vlm_trt.evaluation.baseline import Baseline, EarlierAnswer, compare
+from vlm_trt.evaluation.dataset import DataSet
 
 NOW = run_of(("colour", (1, 2, 3), 1.0), ("colour", (1, 2), 0.0), ("count", (7, 8, 9, 9), 1.0))
 

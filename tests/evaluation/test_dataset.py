@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from bundle.errors import DataSetError, ImageError
-from evaluation.dataset import Example, ImageSource, read_data, synthetic
-from evaluation.metrics import Facts
-from models.qwen_vl.grounding import parse_answer
 from tests.conftest import GOLDEN
+from vlm_trt.bundle.errors import DataSetError, ImageError
+from vlm_trt.evaluation.dataset import Example, ImageSource, read_data, synthetic
+from vlm_trt.evaluation.metrics import Facts
+from vlm_trt.families.qwen_vl.grounding import parse_answer
 
 PICTURE = GOLDEN / "ntk-256" / "one-image" / "a.png"
 LINE: dict[str, Any] = {"images": ["a.png"], "prompt": "Which colour?", "reference": "red", "metric": "exact"}
@@ -180,9 +180,9 @@ def test_synthetic_examples_come_from_the_scene_generator(monkeypatch: pytest.Mo
     def held_out_examples(count: int, seed: int) -> Iterator[Example]:
         return (replace(example, prompt=f"{seed}: {i}") for i in range(count))
 
-    scenes = ModuleType("evaluation.scenes.dataset")
+    scenes = ModuleType("vlm_trt.evaluation.scenes.dataset")
     scenes.held_out_examples = held_out_examples  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "evaluation.scenes.dataset", scenes)
+    monkeypatch.setitem(sys.modules, "vlm_trt.evaluation.scenes.dataset", scenes)
     data = synthetic(3, 7)
     assert [one.prompt for one in data.examples] == ["7: 0", "7: 1", "7: 2"]
     assert data.name == "synthetic, 3 examples, seed 7"

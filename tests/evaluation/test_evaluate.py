@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-import evaluation.dataset
-from bundle.errors import ImageError, PromptError
-from evaluation.dataset import DataSet, ImageSource
-from evaluation.evaluate import TaskScore, evaluate
-from evaluation.intervals import wilson
-from runtime.model import VisionLanguageModel, load
 from tests.evaluation.questions import FOLDER, TOKENS, example, golden_data, golden_ids, run_of
+from vlm_trt.bundle.errors import ImageError, PromptError
+from vlm_trt.evaluation import dataset
+from vlm_trt.evaluation.dataset import DataSet, ImageSource
+from vlm_trt.evaluation.evaluate import TaskScore, evaluate
+from vlm_trt.evaluation.intervals import wilson
+from vlm_trt.runtime.model import VisionLanguageModel, load
 
 PICTURE = FOLDER / "one-image" / "a.png"
 SLOTS = 3
@@ -52,7 +52,7 @@ def test_two_runs_give_the_same_answers(model: VisionLanguageModel, tmp_path: Pa
 def test_a_picture_is_read_when_its_example_starts(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never more pictures than there are slots ahead of the answers."""
     reads = 0
-    read_picture = evaluation.dataset.read_picture
+    read_picture = dataset.read_picture
 
     def counted(path: Path) -> bytes:
         nonlocal reads
@@ -64,7 +64,7 @@ def test_a_picture_is_read_when_its_example_starts(model: VisionLanguageModel, m
         answers.append(answered)
 
     answers: list[int] = []
-    monkeypatch.setattr(evaluation.dataset, "read_picture", counted)
+    monkeypatch.setattr(dataset, "read_picture", counted)
     source = ImageSource("a.png", PICTURE)
     evaluate(model, data_of(*(example(f"made:{i}", images=(source,)) for i in range(8))), 2, check)
     assert reads == 8 and answers == list(range(1, 9))

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.geometry import area, intersection, iou, outline
-from models.messages import Grounding
+from vlm_trt.evaluation.geometry import area, intersection, iou, outline
+from vlm_trt.families.messages import Grounding
 
 SQUARE = ((0.0, 0.0), (10.0, 0.0), (10.0, 10.0), (0.0, 10.0))
 corner = st.tuples(st.integers(0, 999), st.integers(0, 999))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.intervals import bootstrap, interval, wilson
+from vlm_trt.evaluation.intervals import bootstrap, interval, wilson
 
 
 @pytest.mark.parametrize(

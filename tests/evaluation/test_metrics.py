@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.metrics import (
+from vlm_trt.evaluation.metrics import (
     METRICS,
     Facts,
     Reference,
@@ -19,8 +19,8 @@ from evaluation.metrics import (
     normalised,
     score,
 )
-from models.messages import Answered
-from models.qwen_vl.grounding import parse_answer
+from vlm_trt.families.messages import Answered
+from vlm_trt.families.qwen_vl.grounding import parse_answer
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from bundle.errors import UsageError
-from evaluation.baseline import compare
-from evaluation.dataset import DataSet
-from evaluation.result import Result, Setup, as_baseline, document, dumps, read_baseline
 from tests.evaluation.questions import run_of
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.evaluation.baseline import compare
+from vlm_trt.evaluation.dataset import DataSet
+from vlm_trt.evaluation.result import Result, Setup, as_baseline, document, dumps, read_baseline
 
 RUN = run_of(("colour", (1, 2), 1.0), ("count", (3,), 0.25))
 SETUP = Setup("bundle", "qwen_vl", ("decoder:a:b",), "t" * 64, "fp32", "onnxruntime-cpu", True, 4, 64)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from evaluation.intervals import wilson
 from examples.demo_model.card import AIMS, CARD, SCORES, reached, with_table
+from vlm_trt.evaluation.intervals import wilson
 
 
 def answer(task: str, metric: str, text: str, reference: str, score: float) -> dict[str, object]:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.dataset import DataSet, synthetic
-from evaluation.evaluate import Evaluation, conversation, evaluate
-from evaluation.metrics import score
-from evaluation.scenes.questions import tagged
 from examples.demo_model.agreement import agreement
 from examples.demo_model.card import FOLDER, SCORES
 from examples.demo_model.draw_scene import SCENE
-from models.family import family
-from models.messages import Image, Text
-from runtime.model import Answer, Chat, Options, VisionLanguageModel, load
+from vlm_trt.evaluation.dataset import DataSet, synthetic
+from vlm_trt.evaluation.evaluate import Evaluation, conversation, evaluate
+from vlm_trt.evaluation.metrics import score
+from vlm_trt.evaluation.scenes.questions import tagged
+from vlm_trt.families.family import family
+from vlm_trt.families.messages import Image, Text
+from vlm_trt.runtime.model import Answer, Chat, Options, VisionLanguageModel, load
 
 PICTURE = (FOLDER / "scene.png").read_bytes()
 THINGS = {thing.colour: thing for thing in SCENE.things}

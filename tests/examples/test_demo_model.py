@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.scenes.scene import COLOURS, SHAPES, SIZES, sample_scene
 from examples.demo_model.batches import CHARACTERS, IGNORED, Batches, cells_of
 from examples.demo_model.checkpoint import VOCABULARY, write_config, write_weights
 from examples.demo_model.model import QwenVL
 from examples.demo_model.names import names_in, namings_of
 from examples.demo_model.pointing import Places, counting_loss, pointing_loss
 from examples.demo_model.sizes import Sizes
-from exporter.checkpoint import Checkpoint
-from models.family import family
-from models.messages import ImageSpan, Prompt
-from models.qwen_vl.config import read_config
-from models.qwen_vl.tokenizer import Tokenizer
-from verification.reference import Reference
+from vlm_trt.evaluation.scenes.scene import COLOURS, SHAPES, SIZES, sample_scene
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.families.family import family
+from vlm_trt.families.messages import ImageSpan, Prompt
+from vlm_trt.families.qwen_vl.config import read_config
+from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
+from vlm_trt.verification.reference import Reference
 
 FAMILY = family("qwen_vl")
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bundle.errors import CheckpointError, VlmTrtError
-from bundle.signature import Precision
-from exporter.export import Choices, export
 from tests.conftest import GOLDEN, ROOT
+from vlm_trt.bundle.errors import CheckpointError, VlmTrtError
+from vlm_trt.bundle.signature import Precision
+from vlm_trt.exporter.export import Choices, export
 
 Tensors = dict[str, torch.Tensor]
 

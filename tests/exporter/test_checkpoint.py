@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundle.errors import CheckpointError, UnsupportedError
-from bundle.signature import Precision
-from exporter.checkpoint import Checkpoint
-from exporter.export import Choices, export
-from models.qwen_vl.config import read_config
-from models.qwen_vl.weights import weight_map
 from tests.exporter.checkpoints import pickled, refused, sharded, single
+from vlm_trt.bundle.errors import CheckpointError, UnsupportedError
+from vlm_trt.bundle.signature import Precision
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.export import Choices, export
+from vlm_trt.families.qwen_vl.config import read_config
+from vlm_trt.families.qwen_vl.weights import weight_map
 
 
 def test_the_three_layouts_hold_the_same_values(tmp_path: Path) -> None:

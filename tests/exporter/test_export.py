@@ -16,14 +16,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from bundle.errors import BundleError, IncompatibleError, ResourceError, StorageError, UsageError
-from bundle.signature import FLOATS, Component, Precision, signature
-from bundle.store import Bundle
-from exporter import graph_files
-from exporter.export import Choices, export
-from exporter.weight_stream import WeightPlace
 from tests.conftest import GOLDEN, ROOT
 from tests.exporter.checkpoints import pickled, resharded, single
+from vlm_trt.bundle.errors import BundleError, IncompatibleError, ResourceError, StorageError, UsageError
+from vlm_trt.bundle.signature import FLOATS, Component, Precision, signature
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.exporter import graph_files
+from vlm_trt.exporter.export import Choices, export
+from vlm_trt.exporter.weight_stream import WeightPlace
 
 CHECKPOINT = GOLDEN / "image-224" / "checkpoint"
 SMALL = {"max_seq_tokens": 320, "max_batch": 2}
@@ -76,7 +76,7 @@ def test_a_graph_traced_in_a_process_of_its_own_is_the_same(tmp_path: Path, monk
     """Large models are traced while their weights are written."""
     choices = Choices(Precision.FP16, (Component.RESAMPLER, Component.VISION_ENCODER), **SMALL)
     export(CHECKPOINT, tmp_path / "here", choices)
-    monkeypatch.setattr("exporter.graph_files.AHEAD_ABOVE_BYTES", 0)
+    monkeypatch.setattr("vlm_trt.exporter.graph_files.AHEAD_ABOVE_BYTES", 0)
     export(CHECKPOINT, tmp_path / "ahead", choices)
     here, ahead = (Bundle.open(tmp_path / name).manifest.graphs for name in ("here", "ahead"))
     assert [entry.identity for entry in here] == [entry.identity for entry in ahead]
@@ -86,7 +86,7 @@ def test_a_process_for_tracing_that_is_killed_publishes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the system does when memory runs out."""
-    monkeypatch.setattr("exporter.graph_files.AHEAD_ABOVE_BYTES", 0)
+    monkeypatch.setattr("vlm_trt.exporter.graph_files.AHEAD_ABOVE_BYTES", 0)
 
     def kill_children(_: str) -> None:
         for child in multiprocessing.active_children():
@@ -214,7 +214,17 @@ def test_a_file_system_that_is_read_only(tmp_path: Path) -> None:
 
 
 def command(target: Path, *extra: str) -> list[str]:
-    return [sys.executable, "-m", "cli", "export", str(CHECKPOINT), str(target), "--max-seq-tokens", "320", *extra]
+    return [
+        sys.executable,
+        "-m",
+        "vlm_trt.cli",
+        "export",
+        str(CHECKPOINT),
+        str(target),
+        "--max-seq-tokens",
+        "320",
+        *extra,
+    ]
 
 
 def test_a_full_disk_publishes_nothing(tmp_path: Path) -> None:

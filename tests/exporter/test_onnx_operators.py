@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from exporter.modules import onnx_operators as ours
+from vlm_trt.exporter.modules import onnx_operators as ours
 
 
 def heads(*shape: int) -> torch.Tensor:

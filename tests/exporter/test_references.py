@@ -7,9 +7,9 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from bundle.errors import BundleError
-from bundle.store import Bundle
-from exporter.references import check_references, require_references
+from vlm_trt.bundle.errors import BundleError
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.exporter.references import check_references, require_references
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 24]>

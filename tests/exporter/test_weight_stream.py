@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.digests import sha256_of
-from bundle.errors import UnsupportedError
-from bundle.signature import FLOATS, Component, Precision
-from exporter import layouts
-from exporter.checkpoint import Checkpoint
-from exporter.modules.build import build_module
-from exporter.weight_stream import load_weights, plan_weights, stream_weights
-from models.qwen_vl.config import read_config
-from models.qwen_vl.weights import weight_map
 from tests.conftest import GOLDEN, ROOT
 from tests.exporter.checkpoints import single
+from vlm_trt.bundle.digests import sha256_of
+from vlm_trt.bundle.errors import UnsupportedError
+from vlm_trt.bundle.signature import FLOATS, Component, Precision
+from vlm_trt.exporter import layouts
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.modules.build import build_module
+from vlm_trt.exporter.weight_stream import load_weights, plan_weights, stream_weights
+from vlm_trt.families.qwen_vl.config import read_config
+from vlm_trt.families.qwen_vl.weights import weight_map
 
 FOLDER = GOLDEN / "ntk-256" / "checkpoint"
 MODEL = read_config(FOLDER)
@@ -131,13 +131,13 @@ def test_the_largest_fp16_value_passes(tmp_path: Path) -> None:
 FILL = """
 import sys
 from pathlib import Path
-from bundle.errors import StorageError
-from bundle.signature import FLOATS, Component, Precision
-from bundle.staging import staging_folder
-from exporter.checkpoint import Checkpoint
-from exporter.weight_stream import stream_weights
-from models.qwen_vl.config import read_config
-from models.qwen_vl.weights import weight_map
+from vlm_trt.bundle.errors import StorageError
+from vlm_trt.bundle.signature import FLOATS, Component, Precision
+from vlm_trt.bundle.staging import staging_folder
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.weight_stream import stream_weights
+from vlm_trt.families.qwen_vl.config import read_config
+from vlm_trt.families.qwen_vl.weights import weight_map
 source, target = Path(sys.argv[1]), Path(sys.argv[2])
 model = read_config(source)
 weights = [w for w in weight_map(model).weights if w.component is Component.DECODER]

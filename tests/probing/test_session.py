@@ -7,12 +7,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from probing.session import Probing, Rounding, as_stored
-from runtime.backend import to_float32
-from runtime.load import open_engine
-from runtime.ort import CpuBackend
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.probing.session import Probing, Rounding, as_stored
+from vlm_trt.runtime.backend import to_float32
+from vlm_trt.runtime.load import open_engine
+from vlm_trt.runtime.ort import CpuBackend
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.BF16])

@@ -8,8 +8,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from probing.session import as_bytes
-from probing.widen import round_as_stored, widen
+from vlm_trt.probing.session import as_bytes
+from vlm_trt.probing.widen import round_as_stored, widen
 
 Floats = np.ndarray
 SHAPE = ir.Shape([2, 3])

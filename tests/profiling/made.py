@@ -1,8 +1,8 @@
 """Made measurements with times that are known."""
 
-from profiling.measure import Iteration, Measured, RequestTimes
-from profiling.workload import Workload
-from runtime.timing import Span
+from vlm_trt.profiling.measure import Iteration, Measured, RequestTimes
+from vlm_trt.profiling.workload import Workload
+from vlm_trt.runtime.timing import Span
 
 
 def iteration(step_ms: float, prefill_ms: float = 50, steps: int = 4, requests: int = 1) -> Iteration:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from bundle.errors import UsageError
-from profiling.check import read_profile, slower
-from profiling.compare import compared, paired, require_same_work, same_tokens
-from profiling.metrics import request_metrics, stage_metrics
 from tests.profiling.made import iteration, measured
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.profiling.check import read_profile, slower
+from vlm_trt.profiling.compare import compared, paired, require_same_work, same_tokens
+from vlm_trt.profiling.metrics import request_metrics, stage_metrics
 
 
 def test_runs_take_turns() -> None:

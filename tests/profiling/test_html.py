@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-import profiling
-from profiling import charts, markup
-from profiling.html import report
-from profiling.metrics import STAGES
-from runtime.timing import PARTS
 from tests.profiling.profile_document import HOSTILE, document
+from vlm_trt import profiling
+from vlm_trt.profiling import charts, markup
+from vlm_trt.profiling.html import report
+from vlm_trt.profiling.metrics import STAGES
+from vlm_trt.runtime.timing import PARTS
 
 SECTIONS = (
     "timeline", "stages", "latencies", "sweep", "decode", "roofline", "layers", "comparison", "numbers",

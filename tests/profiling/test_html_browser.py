@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from profiling.html import report
 from tests.profiling.profile_document import document
+from vlm_trt.profiling.html import report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
 BROWSER, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))

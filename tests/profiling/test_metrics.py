@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiling.metrics import decode_by_position, request_metrics, stage_metrics, typical, waterfall
-from profiling.statistics import summary
 from tests.profiling.made import measured
+from vlm_trt.profiling.metrics import decode_by_position, request_metrics, stage_metrics, typical, waterfall
+from vlm_trt.profiling.statistics import summary
 
 
 @given(st.lists(st.floats(0.001, 1e6), min_size=1, max_size=50))

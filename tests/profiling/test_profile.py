@@ -10,21 +10,21 @@ from typing import Any
 import onnx
 import pytest
 
-from bundle.errors import UsageError
-from bundle.progress import no_bar
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from profiling.document import document, lines, table_csv, trace
-from profiling.layers import _NEW_TOKENS, _stages, layers
-from profiling.measure import measure, once
-from profiling.metrics import STAGES
-from profiling.pairing import compare_with, compare_with_torch
-from profiling.probe import ceilings
-from profiling.profile import Profile, Sweep, profile
-from profiling.workload import Workload, requests
-from runtime.model import Choice, Options, VisionLanguageModel, choose
-from runtime.ort import CpuBackend
 from tests.host_engines import add_engines, host_backend
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.progress import no_bar
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.profiling.document import document, lines, table_csv, trace
+from vlm_trt.profiling.layers import _NEW_TOKENS, _stages, layers
+from vlm_trt.profiling.measure import measure, once
+from vlm_trt.profiling.metrics import STAGES
+from vlm_trt.profiling.pairing import compare_with, compare_with_torch
+from vlm_trt.profiling.probe import ceilings
+from vlm_trt.profiling.profile import Profile, Sweep, profile
+from vlm_trt.profiling.workload import Workload, requests
+from vlm_trt.runtime.model import Choice, Options, VisionLanguageModel, choose
+from vlm_trt.runtime.ort import CpuBackend
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@
 
 import pytest
 
-from bundle.config import DecoderConfig, GenerationDefaults, ModelConfig, ResamplerConfig, VisionConfig
-from bundle.signature import Component, Precision
-from profiling.probe import Ceilings
-from profiling.roofline import Cost, costs, gaps
-from profiling.statistics import summary
-from profiling.workload import Workload
+from vlm_trt.bundle.config import DecoderConfig, GenerationDefaults, ModelConfig, ResamplerConfig, VisionConfig
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.profiling.probe import Ceilings
+from vlm_trt.profiling.roofline import Cost, costs, gaps
+from vlm_trt.profiling.statistics import summary
+from vlm_trt.profiling.workload import Workload
 
 MODEL = ModelConfig(
     family="qwen_vl",

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundle.signature import Precision
-from bundle.store import Bundle
-from models.family import family
-from models.messages import Image, Message, Text
-from models.qwen_vl.tokenizer import Tokenizer
-from runtime.engine import Engine
-from runtime.generate import Generator, Request, Running
-from runtime.load import open_engine
-from runtime.ort import CpuBackend
-from runtime.sampler import Sampling
 from tests.conftest import GOLDEN
+from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.families.family import family
+from vlm_trt.families.messages import Image, Message, Text
+from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
+from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.generate import Generator, Request, Running
+from vlm_trt.runtime.load import open_engine
+from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.runtime.sampler import Sampling
 
 TOKENIZER = Tokenizer(GOLDEN / "vocab.tiktoken")
 PICTURE = (GOLDEN / "ntk-256" / "two-images" / "a.png").read_bytes()

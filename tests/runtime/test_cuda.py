@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle.errors import IncompatibleError, ResourceError, VlmTrtError
-from runtime.backends import choose_backend
-from runtime.kernel_cache import KernelCache
-from runtime.plan import TensorRt
-from runtime.try_out import require_loaded, try_out
+from vlm_trt.bundle.errors import IncompatibleError, ResourceError, VlmTrtError
+from vlm_trt.runtime.backends import choose_backend
+from vlm_trt.runtime.kernel_cache import KernelCache
+from vlm_trt.runtime.plan import TensorRt
+from vlm_trt.runtime.try_out import require_loaded, try_out
 
-cuda = pytest.importorskip("runtime.cuda", reason="needs cuda-bindings, which the extra `tensorrt-rtx` installs")
+cuda = pytest.importorskip(
+    "vlm_trt.runtime.cuda", reason="needs cuda-bindings, which the extra `tensorrt-rtx` installs"
+)
 
 
 def without_gpu() -> None:
@@ -83,7 +85,7 @@ def test_an_engine_that_loaded_once_is_not_tried_again(tmp_path: Path, monkeypat
         calls.append(arguments)
         return subprocess.CompletedProcess([], 0, "", "")
 
-    monkeypatch.setattr("runtime.try_out.subprocess.run", run)
+    monkeypatch.setattr("vlm_trt.runtime.try_out.subprocess.run", run)
     for version in ("1.7", "1.7", "1.8"):
         try_out("tensorrt-rtx", version, tmp_path / "decoder.plan", "0" * 64, "a GPU")
     assert len(calls) == 2, "once for each version"

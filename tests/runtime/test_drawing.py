@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from runtime.drawing import PALETTE, _colour, _covered, _font, _plate, _shown, draw_regions, luminance
+from vlm_trt.runtime.drawing import PALETTE, _colour, _covered, _font, _plate, _shown, draw_regions, luminance
 
 
 @dataclass(frozen=True)

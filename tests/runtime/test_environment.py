@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.environment import environment, gpu
+from vlm_trt.runtime.environment import environment, gpu
 
 
 def test_a_machine_without_a_driver_has_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

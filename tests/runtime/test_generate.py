@@ -6,12 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import ImageError, PromptError, UsageError, VlmTrtError
-from models.family import family
-from models.messages import Prompt
-from models.qwen_vl.tokenizer import Tokenizer
-from runtime.generate import Generator
-from runtime.sampler import Sampling
 from tests.conftest import GOLDEN
 from tests.runtime.sequences import (
     OTHER_PICTURE,
@@ -23,6 +17,12 @@ from tests.runtime.sequences import (
     generator_of,
     request,
 )
+from vlm_trt.bundle.errors import ImageError, PromptError, UsageError, VlmTrtError
+from vlm_trt.families.family import family
+from vlm_trt.families.messages import Prompt
+from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
+from vlm_trt.runtime.generate import Generator
+from vlm_trt.runtime.sampler import Sampling
 
 # Different lengths; in this variant the second and third cross the training length, with factors of their own.
 PROMPTS: list[tuple[str, list[bytes]]] = [

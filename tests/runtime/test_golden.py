@@ -6,21 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle.errors import PromptError
-from bundle.signature import Precision
-from bundle.store import Bundle
-from models.family import PositionTable, family
-from models.images import decode_image
-from models.messages import Prompt
-from models.qwen_vl.preprocess import preprocess
-from runtime.backend import Binding, Buffer, from_float32, to_float32
-from runtime.engine import Engine, Step
-from runtime.generate import Generator, Request
-from runtime.load import open_engine
-from runtime.ort import CpuBackend
-from runtime.sampler import Sampling
 from tests.conftest import CASES
 from tests.recorded import VARIANTS, cosine, golden_prompt, relative, tokenizer_of
+from vlm_trt.bundle.errors import PromptError
+from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.families.family import PositionTable, family
+from vlm_trt.families.images import decode_image
+from vlm_trt.families.messages import Prompt
+from vlm_trt.families.qwen_vl.preprocess import preprocess
+from vlm_trt.runtime.backend import Binding, Buffer, from_float32, to_float32
+from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.generate import Generator, Request
+from vlm_trt.runtime.load import open_engine
+from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.runtime.sampler import Sampling
 
 # Relative to the array's largest magnitude. fp32: the golden promise. fp16: rounding of weights and activations.
 RELATIVE = {Precision.FP32: 1e-4, Precision.FP16: 5e-3}

@@ -8,11 +8,11 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from bundle.errors import ImageError, PromptError, UsageError, VlmTrtError
-from models.messages import Image, Message, Text
-from runtime.model import Answer, Chat, Options, VisionLanguageModel, load
-from runtime.text_stream import TextStream
 from tests.runtime.sequences import OTHER_PICTURE, PICTURE, TOKENIZER
+from vlm_trt.bundle.errors import ImageError, PromptError, UsageError, VlmTrtError
+from vlm_trt.families.messages import Image, Message, Text
+from vlm_trt.runtime.model import Answer, Chat, Options, VisionLanguageModel, load
+from vlm_trt.runtime.text_stream import TextStream
 
 GREEDY = Options(greedy=True, max_new_tokens=8, ignore_eos=True)
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle.errors import IncompatibleError, VlmTrtError
-from bundle.signature import Component, Precision
-from models.qwen_vl.positions import position_table
-from runtime.backend import Binding, bind_host
-from runtime.backends import choose_backend
-from runtime.engine import Engine, Step
-from runtime.ort import PREPACK_BELOW_BYTES, CpuBackend, OrtSession
-from runtime.ort_cuda import can_start
 from tests.runtime.sequences import engine_of
+from vlm_trt.bundle.errors import IncompatibleError, VlmTrtError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.families.qwen_vl.positions import position_table
+from vlm_trt.runtime.backend import Binding, bind_host
+from vlm_trt.runtime.backends import choose_backend
+from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.ort import PREPACK_BELOW_BYTES, CpuBackend, OrtSession
+from vlm_trt.runtime.ort_cuda import can_start
 
 COPY_WARNING = "in-place optimization not activated"
 
@@ -95,7 +95,7 @@ def test_large_weights_are_mapped_and_not_read(exported: Callable[..., Path], mo
     """Loading leaves the weight file mapped into the process."""
     if not sys.platform.startswith("linux"):
         pytest.skip("reads /proc/self/maps, which only Linux has")
-    monkeypatch.setattr("runtime.ort.PREPACK_BELOW_BYTES", 0)
+    monkeypatch.setattr("vlm_trt.runtime.ort.PREPACK_BELOW_BYTES", 0)
     bundle = exported("ntk-256")
     engine = engine_of(bundle)
     maps = Path("/proc/self/maps").read_text()

@@ -6,22 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle.entries import EngineEntry
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from models.family import family
-from models.qwen_vl.positions import position_table
-from runtime.backend import NUMPY_DTYPES
-from runtime.device_memory import DeviceMemory
-from runtime.engine import Engine, Step
-from runtime.load import open_engine
-from runtime.model import VisionLanguageModel
-from runtime.ort import CpuBackend, OrtSession, session_options
-from runtime.ort_cuda import CudaBackend, CudaSession
-from runtime.timing import PARTS
 from tests.host_gpu import HostGpu
 from tests.runtime.sequences import TOKENIZER
 from tests.runtime.test_trt import CONVERSATIONS, GREEDY
+from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.families.family import family
+from vlm_trt.families.qwen_vl.positions import position_table
+from vlm_trt.runtime.backend import NUMPY_DTYPES
+from vlm_trt.runtime.device_memory import DeviceMemory
+from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.load import open_engine
+from vlm_trt.runtime.model import VisionLanguageModel
+from vlm_trt.runtime.ort import CpuBackend, OrtSession, session_options
+from vlm_trt.runtime.ort_cuda import CudaBackend, CudaSession
+from vlm_trt.runtime.timing import PARTS
 
 
 class OnTheHost(CudaBackend):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.errors import UsageError
-from runtime.sampler import Sampler, Sampling
 from tests.conftest import GOLDEN
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.runtime.sampler import Sampler, Sampling
 
 RECORDS = json.loads((GOLDEN / "sampling.json").read_text())
 

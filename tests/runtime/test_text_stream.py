@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.errors import UsageError
-from runtime.text_stream import TextStream
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.runtime.text_stream import TextStream
 
 
 def stream_of(pieces: list[bytes], stops: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:

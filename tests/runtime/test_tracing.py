@@ -8,9 +8,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from bundle.errors import IncompatibleError, UsageError
-from runtime import tracing
-from runtime.timing import StageClock
+from vlm_trt.bundle.errors import IncompatibleError, UsageError
+from vlm_trt.runtime import tracing
+from vlm_trt.runtime.timing import StageClock
 
 
 @pytest.fixture(autouse=True)

@@ -8,22 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle.errors import IncompatibleError, ResourceError, VerificationError, VlmTrtError
-from bundle.signature import Component, Precision
-from bundle.store import Bundle
-from models.family import family
-from models.messages import Image, Message, Text
-from models.qwen_vl.positions import position_table
-from runtime.backend import Binding
-from runtime.engine import Engine, Step
-from runtime.load import open_engine, require_verified
-from runtime.model import Chat, Options, VisionLanguageModel
-from runtime.ort import CpuBackend
-from runtime.session import EngineSession
-from runtime.trt import TensorRtBackend
 from tests.host_engines import add_engines, host_backend
 from tests.host_gpu import BrokenRuleError, HostGpu, HostPlans
 from tests.runtime.sequences import OTHER_PICTURE, PICTURE, TOKENIZER
+from vlm_trt.bundle.errors import IncompatibleError, ResourceError, VerificationError, VlmTrtError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.families.family import family
+from vlm_trt.families.messages import Image, Message, Text
+from vlm_trt.families.qwen_vl.positions import position_table
+from vlm_trt.runtime.backend import Binding
+from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.load import open_engine, require_verified
+from vlm_trt.runtime.model import Chat, Options, VisionLanguageModel
+from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.runtime.session import EngineSession
+from vlm_trt.runtime.trt import TensorRtBackend
 
 GREEDY = Options(greedy=True, max_new_tokens=8, ignore_eos=True)
 

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import IncompatibleError, VerificationError
-from bundle.manifest import Verification
-from bundle.signature import Component, Precision
-from bundle.store import MANIFEST, Bundle, file_entry
-from calibration.prepare import Choices
-from calibration.quantize import quantize
-from calibration.recipe import read_recipe
-from runtime import backends
-from runtime.backends import choose_precision
-from runtime.load import require_verified
-from runtime.model import load
-from runtime.variants import fitting_engines
 from tests.conftest import variant_folder
 from tests.host_engines import add_engines, host_backend
-from verification.verify import verify
+from vlm_trt.bundle.errors import IncompatibleError, VerificationError
+from vlm_trt.bundle.manifest import Verification
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import MANIFEST, Bundle, file_entry
+from vlm_trt.calibration.prepare import Choices
+from vlm_trt.calibration.quantize import quantize
+from vlm_trt.calibration.recipe import read_recipe
+from vlm_trt.runtime import backends
+from vlm_trt.runtime.backends import choose_precision
+from vlm_trt.runtime.load import require_verified
+from vlm_trt.runtime.model import load
+from vlm_trt.runtime.variants import fitting_engines
+from vlm_trt.verification.verify import verify
 
 HERE = ("tensorrt-rtx", "1.0", "sm89")
 
@@ -77,7 +77,7 @@ def test_none_is_a_table_of_reasons_and_a_command(bundle: Path) -> None:
 
 
 def test_engines_of_a_graph_that_changed_do_not_fit(bundle: Path) -> None:
-    from exporter.export import Choices, export
+    from vlm_trt.exporter.export import Choices, export
 
     add_engines(bundle)
     export(

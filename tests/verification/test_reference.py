@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.signature import Component
-from exporter.checkpoint import Checkpoint
-from models.family import family
-from models.images import decode_image
-from models.qwen_vl.config import read_config
 from tests.conftest import CASES, variant_folder
 from tests.recorded import VARIANTS, golden_prompt, relative
-from verification.reference import Reference
+from vlm_trt.bundle.signature import Component
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.families.family import family
+from vlm_trt.families.images import decode_image
+from vlm_trt.families.qwen_vl.config import read_config
+from vlm_trt.verification.reference import Reference
 
 RELATIVE = 1e-4  # fp32, of the recorded array's largest magnitude
 

@@ -10,25 +10,25 @@ import numpy as np
 import onnx
 import pytest
 
-from bundle.digests import sha256_of
-from bundle.entries import FileEntry, GraphEntry
-from bundle.errors import BundleError, ResourceError, VerificationError
-from bundle.signature import Component, Precision
-from bundle.store import MANIFEST, Bundle
-from exporter.checkpoint import Checkpoint
-from exporter.export import Choices, export
-from models.family import family
-from runtime.load import open_engine
-from runtime.model import load
-from runtime.ort import CpuBackend
 from tests.conftest import GOLDEN
 from tests.exporter.checkpoints import loud, single
-from verification.checks import check_chain, decode_reference, pixels_of
-from verification.figures import TOLERANCES, compare, failure
-from verification.memory import needed_bytes, require_memory
-from verification.reference import Reference
-from verification.samples import samples
-from verification.verify import verify
+from vlm_trt.bundle.digests import sha256_of
+from vlm_trt.bundle.entries import FileEntry, GraphEntry
+from vlm_trt.bundle.errors import BundleError, ResourceError, VerificationError
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import MANIFEST, Bundle
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.export import Choices, export
+from vlm_trt.families.family import family
+from vlm_trt.runtime.load import open_engine
+from vlm_trt.runtime.model import load
+from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.verification.checks import check_chain, decode_reference, pixels_of
+from vlm_trt.verification.figures import TOLERANCES, compare, failure
+from vlm_trt.verification.memory import needed_bytes, require_memory
+from vlm_trt.verification.reference import Reference
+from vlm_trt.verification.samples import samples
+from vlm_trt.verification.verify import verify
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -172,7 +172,7 @@ def test_a_graph_that_takes_its_weights_from_elsewhere_is_not_even_loaded(
         refer_elsewhere(model, key, value)
 
     path = damaged(exported("image-224"), tmp_path / "bundle", Component.RESAMPLER, change)
-    monkeypatch.setattr("verification.verify.open_engine", lambda *_: pytest.fail("the graph was loaded"))
+    monkeypatch.setattr("vlm_trt.verification.verify.open_engine", lambda *_: pytest.fail("the graph was loaded"))
     with pytest.raises(BundleError, match=sentence):
         verify(path, precision="fp32", backend_name="cpu")
     assert Bundle.open(path).manifest.verification(Precision.FP32) is None

@@ -7,12 +7,12 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from evaluation.dataset import synthetic
-from evaluation.metrics import Facts, score
-from evaluation.scenes.dataset import held_out_examples
-from evaluation.scenes.questions import Asker, draw_language
-from evaluation.scenes.render import draw_scene
-from evaluation.scenes.scene import (
+from vlm_trt.evaluation.dataset import synthetic
+from vlm_trt.evaluation.metrics import Facts, score
+from vlm_trt.evaluation.scenes.dataset import held_out_examples
+from vlm_trt.evaluation.scenes.questions import Asker, draw_language
+from vlm_trt.evaluation.scenes.render import draw_scene
+from vlm_trt.evaluation.scenes.scene import (
     COLOURS,
     SHAPES,
     SIZES,
@@ -24,9 +24,9 @@ from evaluation.scenes.scene import (
     held_out_number,
     sample_scene,
 )
-from evaluation.scenes.words import CHINESE, ENGLISH, full_name
-from models.images import decode_image
-from models.qwen_vl.grounding import parse_answer
+from vlm_trt.evaluation.scenes.words import CHINESE, ENGLISH, full_name
+from vlm_trt.families.images import decode_image
+from vlm_trt.families.qwen_vl.grounding import parse_answer
 
 
 def scenes(split: Split, count: int, seed: int = 0) -> list[Scene]:
@@ -115,7 +115,7 @@ def test_a_caption_names_every_thing_and_nothing_else() -> None:
     for scene in scenes("held_out", 50):
         for language in (ENGLISH, CHINESE):
             asker = Asker(np.random.default_rng(0), (scene,), language)
-            from evaluation.scenes.questions import caption
+            from vlm_trt.evaluation.scenes.questions import caption
 
             said = caption(asker).answer
             for thing in scene.things:

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.config import ModelConfig
-from bundle.errors import PromptError
-from models.messages import Image, Message, Part, Region, Text
-from models.qwen_vl.config import read_config
-from models.qwen_vl.prompt import build_prompt
-from models.qwen_vl.tokenizer import Tokenizer
 from tests.conftest import CASES, GOLDEN, OWN_VARIANTS, SHARED, SHARED_VARIANTS, arrays, variant_folder
+from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.errors import PromptError
+from vlm_trt.families.messages import Image, Message, Part, Region, Text
+from vlm_trt.families.qwen_vl.config import read_config
+from vlm_trt.families.qwen_vl.prompt import build_prompt
+from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(GOLDEN / "vocab.tiktoken")
 VOCABULARIES = ["small", pytest.param("official", marks=pytest.mark.shared)]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from models.messages import Answered, Grounding
+from vlm_trt.families.messages import Answered, Grounding
 
 # The model writes coordinates 0…999 of a grid of 1000 over the original picture.
 GRID = 1000

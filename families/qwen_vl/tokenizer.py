@@ -13,7 +13,7 @@ from typing import Literal
 
 import tiktoken
 
-from bundle.errors import BundleError, PromptError
+from vlm_trt.bundle.errors import BundleError, PromptError
 
 # Source: Qwen's published tokenizer.
 PATTERN = (

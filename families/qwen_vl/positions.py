@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.config import DecoderConfig
+from vlm_trt.bundle.config import DecoderConfig
 
 Floats = NDArray[np.float32]
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import CheckpointError, UnsupportedError, VlmTrtError
-from models.qwen_vl.config import read_config
 from tests.conftest import GOLDEN
 from tests.exporter.checkpoints import edit_json, refused, single
+from vlm_trt.bundle.errors import CheckpointError, UnsupportedError, VlmTrtError
+from vlm_trt.families.qwen_vl.config import read_config
 
 
 @pytest.mark.parametrize(

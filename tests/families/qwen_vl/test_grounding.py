@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.messages import Grounding
-from models.qwen_vl.grounding import parse_answer
+from vlm_trt.families.messages import Grounding
+from vlm_trt.families.qwen_vl.grounding import parse_answer
 
 
 def test_a_named_box_in_pixels() -> None:

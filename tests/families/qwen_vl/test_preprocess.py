@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL.Image import Resampling
 
-from models.images import decode_image
-from models.qwen_vl.preprocess import preprocess
 from tests.conftest import GOLDEN, arrays
+from vlm_trt.families.images import decode_image
+from vlm_trt.families.qwen_vl.preprocess import preprocess
 
 FOLDER = GOLDEN / "preprocess"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())

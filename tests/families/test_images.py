@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bundle.errors import ImageError
-from models.images import MAX_BYTES, decode_image
 from tests.conftest import ROOT
+from vlm_trt.bundle.errors import ImageError
+from vlm_trt.families.images import MAX_BYTES, decode_image
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -45,7 +45,7 @@ RED = Image.new("RGB", (8, 6), (200, 10, 10))
 
 MEASURED = """
 import sys
-from models.images import decode_image
+from vlm_trt.families.images import decode_image
 def peak():
     lines = open('/proc/self/status').read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith('VmHWM:'))  # KiB

@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from bundle.config import ModelConfig
-from bundle.errors import CheckpointError
-from models.family import Family
-from models.qwen_vl.config import FAMILY as NAME
-from models.qwen_vl.config import read_config, read_image_start_id
-from models.qwen_vl.grounding import parse_answer
-from models.qwen_vl.positions import ntk_alpha, position_table
-from models.qwen_vl.preprocess import preprocess
-from models.qwen_vl.prompt import build_prompt
-from models.qwen_vl.tokenizer import Tokenizer
-from models.qwen_vl.weights import weight_map
+from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.errors import CheckpointError
+from vlm_trt.families.family import Family
+from vlm_trt.families.qwen_vl.config import FAMILY as NAME
+from vlm_trt.families.qwen_vl.config import read_config, read_image_start_id
+from vlm_trt.families.qwen_vl.grounding import parse_answer
+from vlm_trt.families.qwen_vl.positions import ntk_alpha, position_table
+from vlm_trt.families.qwen_vl.preprocess import preprocess
+from vlm_trt.families.qwen_vl.prompt import build_prompt
+from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
+from vlm_trt.families.qwen_vl.weights import weight_map
 
 TOKENIZER_FILE = "qwen.tiktoken"
 

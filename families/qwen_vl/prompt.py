@@ -7,10 +7,10 @@ positions the image features fill. What an assistant said keeps its grounding ta
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bundle.config import ModelConfig
-from bundle.errors import PromptError
-from models.messages import Image, ImageSpan, Message, Prompt, Region, Text
-from models.qwen_vl.tokenizer import Special, Tokenizer
+from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.errors import PromptError
+from vlm_trt.families.messages import Image, ImageSpan, Message, Prompt, Region, Text
+from vlm_trt.families.qwen_vl.tokenizer import Special, Tokenizer
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 # Source: the published list format; the base model's own examples have a blank before the picture.

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.errors import BundleError, PromptError
-from models.qwen_vl.tokenizer import Tokenizer
 from tests.conftest import GOLDEN
+from vlm_trt.bundle.errors import BundleError, PromptError
+from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
 
 SMALL = Tokenizer(GOLDEN / "vocab.tiktoken")
 VOCABULARIES = ["small", pytest.param("official", marks=pytest.mark.shared)]

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bundle.config import DecoderConfig, GenerationDefaults, ModelConfig, ResamplerConfig, VisionConfig
-from bundle.errors import CheckpointError, UnsupportedError
+from vlm_trt.bundle.config import DecoderConfig, GenerationDefaults, ModelConfig, ResamplerConfig, VisionConfig
+from vlm_trt.bundle.errors import CheckpointError, UnsupportedError
 
 FAMILY = "qwen_vl"
 

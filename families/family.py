@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
-from bundle.config import DecoderConfig, ModelConfig
-from bundle.errors import UnsupportedError
-from models.messages import Answered, Message, Prompt
-from models.weights import WeightMap
+from vlm_trt.bundle.config import DecoderConfig, ModelConfig
+from vlm_trt.bundle.errors import UnsupportedError
+from vlm_trt.families.messages import Answered, Message, Prompt
+from vlm_trt.families.weights import WeightMap
 
 Floats = NDArray[np.float32]
 
 # Family name → the module that holds its `FAMILY`.
-_MODULES = {"qwen_vl": "models.qwen_vl.family"}
+_MODULES = {"qwen_vl": "vlm_trt.families.qwen_vl.family"}
 
 
 class Tokenizer(Protocol):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.qwen_vl.config import read_config
-from models.qwen_vl.positions import ntk_alpha, position_table
 from tests.conftest import GOLDEN
+from vlm_trt.families.qwen_vl.config import read_config
+from vlm_trt.families.qwen_vl.positions import ntk_alpha, position_table
 
 DECODER = read_config(GOLDEN / "ntk-256" / "checkpoint").decoder  # trained on 256
 

@@ -1,8 +1,8 @@
 """Which checkpoint tensors make which of our weights. The only place where Qwen-VL's parameter names appear."""
 
-from bundle.config import DecoderConfig, ModelConfig
-from bundle.signature import Component
-from models.weights import Layout, Weight, WeightMap
+from vlm_trt.bundle.config import DecoderConfig, ModelConfig
+from vlm_trt.bundle.signature import Component
+from vlm_trt.families.weights import Layout, Weight, WeightMap
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -1,0 +1,42 @@
+"""vlm-trt: a vision-language model on NVIDIA servers. The face for users; everything behind it loads when asked for.
+
+from vlm_trt import load
+
+model = load("bundle")
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlm_trt.bundle.errors import VlmTrtError
+    from vlm_trt.families.messages import Image, Message, Region, Text
+    from vlm_trt.runtime.model import Answer, Chat, Options, load
+
+# Name → the module it lives in. Loaded at first use: `vlm-trt --help` needs none of them.
+_HOMES = {
+    "Answer": "runtime.model",
+    "Chat": "runtime.model",
+    "Image": "families.messages",
+    "Message": "families.messages",
+    "Options": "runtime.model",
+    "Region": "families.messages",
+    "Text": "families.messages",
+    "VlmTrtError": "bundle.errors",
+    "load": "runtime.model",
+}
+
+__all__ = ["Answer", "Chat", "Image", "Message", "Options", "Region", "Text", "VlmTrtError", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("vlm-trt")
+    if name not in _HOMES:
+        raise AttributeError(f"vlm_trt has no {name}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"vlm_trt.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
