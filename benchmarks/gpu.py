@@ -5,8 +5,8 @@
 
 A random checkpoint is written and exported, its own answers are computed in fp32 on the CPU, and every backend runs
 every precision in a process of its own. What does not start is in the result with its reason. The result is written
-after each run, so that it is there when the machine is gone. The official shape needs 43 GiB of memory, and 60 GB of
-disk, 80 GB where engines are built.
+after each run, so that it is there when the machine is gone. The official shape needs 60 GB of disk, 80 GB where
+engines are built.
 """
 
 import argparse
@@ -56,7 +56,8 @@ def main(words: Sequence[str] | None = None) -> None:
     }
     expected = arguments.folder / "expected.npz"
     expected.unlink(missing_ok=True)
-    refused = child("gpu_expected", checkpoint, expected, "--max-seq-tokens", arguments.max_seq_tokens)
+    limits = ("--max-seq-tokens", arguments.max_seq_tokens, "--max-batch", arguments.max_batch)
+    refused = child("gpu_expected", checkpoint, expected, *limits)
     for precision in arguments.precision:
         bundle, export = exported(checkpoint, arguments, precision)
         for backend in arguments.backend:

@@ -1,29 +1,24 @@
-"""What the model itself says of one prompt with a picture: our torch modules in fp32, kept for `benchmarks.gpu_run`.
+"""What the model itself says of the passages of a verification: torch in fp32, kept for `benchmarks.gpu_run`.
 
-    python -m benchmarks.gpu_expected CHECKPOINT expected.npz --max-seq-tokens 2048
+    python -m benchmarks.gpu_expected CHECKPOINT expected.npz --max-seq-tokens 2048 --max-batch 4
 
-The modules stand in memory as a whole: 39 GB for the official shape.
+The checkpoint is read a layer at a time: the official shape needs some 6 GiB of memory.
 """
 
 import argparse
 import json
-from math import prod
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from vlm_trt.bundle.config import Limits
-from vlm_trt.bundle.errors import ResourceError, VlmTrtError
-from vlm_trt.bundle.host import available_bytes
+from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.errors import VlmTrtError
 from vlm_trt.exporter.checkpoint import Checkpoint
-from vlm_trt.families.family import family_of
-from vlm_trt.families.images import decode_image
-from vlm_trt.verification.checks import decode_reference
-from vlm_trt.verification.reference import Reference
-from vlm_trt.verification.samples import samples
-
-# Steps that are compared. Each is computed from the whole sequence, which costs a prefill on the CPU.
-TOKENS = 3
+from vlm_trt.families.family import Family, Tokenizer, family_of
+from vlm_trt.verification.asked import asked
+from vlm_trt.verification.expected import Expected, expect
+from vlm_trt.verification.streamed import StreamedReference
 
 
 def main() -> None:
@@ -31,42 +26,36 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--max-seq-tokens", type=int, required=True)
+    parser.add_argument("--max-batch", type=int, required=True)
     arguments = parser.parse_args()
     try:
-        record(arguments.checkpoint, arguments.target, arguments.max_seq_tokens)
+        record(arguments.checkpoint, arguments.target, Limits(arguments.max_seq_tokens, arguments.max_batch, 1))
         print(json.dumps({}))
     except VlmTrtError as error:
         print(json.dumps({"reason": str(error)}))
 
 
-def record(checkpoint: Path, target: Path, max_seq_tokens: int) -> None:
-    """Writes patches [1, patches, width], features [1, queries, hidden], ids [TOKENS] and logits [TOKENS, vocab].
-
-    Raises:
-        ResourceError: the model in fp32 does not fit into the memory that is free.
-    """
+def record(checkpoint: Path, target: Path, limits: Limits) -> None:
+    """Writes patches [pictures, patches, width], features [pictures, queries, hidden] and logits [runs, vocab]."""
     kind = family_of(checkpoint)
     model = kind.read_config(checkpoint)
-    needed = 4 * sum(prod(weight.shape) for weight in kind.weight_map(model).weights)
-    free = available_bytes()
-    if free is not None and 1.1 * needed > free:
-        raise ResourceError(
-            f"the model in fp32 needs {1.1 * needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free, "
-            "so there is nothing to compare with; use a host with more memory or a smaller --size"
-        )
     tokenizer = kind.load_tokenizer(checkpoint / kind.tokenizer_file, model)
-    sample = samples(kind, tokenizer, model, Limits(max_seq_tokens, 1, 1), TOKENS)[0]
-    pixels = kind.preprocess([decode_image(sample.prompt.images[0].data)], model.vision.image_size)
-    reference = Reference(Checkpoint(checkpoint), model, kind)
-    decoded = decode_reference(reference, kind, sample, pixels, TOKENS)
-    assert decoded.features is not None
-    np.savez(
-        target,
-        patches=reference.vision_encoder(pixels),
-        features=decoded.features,
-        ids=np.array(decoded.ids),
-        logits=np.stack(decoded.logits),
+    reference = StreamedReference(
+        Checkpoint(checkpoint), model, kind, lambda word: print(word, file=sys.stderr, flush=True)
     )
+    found = expect(reference, *asked(kind, tokenizer, model, limits))
+    np.savez(target, patches=found.patches, features=found.features, logits=np.concatenate(found.logits))
+
+
+def recorded(path: Path, kind: Family, tokenizer: Tokenizer, model: ModelConfig, limits: Limits) -> Expected:
+    """What `record` wrote, of the same limits."""
+    passages, pixels = asked(kind, tokenizer, model, limits)
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    ends = np.cumsum([len(passage.ends) for passage in passages])
+    assert ends[-1] == len(arrays["logits"]), f"{path} was recorded for other limits"
+    logits = tuple(np.split(arrays["logits"], ends[:-1]))
+    return Expected(tuple(passages), pixels, arrays["patches"], arrays["features"], logits)
 
 
 if __name__ == "__main__":

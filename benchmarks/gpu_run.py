@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu_expected import recorded
 from benchmarks.gpu_parity import compared
 from vlm_trt.bundle.errors import VlmTrtError
 from vlm_trt.bundle.host import query_gpus
@@ -64,7 +65,7 @@ def run(path: Path, backend: str, precision: Precision, expected: Path | None) -
     found: Figures = {
         "runs_on": engine.backend.name,
         "load_ms": round(model.load_ms, 1),
-        "parity": None if expected is None else attempt(lambda: compared(engine, bench.kind, bench.sample, expected)),
+        "parity": None if expected is None else attempt(lambda: _parity(model, expected)),
         "latency_ms": attempt(bench.stages),
         "decode": attempt(bench.decode),
         "answer": attempt(bench.answer),
@@ -76,6 +77,11 @@ def run(path: Path, backend: str, precision: Precision, expected: Path | None) -
         planned = plan(engine.model, engine.limits, precision, weight_bytes(engine.model, precision))
         found["device_memory_bytes"] = {"measured": after - before, "planned": planned.vram_bytes}
     return found
+
+
+def _parity(model: VisionLanguageModel, expected: Path) -> Figures:
+    kind, sizes = family(model.manifest.model.family), model.manifest.model
+    return compared(model.engine, kind, recorded(expected, kind, model.tokenizer, sizes, model.manifest.limits))
 
 
 def attempt(measure: Callable[[], Any]) -> Any:
@@ -113,8 +119,8 @@ class Bench:
         self._model, engine = model, model.engine
         self._engine: Engine = engine
         self.kind = kind = family(engine.model.family)
-        self.sample, self._swapped = samples(kind, model.tokenizer, engine.model, engine.limits, NEW_TOKENS)[:2]
-        prompt = self.sample.prompt
+        self._sample, self._swapped = samples(kind, model.tokenizer, engine.model, engine.limits, NEW_TOKENS)[:2]
+        prompt = self._sample.prompt
         side = engine.model.vision.image_size
         random = np.random.default_rng(0)
         self._pixels = random.standard_normal((engine.limits.max_images, 3, side, side), dtype=np.float32)
@@ -176,7 +182,7 @@ class Bench:
     def answer(self) -> Figures:
         """One request from picture to last token, after one that warms up with another picture."""
         self._generate(self._swapped.prompt)
-        stages, steps = self._generate(self.sample.prompt)
+        stages, steps = self._generate(self._sample.prompt)
         return {
             "prompt_tokens": len(self._ids),
             "new_tokens": len(steps) + 1,

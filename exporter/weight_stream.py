@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from math import prod
 from pathlib import Path
 from queue import Queue
@@ -95,8 +96,17 @@ def load_weights(weights: Sequence[Weight], model: ModelConfig, checkpoint: Chec
     made: dict[str, torch.Tensor] = {}
     for weight in weights:
         convert = partial(_converted, weight=weight, dtype=Precision.FP32.dtype, checkpoint=checkpoint)
-        parts = list(blocks(weight, model, checkpoint, convert))
-        made[weight.name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts = blocks(weight, model, checkpoint, convert)
+        first = next(parts)
+        if first.shape == weight.shape:
+            made[weight.name] = first
+            continue
+        whole = torch.empty(weight.shape)
+        at = 0
+        for block in chain((first,), parts):
+            whole[at : at + len(block)] = block
+            at += len(block)
+        made[weight.name] = whole
     return made
 
 

@@ -108,7 +108,7 @@ class Engine:
             "attend_until": self._positions[None, start:stop],
             "logits_index": np.array([seq - 1], dtype=np.int64),
         }
-        logits = self._run_decoder(slot, 1, inputs, features, window=stop)
+        logits = self.run_decoder(slot, 1, inputs, features, window=stop)
         self._require_finite(logits, slot, {slot})
         self.cache.advance(slot, seq)
         last: Floats = logits[0].copy()
@@ -168,23 +168,30 @@ class Engine:
             "attend_until": self._write_index[:count, None],
             "logits_index": self._logits_index[:count],
         }
-        return self._run_decoder(first, count, inputs, None, self._window(max(lengths) + 1))
+        return self.run_decoder(first, count, inputs, None, self._window(max(lengths) + 1))
 
     def _window(self, needed: int) -> int:
         longest = self.limits.max_seq_tokens
         return longest if self.backend.whole_window else min(-(-needed // WINDOW_STEP) * WINDOW_STEP, longest)
 
-    def _run_decoder(
+    def run_decoder(
         self, first: int, count: int, arrays: Mapping[str, Array], features: Binding | None, window: int
     ) -> Floats:
-        """Binds host arrays and the cache rows of the slots first…first+count−1; logits [count, vocab]."""
+        """Logits [count, vocab], in memory that the next run overwrites; the cache is written, its lengths stay.
+
+        Args:
+            first, count: the slots, by whose rows of the cache the graph is bound.
+            arrays: inputs of the decoder by name; `kv_positions` only where rows of the window are to be left out.
+            features: image features, where the backend computes; None where no row refers to them.
+            window: how many positions of the cache are looked at.
+        """
         past, present = self.cache.bindings(first, count)
         # Contiguous copies of slices must live until the run ends; slices of whole rows are not copied.
-        kept = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        kept = {"kv_positions": self._positions[:window]}
+        kept |= {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         inputs = {name: bind_host(a, "int64" if a.dtype == np.int64 else "float32") for name, a in kept.items()}
         if not self.model.decoder.logn_attention:
             del inputs["query_scale"]
-        inputs["kv_positions"] = bind_host(self._positions[:window], "int64")
         inputs["image_features"] = self._no_image.rows(0, 1) if features is None else _flat(features)
         outputs = {"logits": bind_host(self._logits[:count], "float32"), **present}
         self.sessions[Component.DECODER].run({**inputs, **past}, outputs)

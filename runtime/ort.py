@@ -17,7 +17,7 @@ from vlm_trt.bundle.store import Bundle, precision_of
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding, bind_host, host_view
 
 # onnxruntime takes ONNX element types where numpy has no dtype (bfloat16).
-_ELEMENT_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
+ELEMENT_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
 # Weights below this are packed into the kernels' own layout at load, which takes half a second at most.
 PREPACK_BELOW_BYTES = 512 << 20
 _OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "bfcarena")
@@ -142,7 +142,7 @@ class OrtSession:
             for bindings, bind in ((inputs, self._io.bind_input), (outputs, self._io.bind_output)):
                 for name, binding in bindings.items():
                     if self._changed(name, binding):
-                        element_type = _ELEMENT_TYPES[binding.dtype]
+                        element_type = ELEMENT_TYPES[binding.dtype]
                         bind(name, *self._device, element_type, binding.shape, binding.address)
                         self._bound[name] = binding
             self._session.run_with_iobinding(self._io, options)

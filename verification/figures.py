@@ -1,6 +1,7 @@
 """How far a graph is from the model, as numbers, and how far it may be."""
 
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +77,8 @@ def cosine(a: Floats, b: Floats) -> float:
 def failure(figures: Figures, tolerance: Tolerance) -> str | None:
     """The sentence that says what is outside the tolerance, or None."""
     what = f"{figures.stage} of {figures.sample}"
+    if not isfinite(figures.relative):
+        return f"{what}: not all values are finite"
     if figures.relative > tolerance.relative:
         return f"{what}: relative difference {figures.relative:.2e} is above {tolerance.relative:.0e}"
     if figures.cosine < tolerance.cosine:

@@ -7,46 +7,33 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import Family
-from vlm_trt.families.messages import Prompt
-from vlm_trt.probing.session import as_stored
-from vlm_trt.runtime.backend import from_float32, to_float32
+from vlm_trt.runtime.backend import Backend
 from vlm_trt.runtime.load import open_engine
-from vlm_trt.verification.reference import Floats
+from vlm_trt.verification.expected import Floats
+from vlm_trt.verification.passages import Passage
+from vlm_trt.verification.trial import Trial
 
 
 class GraphReference:
-    """The three graphs, called as `Reference` is."""
+    """The three graphs, called as the model is."""
 
-    def __init__(self, bundle: Bundle, precision: Precision, family: Family) -> None:
-        self.model: ModelConfig = bundle.manifest.model
-        self._family = family
-        self._engine = open_engine(bundle, precision, as_stored(precision))
+    def __init__(self, bundle: Bundle, precision: Precision, backend: Backend, family: Family) -> None:
+        self._engine = open_engine(bundle, precision, backend)
+        self._trial = Trial(self._engine, family)
 
-    def vision_encoder(self, pixels: Floats) -> Floats:
-        """[images, 3, H, W] → [images, patches, width]."""
-        return self._together([self._engine.encode_vision(pixels[at : at + 1]).read() for at in range(len(pixels))])
+    def vision(self, pixels: Floats) -> tuple[Floats, Floats]:
+        """[pictures, 3, H, W] → [pictures, patches, width] and [pictures, queries, hidden]."""
+        runs = list(self._trial.vision(pixels, [(at,) for at in range(len(pixels))]))
+        return np.concatenate([one.patches for one in runs]), np.concatenate([one.features for one in runs])
 
-    def resampler(self, vision_features: Floats) -> Floats:
-        """[images, patches, width] → [images, queries, hidden]."""
-        dtype = self._engine.precision.dtype
-        parts = [
-            self._engine.backend.upload(from_float32(vision_features[at : at + 1], dtype), dtype)
-            for at in range(len(vision_features))
-        ]
-        return self._together([self._engine.resample(part).read() for part in parts])
-
-    def logits(self, ids: Sequence[int], prompt: Prompt, features: Floats | None, rope_alpha: float) -> Floats:
-        """Logits [vocab] after the last of the ids, the whole sequence computed at once."""
-        engine, dtype = self._engine, self._engine.precision.dtype
-        table = self._family.position_table(engine.model.decoder, rope_alpha, engine.limits.max_seq_tokens)
-        kept = None if features is None else engine.backend.upload(from_float32(features, dtype), dtype)
-        bound = None if kept is None else kept.rows(0, kept.shape[0])
-        engine.cache.clear(0)
-        return engine.prefill(0, np.array(ids, dtype=np.int64), prompt.image_rows(len(ids)), bound, table)
-
-    def _together(self, parts: Sequence[np.ndarray]) -> Floats:
-        return np.concatenate([to_float32(part, self._engine.precision.dtype) for part in parts])
+    def logits(self, passages: Sequence[Passage], features: Floats) -> list[Floats]:
+        """Per passage its logits [runs, vocab]."""
+        vocab = self._engine.model.decoder.vocab_size
+        found = [np.full((len(one.ends), vocab), np.nan, dtype=np.float32) for one in passages]
+        for row in self._trial.decoder(passages, features):
+            if row.logits is not None:
+                found[row.passage][row.run] = row.logits
+        return found

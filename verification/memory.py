@@ -1,29 +1,49 @@
-"""Whether a verification fits in memory, asked before it starts: the system would kill it in the middle."""
+"""What a verification takes, asked before it starts: the system would kill it in the middle."""
 
 from math import prod
 
-from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.bundle.host import available_bytes
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.signature import DTYPE_BYTES, Precision
 from vlm_trt.families.family import Family
+from vlm_trt.probing.parts import PART_BYTES
+
+# Graphs with more weights than this, in fp32, are run in parts.
+IN_PARTS_ABOVE_BYTES = 4 << 30
+# Python with torch and ONNX Runtime, and what they keep.
+_BASE_BYTES = 1 << 30
 
 
-def require_memory(family: Family, model: ModelConfig, precision: Precision) -> None:
+def runs_in_parts(family: Family, model: ModelConfig) -> bool:
+    """Whether the model's graphs are too large to be loaded whole for a verification."""
+    return 4 * _values(family, model) > IN_PARTS_ABOVE_BYTES
+
+
+def require_memory(family: Family, model: ModelConfig, limits: Limits, precision: Precision) -> None:
     """
     Raises:
-        ResourceError: the model in fp32 and the graphs need more than the host has free.
+        ResourceError: a verification needs more than the host has free.
     """
     available = available_bytes()
-    needed = needed_bytes(family, model, precision)
+    needed = needed_bytes(family, model, limits, precision)
     if available is not None and needed > available:
         raise ResourceError(
-            f"verifying needs about {needed / 2**30:.1f} GiB of memory (the model in fp32 beside the {precision} "
-            f"graphs) and {available / 2**30:.1f} GiB are free; verify on a host with more memory"
+            f"verifying needs about {needed / 2**30:.1f} GiB of memory (the largest layer in fp32, with the cache of "
+            f"{limits.max_batch} sequences) and {available / 2**30:.1f} GiB are free; verify on a host with more memory"
         )
 
 
-def needed_bytes(family: Family, model: ModelConfig, precision: Precision) -> int:
-    """The torch modules in fp32; ONNX Runtime maps fp32 graphs and up-casts fp16 ones on the CPU."""
-    parameters = sum(prod(weight.shape) for weight in family.weight_map(model).weights)
-    return 4 * parameters * (1 if precision is Precision.FP32 else 2)
+def needed_bytes(family: Family, model: ModelConfig, limits: Limits, precision: Precision) -> int:
+    """The model's largest weight as it is made, or the graphs: whole where they are small, else their largest part."""
+    largest = max(prod(weight.shape) for weight in family.weight_map(model).weights)
+    stored = DTYPE_BYTES[precision.dtype]
+    cache = 2 * limits.max_batch * model.decoder.kv_heads * limits.max_seq_tokens * model.decoder.head_dim * stored
+    part = max((4 + stored) * largest, PART_BYTES * (4 + stored) // 4 + cache)
+    if not runs_in_parts(family, model):
+        part = (4 + stored) * _values(family, model) + cache * model.decoder.layers
+    return _BASE_BYTES + max(part, 4 * 2 * largest)
+
+
+def _values(family: Family, model: ModelConfig) -> int:
+    return sum(prod(weight.shape) for weight in family.weight_map(model).weights)

@@ -1,7 +1,6 @@
-"""The model itself: our torch modules in fp32 with the checkpoint's weights, run without cache, slots or chunks."""
+"""The model itself, whole in memory, to be asked one token after another or timed: no cache, slots or chunks."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,21 +15,6 @@ from vlm_trt.families.family import Family
 from vlm_trt.families.messages import Prompt
 
 Floats = NDArray[np.float32]
-
-
-class Expected(Protocol):
-    """What graphs or engines are compared with."""
-
-    model: ModelConfig
-
-    def vision_encoder(self, pixels: Floats) -> Floats:
-        """[images, 3, H, W] → [images, patches, width]."""
-
-    def resampler(self, vision_features: Floats) -> Floats:
-        """[images, patches, width] → [images, queries, hidden]."""
-
-    def logits(self, ids: Sequence[int], prompt: Prompt, features: Floats | None, rope_alpha: float) -> Floats:
-        """Logits [vocab] after the last of the ids, the whole sequence computed at once."""
 
 
 class Reference:

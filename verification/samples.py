@@ -33,7 +33,7 @@ def samples(family: Family, tokenizer: Any, model: ModelConfig, limits: Limits, 
     room = limits.max_seq_tokens - new_tokens
 
     def build(name: str, pictures: Sequence[int], text: str) -> Sample | None:
-        parts: tuple[Part, ...] = (*(Image(_picture(seed)) for seed in pictures), Text(text))
+        parts: tuple[Part, ...] = (*(Image(picture(seed)) for seed in pictures), Text(text))
         try:
             prompt = family.build_prompt([Message("user", parts)], tokenizer, model, room)
         except PromptError:
@@ -57,7 +57,7 @@ def samples(family: Family, tokenizer: Any, model: ModelConfig, limits: Limits, 
     return [one_picture, swapped, *(sample for sample in optional if sample is not None)]
 
 
-def _picture(seed: int) -> bytes:
+def picture(seed: int) -> bytes:
     """A PNG of coloured shapes on a gradient."""
     rng = np.random.default_rng(seed)
     height, width = 240, 320

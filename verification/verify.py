@@ -1,45 +1,34 @@
 """Bundle in, verdict out: into `reports/` and the manifest. What was not shown equal is not verified."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 from vlm_trt.bundle.entries import EngineEntry
-from vlm_trt.bundle.errors import NotFiniteError, UsageError, VerificationError
+from vlm_trt.bundle.errors import UsageError, VerificationError
 from vlm_trt.bundle.manifest import Verification
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.references import require_references
 from vlm_trt.families.family import Family, family
+from vlm_trt.probing.in_parts import InParts
 from vlm_trt.probing.session import Rounding
 from vlm_trt.runtime.backend import Backend
 from vlm_trt.runtime.backends import choose_backend, choose_precision
-from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.load import open_engine, require_judged
 from vlm_trt.runtime.ort import CpuBackend
-from vlm_trt.verification.checks import (
-    Decoded,
-    Outcome,
-    check_cache,
-    check_chain,
-    check_decoder,
-    check_swap,
-    check_vision,
-    decode_reference,
-    pixels_of,
-)
-from vlm_trt.verification.figures import Figures, tolerance_of
+from vlm_trt.verification.asked import asked
+from vlm_trt.verification.checks import Outcome, check_engine
+from vlm_trt.verification.expected import Truth, expect
+from vlm_trt.verification.figures import Figures
 from vlm_trt.verification.graph_reference import GraphReference
-from vlm_trt.verification.memory import require_memory
-from vlm_trt.verification.reference import Expected, Reference
-from vlm_trt.verification.samples import samples
+from vlm_trt.verification.memory import require_memory, runs_in_parts
+from vlm_trt.verification.streamed import StreamedReference
 
 Progress = Callable[[str], None]
-NEW_TOKENS = 6
 
 
 @dataclass(frozen=True)
@@ -88,50 +77,51 @@ def verify(
     started = datetime.now(UTC)
     bundle = Bundle.open(bundle_path)
     backend = choose_backend(backend_name, bundle=bundle)
-    if isinstance(backend, CpuBackend):
-        backend = Rounding()
-    chosen = choose_precision(backend, bundle, precision)
-    backends = _backends(backend, chosen)
+    chosen = choose_precision(Rounding() if isinstance(backend, CpuBackend) else backend, bundle, precision)
     engines = backend.engines(bundle, chosen)
     members = family(bundle.manifest.model.family)
     _require_references(bundle, chosen)
     if chosen.quantization is None:
-        reference: Expected = _torch_reference(bundle, against, chosen, members, progress)
+        truth: Truth = _model(bundle, against, chosen, members, progress)
     else:
-        reference = _graph_reference(bundle, chosen, members, engines)
-    outcomes, known = list[Outcome](), dict[str, Decoded]()
-    for label, one in backends.items():
+        truth = _graphs(bundle, chosen, members, engines, progress)
+    tokenizer = members.load_tokenizer(bundle.path / bundle.manifest.tokenizer.path, bundle.manifest.model)
+    expected = expect(truth, *asked(members, tokenizer, bundle.manifest.model, bundle.manifest.limits))
+    outcomes = list[Outcome]()
+    for label, one in _backends(backend, bundle, chosen, progress).items():
         what = f"engines of {engines[0].variant}" if engines else "graphs"
         progress(f"load the {chosen} {what} on {backend.name}{label}")
-        outcomes += _outcomes(bundle, open_engine(bundle, chosen, one), reference, known, label, progress)
+        outcomes += check_engine(open_engine(bundle, chosen, one), members, expected, label, progress)
     report = _report(chosen, backend.name, outcomes, started)
     _publish(bundle, report, engines)
     return report
 
 
-def _backends(backend: Backend, precision: Precision) -> dict[str, Backend]:
+def _backends(backend: Backend, bundle: Bundle, precision: Precision, progress: Progress) -> dict[str, Backend]:
     """What has to hold for what, by a label: on the CPU half precision as it is stored, which is what a GPU makes of
-    the graphs, and as it runs here, where few values are rounded.
+    the graphs, and as it runs here, where few values are rounded. Large graphs are run in parts.
     """
-    if not isinstance(backend, CpuBackend) or precision.dtype == "float32":
+    if not isinstance(backend, CpuBackend):
         return {"": backend}
-    backends: dict[str, Backend] = {" rounded as stored": backend}
-    if precision in CpuBackend.precisions:
-        backends[""] = CpuBackend()
-    return backends
+    in_parts = runs_in_parts(family(bundle.manifest.model.family), bundle.manifest.model)
+    here: Backend = InParts(False, progress) if in_parts else CpuBackend()
+    if precision.dtype == "float32":
+        return {"": here}
+    stored: Backend = InParts(True, progress) if in_parts else Rounding()
+    runs_here = {"": here} if precision in CpuBackend.precisions else {}
+    return {" rounded as stored": stored, **runs_here}
 
 
-def _torch_reference(
+def _model(
     bundle: Bundle, against: Path | None, precision: Precision, members: Family, progress: Progress
-) -> Reference:
+) -> StreamedReference:
     source = _source(bundle, against, members.tokenizer_file)
-    require_memory(members, bundle.manifest.model, precision)
-    progress("load the checkpoint into the torch modules")
-    return Reference(source, bundle.manifest.model, members)
+    require_memory(members, bundle.manifest.model, bundle.manifest.limits, precision)
+    return StreamedReference(source, bundle.manifest.model, members, progress)
 
 
-def _graph_reference(
-    bundle: Bundle, precision: Precision, members: Family, engines: tuple[EngineEntry, ...]
+def _graphs(
+    bundle: Bundle, precision: Precision, members: Family, engines: tuple[EngineEntry, ...], progress: Progress
 ) -> GraphReference:
     """
     Raises:
@@ -144,7 +134,8 @@ def _graph_reference(
             f"by: vlm-trt verify {bundle.path} --precision {precision}"
         )
     require_judged(bundle, precision)
-    return GraphReference(bundle, precision, members)
+    backend = next(iter(_backends(CpuBackend(), bundle, precision, progress).values()))
+    return GraphReference(bundle, precision, backend, members)
 
 
 def _source(bundle: Bundle, against: Path | None, tokenizer_file: str) -> Checkpoint:
@@ -171,51 +162,6 @@ def _require_references(bundle: Bundle, precision: Precision) -> None:
     for entry in bundle.manifest.graphs:
         if entry.precision is precision:
             require_references(bundle.path / entry.graph.path, bundle.path / entry.weights.path)
-
-
-def _outcomes(
-    bundle: Bundle, engine: Engine, reference: Expected, known: dict[str, Decoded], label: str, progress: Progress
-) -> Iterator[Outcome]:
-    """Every check, in the order data flows.
-
-    Args:
-        bundle: the bundle.
-        engine: what is checked.
-        reference: what it is compared with.
-        known: the reference's continuations by the sample's name; those that are missing are added.
-        label: what follows the name of each sample.
-        progress: told what runs now.
-    """
-    manifest = bundle.manifest
-    kind = family(manifest.model.family)
-    tokenizer = kind.load_tokenizer(bundle.path / manifest.tokenizer.path, manifest.model)
-    tolerance = tolerance_of(engine.precision)
-    for sample in samples(kind, tokenizer, manifest.model, manifest.limits, NEW_TOKENS):
-        pixels = pixels_of(kind, engine, sample.prompt) if sample.prompt.images else None
-        name = f"{sample.name}{label}"
-        progress(f"{name}: {len(sample.prompt.ids)} tokens")
-        if pixels is not None:
-            yield check_vision(name, engine, reference, pixels, tolerance)
-        if sample.name not in known:
-            known[sample.name] = decode_reference(reference, kind, sample, pixels, NEW_TOKENS)
-        decoded = known[sample.name].named(name)
-        yield from _unless_lost(f"prefill of {name}", partial(check_decoder, engine, kind, decoded, tolerance))
-        if pixels is not None:
-            yield from _unless_lost(
-                f"whole_chain of {name}", partial(check_chain, engine, kind, decoded, pixels, tolerance)
-            )
-    progress(f"picture swapped, cache off, chunks, batch{label}")
-    one, other = (known[name].named(f"{name}{label}") for name in ("one_image", "swapped_image"))
-    yield from _unless_lost(f"image_swap{label}", partial(check_swap, engine, kind, one, other))
-    yield from _unless_lost(f"cache{label}", partial(check_cache, engine, kind, one, tolerance))
-
-
-def _unless_lost(what: str, check: Callable[[], Outcome]) -> Iterator[Outcome]:
-    """The outcome; where the decoder computed infinity or NaN, a failure that says so."""
-    try:
-        yield check()
-    except NotFiniteError:
-        yield Outcome(failures=(f"{what}: the logits are not finite",))
 
 
 def _report(precision: Precision, backend: str, outcomes: list[Outcome], started: datetime) -> Report:

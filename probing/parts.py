@@ -1,0 +1,118 @@
+"""A graph cut into parts that follow one another, so that a model of any size is run in the memory of its largest part.
+
+Any cut of a graph in the order of its nodes computes the same: what one part makes and a later one needs is handed on.
+Cuts are made where least is handed on, which is between layers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+import onnx_ir as ir
+from onnx import GraphProto, ModelProto, ValueInfoProto
+
+from vlm_trt.bundle.errors import BundleError
+
+# Weights of a part, counted in fp32; a table that is larger is a part of its own.
+PART_BYTES = 1 << 30
+# A graph's output that a later node uses is counted as many values: a cache is written in place and not handed on.
+_OUTPUT_WEIGHT = 1000
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some consecutive nodes of a graph as a graph of its own."""
+
+    model: bytes
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weight_values: int
+
+
+def cut(model: ir.Model, part_bytes: int = PART_BYTES) -> list[Part]:
+    """The graph in parts whose weights, in fp32, stay below `part_bytes` where a single node allows it.
+
+    Raises:
+        BundleError: a node holds graphs of its own, or uses what is made after it.
+    """
+    proto = ir.to_proto(model)
+    needs = [tuple(dict.fromkeys(name for name in node.input if name)) for node in proto.graph.node]
+    for node in proto.graph.node:
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise BundleError(f"the node {node.name} holds a graph of its own, which none of ours does; export again")
+    values = {tensor.name: prod(tensor.dims) for tensor in proto.graph.initializer}
+    ends = {info.name for info in proto.graph.output}
+    makes = [tuple(node.output) for node in proto.graph.node]
+    bounds = _bounds(needs, _handed_on(needs, makes, values, ends), values, part_bytes // 4)
+    return list(_parts(proto, needs, bounds, values))
+
+
+def _bounds(needs: Sequence[tuple[str, ...]], handed: Sequence[int], values: dict[str, int], most: int) -> list[int]:
+    """First node of each part, and after the last one."""
+    bounds, size, seen = [0], 0, set[str]()
+    for at, names in enumerate(needs):
+        new = [name for name in names if name in values and name not in seen]
+        more = sum(values[name] for name in new)
+        if size and more and size + more > most:
+            # The latest of the places with the least to hand on, behind the last cut.
+            best = min(range(at, bounds[-1], -1), key=lambda place: handed[place])
+            bounds.append(best)
+            seen = {name for node in range(best, at) for name in needs[node] if name in values}
+            size = sum(values[name] for name in seen)
+        seen.update(new)
+        size += more
+    return [*bounds, len(needs)]
+
+
+def _handed_on(
+    needs: Sequence[tuple[str, ...]], makes: Sequence[tuple[str, ...]], values: dict[str, int], ends: set[str]
+) -> list[int]:
+    """How many values cross each place between nodes: made before the node of that number, used by it or later."""
+    last_use = {name: at for at, names in enumerate(needs) for name in names if name not in values}
+    change = [0] * (len(needs) + 1)
+    for at, names in enumerate(makes):
+        for name in names:
+            if last_use.get(name, -1) > at:
+                weight = _OUTPUT_WEIGHT if name in ends else 1
+                change[at + 1] += weight
+                change[last_use[name] + 1] -= weight
+    crossing, count = [], 0
+    for step in change:
+        count += step
+        crossing.append(count)
+    return crossing
+
+
+def _parts(
+    proto: ModelProto, needs: Sequence[tuple[str, ...]], bounds: Sequence[int], values: dict[str, int]
+) -> Iterator[Part]:
+    nodes, graph = proto.graph.node, proto.graph
+    typed = {info.name: info for info in (*graph.value_info, *graph.input, *graph.output)}
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    ends = {info.name for info in graph.output}
+    given = {info.name for info in graph.input}
+    for start, stop in pairwise(bounds):
+        made = {name for node in nodes[start:stop] for name in node.output if name}
+        used = dict.fromkeys(name for names in needs[start:stop] for name in names)
+        inputs = [name for name in used if name not in made and name not in initializers]
+        later = {name for names in needs[stop:] for name in names}
+        outputs = [name for node in nodes[start:stop] for name in node.output if name in later or name in ends]
+        missing = [name for name in inputs if name not in given and name not in typed]
+        if missing or (start == 0 and set(inputs) - given):
+            raise BundleError(f"{(missing or inputs)[0]} is used before it is made; export the checkpoint again")
+        own = [initializers[name] for name in used if name in initializers]
+        part = GraphProto(name=f"nodes {start} to {stop - 1}")
+        part.node.extend(nodes[start:stop])
+        part.initializer.extend(own)
+        part.input.extend(_typed(typed, name) for name in inputs)
+        part.output.extend(_typed(typed, name) for name in outputs)
+        whole = ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, graph=part)
+        size = sum(values[tensor.name] for tensor in own)
+        yield Part(whole.SerializeToString(), tuple(inputs), tuple(outputs), size)
+
+
+def _typed(typed: dict[str, ValueInfoProto], name: str) -> ValueInfoProto:
+    if name not in typed:
+        raise BundleError(f"{name} has no type in the graph; export the checkpoint again")
+    return typed[name]

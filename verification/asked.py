@@ -1,0 +1,21 @@
+"""What a verification asks: passages made from prompts in the model's own format, and pictures drawn here."""
+
+from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.families.family import Family, Tokenizer
+from vlm_trt.families.images import decode_image
+from vlm_trt.verification.expected import Floats
+from vlm_trt.verification.passages import NEW_TOKENS, PICTURES, Passage, passages
+from vlm_trt.verification.samples import picture, samples
+
+_PROMPTS = ("one_image", "swapped_image", "text")
+
+
+def asked(family: Family, tokenizer: Tokenizer, model: ModelConfig, limits: Limits) -> tuple[list[Passage], Floats]:
+    """The passages, and the pixels of every picture [pictures, 3, H, W]; the same at every call.
+
+    Raises:
+        VerificationError: not even one picture fits the bundle's cache.
+    """
+    prompts = [one for one in samples(family, tokenizer, model, limits, NEW_TOKENS) if one.name in _PROMPTS]
+    pictures = [decode_image(picture(seed), f"picture {seed}") for seed in range(PICTURES)]
+    return passages(family, model, limits, prompts), family.preprocess(pictures, model.vision.image_size)

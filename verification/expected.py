@@ -1,0 +1,39 @@
+"""What graphs or engines are compared with, computed once for all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm_trt.verification.passages import Passage
+
+Floats = NDArray[np.float32]
+
+
+class Truth(Protocol):
+    """The model, or graphs that stand for it."""
+
+    def vision(self, pixels: Floats) -> tuple[Floats, Floats]:
+        """[pictures, 3, H, W] → [pictures, patches, width] and [pictures, queries, hidden]."""
+
+    def logits(self, passages: Sequence[Passage], features: Floats) -> list[Floats]:
+        """Per passage its logits [runs, vocab] at the end of each run; features [pictures, queries, hidden]."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The values of the model, or of what stands for it."""
+
+    passages: tuple[Passage, ...]
+    pixels: Floats  # of every picture [pictures, 3, H, W]
+    patches: Floats  # [pictures, patches, width]
+    features: Floats  # [pictures, queries, hidden]
+    logits: tuple[Floats, ...]  # per passage [runs, vocab]
+
+
+def expect(truth: Truth, passages: Sequence[Passage], pixels: Floats) -> Expected:
+    """What it makes of pictures and passages."""
+    patches, features = truth.vision(pixels)
+    return Expected(tuple(passages), pixels, patches, features, tuple(truth.logits(passages, features)))

@@ -1,0 +1,161 @@
+"""What graphs and model are both run on: ids at positions, and where the runs of the graph end.
+
+A passage is one sequence of the cache. The model computes each as a whole, without a cache; the graph in runs, each
+with logits at its end. Together they reach what the limits allow: every slot, the last position, the most pictures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.families.family import Family
+from vlm_trt.verification.samples import Sample
+
+Ints = NDArray[np.int64]
+
+# Pictures that every verification draws; a prompt with more repeats them.
+PICTURES = 3
+# Tokens decoded after a prompt.
+NEW_TOKENS = 6
+# Rows of each picture in the passage with the most pictures a prompt can hold: all of a picture's where they are few.
+_ROWS_OF_EACH = 8
+# Lengths of prefills, none like the one before: they end within words, pictures and the window's steps.
+_CHUNKS = (1, 24, 2, 37, 5, 64, 3, 31, 17)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One sequence; a run of one text token is a decode step, any other a prefill."""
+
+    name: str
+    stage: str  # of its prefills, in figures and failures
+    slot: int
+    ids: tuple[int, ...]
+    positions: Ints = field(repr=False)  # of each id in the cache, ascending
+    rows: Ints = field(repr=False)  # row of its pictures' stacked features at each id, −1 for text
+    pictures: tuple[int, ...]  # which ones are stacked
+    rope_alpha: float
+    ends: tuple[int, ...]  # how many ids are in the cache after each run
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether nothing is left out between its positions, as in a conversation."""
+        return bool((self.positions == np.arange(len(self.ids))).all())
+
+
+def passages(family: Family, model: ModelConfig, limits: Limits, prompts: Sequence[Sample]) -> list[Passage]:
+    """One for each thing that a graph may get wrong, as short as that allows.
+
+    Args:
+        family: makes positions.
+        model, limits: of the bundle.
+        prompts: "one_image", "swapped_image" and "text" of `samples`, where they fit.
+    Returns:
+        The passages of separate slots first, then one per slot, of equal length, to be decoded together.
+    """
+    rng, vocabulary = np.random.default_rng(0), model.decoder.vocab_size
+    made: list[Passage] = []
+    for at, sample in enumerate(prompts):
+        prompt, chunked = sample.prompt, sample.name == "swapped_image"
+        forced = tuple(int(one) for one in rng.integers(0, vocabulary, NEW_TOKENS))
+        ends = _chunked(len(prompt.ids)) if chunked else (len(prompt.ids),)
+        made.append(
+            Passage(
+                name=sample.name,
+                stage="chunked_prefill" if chunked else "prefill",
+                slot=at * (limits.max_batch - 1) // 2 % limits.max_batch,
+                ids=(*prompt.ids, *forced),
+                positions=np.arange(len(prompt.ids) + NEW_TOKENS),
+                rows=prompt.image_rows(len(prompt.ids) + NEW_TOKENS),
+                pictures=tuple(int(chunked) for _ in prompt.images),
+                rope_alpha=family.rope_alpha(model.decoder, len(prompt.ids)),
+                ends=(*ends, *(len(prompt.ids) + step + 1 for step in range(NEW_TOKENS))),
+            )
+        )
+    made.append(_most_pictures(family, model, limits, rng))
+    made.append(_to_the_end(family, model, limits, rng))
+    return [*made, *(_in_slot(slot, model, rng) for slot in range(limits.max_batch))]
+
+
+def _chunked(length: int) -> tuple[int, ...]:
+    """Ends of prefills of a prompt, of irregular length."""
+    ends = [end for end in accumulate(_CHUNKS) if end < length]
+    return (*ends, length)
+
+
+def most_pictures(model: ModelConfig, limits: Limits) -> int:
+    """How many pictures one prompt can hold, with no more than a few tokens around each."""
+    return max(1, limits.max_seq_tokens // (model.resampler.queries + 2))
+
+
+def _most_pictures(family: Family, model: ModelConfig, limits: Limits, rng: np.random.Generator) -> Passage:
+    """Features of as many pictures as a prompt can hold, some rows of each, in any order, text between."""
+    count, queries = most_pictures(model, limits), model.resampler.queries
+    each = min(queries, _ROWS_OF_EACH, max(1, (limits.max_seq_tokens - 8) // (2 * count)))
+    rows = [-1, -1, -1]
+    for picture in range(count):
+        chosen = rng.choice(queries, each, replace=False) if each < queries else rng.permutation(queries)
+        chosen[-1] = queries - 1 if picture == count - 1 else chosen[-1]  # the last row of all
+        rows += [*(picture * queries + int(row) for row in chosen), -1]
+    return Passage(
+        name="most_pictures",
+        stage="prefill",
+        slot=limits.max_batch - 1,
+        ids=tuple(int(one) for one in rng.integers(0, model.decoder.vocab_size, len(rows))),
+        positions=np.arange(len(rows)),
+        rows=np.array(rows, dtype=np.int64),
+        pictures=pattern(count),
+        rope_alpha=family.rope_alpha(model.decoder, len(rows)),
+        ends=(len(rows),),
+    )
+
+
+def pattern(count: int) -> tuple[int, ...]:
+    """Which picture stands at each of `count` places: never the one before it, nor the first one again."""
+    return (1, *(2 * (at % 2) for at in range(1, count)))
+
+
+def _to_the_end(family: Family, model: ModelConfig, limits: Limits, rng: np.random.Generator) -> Passage:
+    """Prefills all over the cache and decode steps at its last positions; what lies between is not looked at."""
+    room = limits.max_seq_tokens - 2
+    stride = max(1, room // len(_CHUNKS))
+    positions: list[int] = []
+    ends: list[int] = []
+    for at, length in enumerate(_CHUNKS):
+        last = at == len(_CHUNKS) - 1
+        taken = min(length, stride)
+        start = room - taken if last else at * stride
+        positions += range(start, start + taken)
+        ends.append(len(positions))
+    positions += [room, room + 1]
+    return Passage(
+        name="to_the_last_position",
+        stage="prefill",
+        slot=limits.max_batch // 2,
+        ids=tuple(int(one) for one in rng.integers(0, model.decoder.vocab_size, len(positions))),
+        positions=np.array(positions, dtype=np.int64),
+        rows=np.full(len(positions), -1, dtype=np.int64),
+        pictures=(),
+        rope_alpha=family.rope_alpha(model.decoder, limits.max_seq_tokens),
+        ends=(*ends, len(positions) - 1, len(positions)),
+    )
+
+
+def _in_slot(slot: int, model: ModelConfig, rng: np.random.Generator) -> Passage:
+    """A few tokens of any text, and two to be decoded beside those of all other slots."""
+    start, length = 3 + slot % 4, 9
+    return Passage(
+        name=f"slot {slot}",
+        stage="batch",
+        slot=slot,
+        ids=tuple(int(one) for one in rng.integers(0, model.decoder.vocab_size, length)),
+        positions=np.arange(length),
+        rows=np.full(length, -1, dtype=np.int64),
+        pictures=(),
+        rope_alpha=1.0,
+        ends=(start, start + 1, start + 2),
+    )

@@ -1,0 +1,156 @@
+"""The model itself, its weights read from the checkpoint a layer at a time: torch modules in fp32, no cache, no slots.
+
+All pictures, and all ids of all passages, go through a layer while it is in memory. A model of any size is so computed
+in the memory of its largest layer, and its checkpoint is read once for the pictures and once for the text.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.modules.build import build_module
+from vlm_trt.exporter.modules.decoder import Decoder, Step
+from vlm_trt.exporter.modules.resampler import Resampler
+from vlm_trt.exporter.modules.vision_encoder import VisionEncoder
+from vlm_trt.exporter.weight_stream import load_weights
+from vlm_trt.families.family import Family
+from vlm_trt.verification.passages import Passage
+
+Floats = NDArray[np.float32]
+
+
+class StreamedReference:
+    """Shown equal to the original implementation by the golden tests."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, model: ModelConfig, family: Family, progress: Callable[[str], None]
+    ) -> None:
+        """
+        Args:
+            checkpoint, model, family: whose numbers, sizes and layout.
+            progress: told which layer is computed.
+        """
+        self.model, self._family, self._checkpoint = model, family, checkpoint
+        self._progress = progress
+        self._weights = family.weight_map(model).weights
+
+    def vision(self, pixels: Floats) -> tuple[Floats, Floats]:
+        """[pictures, 3, H, W] → [pictures, patches, width] and [pictures, queries, hidden]."""
+        patches = self.vision_encoder(pixels)
+        return patches, self.resampler(patches)
+
+    @torch.inference_mode()
+    def vision_encoder(self, pixels: Floats) -> Floats:
+        """[images, 3, H, W] → [images, patches, width]."""
+        module = self._skeleton(Component.VISION_ENCODER)
+        assert isinstance(module, VisionEncoder)
+        with self._filled(Component.VISION_ENCODER, module, ""):
+            residual = module.pre_norm(module.patch_embedding(torch.from_numpy(pixels)) + module.position_embedding)
+        for at, layer in enumerate(module.layers):
+            with self._filled(Component.VISION_ENCODER, layer, f"layers.{at}."):
+                self._progress(f"the model's vision encoder: layer {at + 1} of {len(module.layers)}")
+                residual = torch.cat([layer(one) for one in residual.split(1)])
+        return _numpy(residual)
+
+    @torch.inference_mode()
+    def resampler(self, vision_features: Floats) -> Floats:
+        """[images, patches, width] → [images, queries, hidden]."""
+        module = self._skeleton(Component.RESAMPLER)
+        assert isinstance(module, Resampler)
+        with self._filled(Component.RESAMPLER, module, ""):
+            return _numpy(module(torch.from_numpy(vision_features)))
+
+    @torch.inference_mode()
+    def logits(self, passages: Sequence[Passage], features: Floats) -> list[Floats]:
+        """Per passage its logits [runs, vocab] at the end of each of its runs.
+
+        Args:
+            passages: any number of them.
+            features: of every picture [pictures, queries, hidden].
+        """
+        module = self._skeleton(Component.DECODER)
+        assert isinstance(module, Decoder)
+        ids, rows, step = self._packed(passages)
+        stacked = torch.from_numpy(features).flatten(0, 1)
+        with self._filled(Component.DECODER, module.embedding, "embedding."):
+            residual = module.embed(ids, stacked, rows)
+        decoder = self.model.decoder
+        empty = torch.zeros(1, decoder.kv_heads, ids.shape[1], decoder.head_dim)
+        for at, layer in enumerate(module.layers):
+            with self._filled(Component.DECODER, layer, f"layers.{at}."):
+                self._progress(f"the model's decoder: layer {at + 1} of {decoder.layers}")
+                residual = layer(residual, step, empty, empty)[0]
+        starts = np.cumsum([0, *(len(passage.ids) for passage in passages)])
+        ends = [start + end - 1 for start, one in zip(starts, passages, strict=False) for end in one.ends]
+        with self._filled(Component.DECODER, module.final_norm, "final_norm."):
+            normed = module.final_norm(residual[0, ends])
+        with self._filled(Component.DECODER, module.lm_head, "lm_head."):
+            logits = _numpy(nn.functional.linear(normed, module.lm_head.weight))
+        return list(np.split(logits, np.cumsum([len(passage.ends) for passage in passages])[:-1]))
+
+    def _packed(self, passages: Sequence[Passage]) -> tuple[Tensor, Tensor, Step]:
+        """All passages one after the other as one sequence: ids and image rows [1, ids], and a step whose mask keeps
+        them apart.
+        """
+        queries = self.model.resampler.queries
+        rows, tables = [], []
+        for one in passages:
+            pictures = np.array([*one.pictures, 0])
+            places = one.rows.clip(0)
+            rows.append(np.where(one.rows < 0, -1, pictures[places // queries] * queries + places % queries))
+            table = self._family.position_table(self.model.decoder, one.rope_alpha, int(one.positions[-1]) + 1)
+            tables.append((table.cos[one.positions], table.sin[one.positions], table.query_scale[one.positions]))
+        cos, sin, scale = (torch.from_numpy(np.concatenate(part)) for part in zip(*tables, strict=True))
+        owner = torch.from_numpy(np.repeat(np.arange(len(passages)), [len(one.ids) for one in passages]))
+        mask = (owner[:, None] == owner[None]).tril()[None, None]
+        query_scale = scale[None, None, :, None] if self.model.decoder.logn_attention else None
+        every = [token for one in passages for token in one.ids]
+        step = Step(cos[None], sin[None], query_scale, mask, torch.zeros(1, dtype=torch.int64), len(every))
+        return torch.tensor([every]), torch.from_numpy(np.concatenate(rows))[None], step
+
+    def _skeleton(self, component: Component) -> nn.Module:
+        """The component's module without weights."""
+        with torch.device("meta"):
+            return build_module(component, self.model, Precision.FP32)
+
+    @contextmanager
+    def _filled(self, component: Component, part: nn.Module, prefix: str) -> Iterator[None]:
+        """A part of a component that has its weights meanwhile.
+
+        Args:
+            component: whose part it is.
+            part: the module; of a whole component all but its layers.
+            prefix: of the names of its weights.
+        """
+        own = [
+            weight
+            for weight in self._weights
+            if weight.component is component
+            and weight.name.startswith(prefix)
+            and (prefix or not _in_layer(weight.name))
+        ]
+        values = load_weights(own, self.model, self._checkpoint)
+        named = {name.removeprefix(prefix): value for name, value in values.items()}
+        missing = part.load_state_dict(named, strict=False, assign=True)
+        assert not missing.unexpected_keys and all(map(_in_layer, missing.missing_keys)), missing
+        del values, named
+        try:
+            yield
+        finally:
+            part.to("meta")
+
+
+def _in_layer(name: str) -> bool:
+    return name.startswith("layers.")
+
+
+def _numpy(tensor: Tensor) -> Floats:
+    values: Floats = tensor.numpy()
+    return values

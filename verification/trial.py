@@ -1,0 +1,199 @@
+"""Passages put through an engine as answers are made: prefills, decode steps, all slots at once."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm_trt.bundle.errors import NotFiniteError
+from vlm_trt.bundle.signature import Component
+from vlm_trt.families.family import Family, PositionTable
+from vlm_trt.probing.in_parts import DeferredSession
+from vlm_trt.runtime.backend import Array, Binding, Session, host_view, to_float32
+from vlm_trt.runtime.continuation import uploaded
+from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.verification.passages import PICTURES, Passage, pattern
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of logits that the engine made."""
+
+    stage: str
+    passage: int  # its number
+    run: int  # of the passage
+    logits: Floats | None  # [vocab]; None where the run before it failed
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One run of vision encoder and resampler."""
+
+    pictures: tuple[int, ...]
+    patches: Floats  # [pictures, patches, width]
+    features: Floats  # [pictures, queries, hidden]
+
+
+def vision_runs(max_images: int) -> list[tuple[int, ...]]:
+    """A picture alone, and as many as one run takes, in an order that tells each from its neighbours."""
+    runs: list[tuple[int, ...]] = [(0,)] if max_images == 1 else [(0,), pattern(max_images)]
+    return [*runs, *((at,) for at in range(PICTURES) if all(at not in run for run in runs))]
+
+
+class Trial:
+    """One engine. Its decoder's logits are kept as they come; those of a deferred one at the end."""
+
+    def __init__(self, engine: Engine, family: Family) -> None:
+        self._engine, self._family = engine, family
+        self._decoder = _Kept(engine.sessions[Component.DECODER])
+
+    def vision(self, pixels: Floats, runs: Sequence[tuple[int, ...]]) -> Iterator[Seen]:
+        """What each run makes of its pictures.
+
+        Args:
+            pixels: of every picture [pictures, 3, H, W].
+            runs: the pictures of each, at most as many as the engine takes.
+        """
+        encoded = [self._engine.encode_vision(pixels[list(run)]) for run in runs]
+        _finish(self._engine.sessions[Component.VISION_ENCODER])
+        features = [self._engine.resample(one) for one in encoded]
+        _finish(self._engine.sessions[Component.RESAMPLER])
+        dtype = self._engine.precision.dtype
+        for run, patches, image in zip(runs, encoded, features, strict=True):
+            yield Seen(run, to_float32(patches.read(), dtype), to_float32(image.read(), dtype))
+
+    def decoder(self, passages: Sequence[Passage], features: Floats) -> list[Row]:
+        """The logits at the end of every run of every passage.
+
+        Args:
+            passages: those of stage "batch" last, one per slot.
+            features: of every picture [pictures, queries, hidden], rounded to the engine's type by the engine.
+        """
+        before = self._engine.sessions
+        self._engine.sessions = {**before, Component.DECODER: self._decoder}
+        try:
+            return self._rows(passages, features)
+        finally:
+            self._engine.sessions = before
+
+    def _rows(self, passages: Sequence[Passage], features: Floats) -> list[Row]:
+        asked: list[tuple[str, int, int, tuple[int, int] | None]] = []
+        together: list[tuple[int, Passage]] = []
+        for number, one in enumerate(passages):
+            if one.slot >= self._engine.limits.max_batch:
+                continue  # of engines built for fewer sequences
+            if one.stage == "batch":
+                together.append((number, one))
+                continue
+            runs = self._runs(one, features)
+            asked += [(stage, number, run, place) for run, (stage, place) in enumerate(runs)]
+        asked += self._all_slots(together)
+        self._decoder.finish()
+        return [
+            Row(stage, number, run, None if place is None else self._decoder.rows[place[0]][place[1]])
+            for stage, number, run, place in asked
+        ]
+
+    def _runs(self, one: Passage, features: Floats) -> Iterator[tuple[str, tuple[int, int] | None]]:
+        """Stage, and number and row of the run's logits, of each run of a passage of its own slot."""
+        engine, table = self._engine, self._table(one)
+        stacked = uploaded(engine, features[list(one.pictures)] if one.pictures else None)
+        engine.cache.truncate(one.slot, 0)
+        start, failed = 0, False
+        for end in one.ends:
+            decodes = start > 0 and end == start + 1 and one.rows[start] < 0
+            stage = "decode_step" if decodes else one.stage
+            if failed:
+                yield stage, None
+                continue
+            at = self._decoder.count
+            try:
+                if not one.contiguous:
+                    self._apart(one, start, end, table)
+                elif decodes:
+                    engine.decode([Step(one.slot, one.ids[start], table)])
+                else:
+                    ids = np.array(one.ids[start:end], dtype=np.int64)
+                    bound = None if stacked is None else stacked[1]
+                    engine.prefill(one.slot, ids, one.rows[start:end], bound, table)
+            except NotFiniteError:
+                failed = True
+            yield stage, (at, 0)
+            start = end
+        engine.cache.truncate(one.slot, 0)
+
+    def _apart(self, one: Passage, start: int, end: int, table: PositionTable) -> None:
+        """A run whose positions do not follow those in the cache: what lies between is numbered out of sight."""
+        positions = one.positions[start:end]
+        window = self._engine.limits.max_seq_tokens if end - start == 1 else int(positions[-1]) + 1
+        seen = np.full(window, np.iinfo(np.int64).max, dtype=np.int64)
+        seen[one.positions[:end]] = one.positions[:end]
+        arrays: dict[str, Array] = {
+            "input_ids": np.array(one.ids[start:end], dtype=np.int64)[None],
+            "image_rows": one.rows[None, start:end],
+            "rope_cos": table.cos[None, positions],
+            "rope_sin": table.sin[None, positions],
+            "query_scale": table.query_scale[None, positions],
+            "write_index": positions[:1],
+            "attend_until": positions[None],
+            "kv_positions": seen,
+            "logits_index": np.array([end - start - 1], dtype=np.int64),
+        }
+        self._engine.run_decoder(one.slot, 1, arrays, None, window)
+
+    def _all_slots(
+        self, together: Sequence[tuple[int, Passage]]
+    ) -> Iterator[tuple[str, int, int, tuple[int, int] | None]]:
+        """Each slot prefilled alone, then all decoded in one step, then every other one in another."""
+        engine = self._engine
+        for number, one in together:
+            engine.cache.truncate(one.slot, 0)
+            at, length = self._decoder.count, one.ends[0]
+            with suppress(NotFiniteError):
+                engine.prefill(
+                    one.slot, np.array(one.ids[:length], dtype=np.int64), one.rows[:length], None, self._table(one)
+                )
+            yield "batch", number, 0, (at, 0)
+        for run, pairs in ((1, together), (2, together[::2])):
+            at = self._decoder.count
+            with suppress(NotFiniteError):
+                engine.decode([Step(one.slot, one.ids[one.ends[0] + run - 1], self._table(one)) for _, one in pairs])
+            for number, one in pairs:
+                yield "batch", number, run, (at, one.slot)
+        for _, one in together:
+            engine.cache.truncate(one.slot, 0)
+
+    def _table(self, one: Passage) -> PositionTable:
+        positions = self._engine.limits.max_seq_tokens
+        return self._family.position_table(self._engine.model.decoder, one.rope_alpha, positions)
+
+
+class _Kept:
+    """The decoder's session; the logits of every run are kept."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.rows: list[Floats] = []  # per run [batch, vocab]
+        self.count = 0  # runs asked for
+
+    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
+        self._session.run(inputs, outputs)
+        self.count += 1
+        if not isinstance(self._session, DeferredSession):
+            self._keep(outputs)
+
+    def finish(self) -> None:
+        _finish(self._session, self._keep)
+
+    def _keep(self, outputs: Mapping[str, Binding]) -> None:
+        self.rows.append(host_view(outputs["logits"]).copy())
+
+
+def _finish(session: Session, done: Callable[[Mapping[str, Binding]], None] = lambda _: None) -> None:
+    if isinstance(session, DeferredSession):
+        session.finish(done)
