@@ -31,9 +31,10 @@ from vlm_trt.calibration.recipe import Observer, Recipe, read_recipe
 from vlm_trt.calibration.report import Report
 from vlm_trt.engines.build import Choices as BuildChoices
 from vlm_trt.engines.build import build
-from vlm_trt.evaluation.dataset import DataSet, synthetic
+from vlm_trt.evaluation.dataset import DataSet
 from vlm_trt.evaluation.evaluate import conversation
 from vlm_trt.evaluation.scenes.dataset import calibration_samples
+from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.exporter.export import Choices as ExportChoices
 from vlm_trt.exporter.export import export
 from vlm_trt.probing.session import as_stored

@@ -11,11 +11,12 @@ from vlm_trt.bundle.errors import StorageError, UsageError
 from vlm_trt.bundle.staging import replace_file
 from vlm_trt.commands.terminal import count_bar, printable, say, table
 from vlm_trt.evaluation.baseline import Baseline, Difference, compare
-from vlm_trt.evaluation.dataset import SYNTHETIC, DataSet, read_data, synthetic
+from vlm_trt.evaluation.dataset import SYNTHETIC, DataSet, read_data
 from vlm_trt.evaluation.evaluate import Evaluation, Judged, TaskScore, evaluate
 from vlm_trt.evaluation.intervals import Interval
 from vlm_trt.evaluation.metrics import Facts, Reference
 from vlm_trt.evaluation.result import Result, as_baseline, document, dumps, read_baseline, setup_of
+from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.families.family import family
 from vlm_trt.runtime.model import Choice, choose
 

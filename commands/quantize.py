@@ -13,7 +13,8 @@ from vlm_trt.calibration.quantize import quantize
 from vlm_trt.calibration.recipe import read_recipe
 from vlm_trt.calibration.report import Report
 from vlm_trt.commands.terminal import byte_bar, count_bar, say, size, table
-from vlm_trt.evaluation.dataset import SYNTHETIC, DataSet, read_data, synthetic
+from vlm_trt.evaluation.dataset import SYNTHETIC, DataSet, read_data
+from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.families.family import family
 
 COUNT = 400  # synthetic questions

@@ -1,10 +1,9 @@
-"""What a model is asked and what is right: a JSONL file read strictly, or examples made in memory."""
+"""What a model is asked and what is right: a JSONL file read strictly."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -77,20 +76,6 @@ class DataSet:
     name: str
     sha256: str  # of every question, reference and picture, in order; names and places of files do not count
     examples: tuple[Example, ...]
-
-
-def synthetic(count: int, seed: int) -> DataSet:
-    """Held-out scenes of the generator that the demo model was trained with.
-
-    Args:
-        count: how many examples.
-        seed: of the generator.
-    """
-    held_out: Callable[[int, int], Iterable[Example]] = import_module(
-        "vlm_trt.evaluation.scenes.dataset"
-    ).held_out_examples
-    examples = tuple(held_out(count, seed))
-    return DataSet(f"{SYNTHETIC}, {count} examples, seed {seed}", fingerprint(examples), examples)
 
 
 def read_data(path: Path, parse: ParseAnswer) -> DataSet:

@@ -1,13 +1,21 @@
-"""Engines as TensorRT and TensorRT-RTX run them. The two differ in a few settings, and here they are."""
+"""Engines as TensorRT and TensorRT-RTX run them. The two differ in a few settings, and here they are.
 
+    python -m vlm_trt.runtime.plan BACKEND PLAN
+
+loads an engine and ends: what `runtime.try_out` does in a process of its own.
+"""
+
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vlm_trt.bundle.errors import IncompatibleError, VlmTrtError
 from vlm_trt.bundle.tensorrt import load_backend, logger_of
 from vlm_trt.runtime.kernel_cache import KernelCache
-from vlm_trt.runtime.try_out import try_out
+from vlm_trt.runtime.try_out import SAID, try_out
 
 
 class TensorRt:
@@ -27,7 +35,8 @@ class TensorRt:
         self._runtime = self._trt.Runtime(self._logger.instance)
 
     def try_out(self, file: Path, sha256: str, gpu: str) -> None:
-        try_out(self.backend, self.version, file, sha256, gpu)
+        loader = [sys.executable, "-m", "vlm_trt.runtime.plan", self.backend, str(file)]
+        try_out(loader, file, (self.backend, self.version, sha256, gpu))
 
     def load(self, data: bytes | memoryview, name: str, sha256: str) -> "TensorRtPlan":
         self._logger.forget()
@@ -121,3 +130,20 @@ class TensorRtContext:
     def _require(self, accepted: bool, what: str) -> None:
         if not accepted:
             raise VlmTrtError(f"{self._name} refuses {what}: {self._logger.reasons()}")
+
+
+def main() -> None:
+    from vlm_trt.runtime.cuda import CudaGpu
+
+    backend, file = sys.argv[1:]
+    try:
+        plans = TensorRt(backend)
+        CudaGpu()
+        plans.load(np.memmap(file, np.uint8, "r").data, file, "")
+    except VlmTrtError as error:
+        print(error, file=sys.stderr)
+        sys.exit(SAID)
+
+
+if __name__ == "__main__":
+    main()

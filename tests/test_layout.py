@@ -3,7 +3,9 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -31,6 +33,11 @@ MAX_LINES = 320
 
 ROOMS = [room for room in MAY_IMPORT if (ROOT / room).is_dir()]
 SOURCES = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")] + [ROOT / "cli.py"]
+# What is installed: every module by its name.
+MODULES = {
+    ".".join(("vlm_trt", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in (*SOURCES, *(ROOT / "commands").rglob("*.py"), ROOT / "__init__.py")
+}
 
 
 def modules_of(path: Path, everywhere: bool = True) -> set[str]:
@@ -49,6 +56,55 @@ def modules_of(path: Path, everywhere: bool = True) -> set[str]:
 def imports_of(path: Path) -> set[str]:
     """Our rooms and others' packages that a file imports, wherever in it."""
     return {name.removeprefix("vlm_trt.").split(".")[0] for name in modules_of(path)}
+
+
+def needed_by(path: Path, known: Collection[str]) -> set[str]:
+    """The modules that a file imports, wherever in it, or names in a string, as `import_module` and `-m` take them."""
+    strings = {node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if is_string(node)}
+    imported = modules_of(path)
+    parents = {name.rpartition(".")[0] for name in imported if name not in known}  # `from module import name`
+    return {name for name in (*imported, *parents, *strings) if name in known}
+
+
+def is_string(node: ast.AST) -> TypeGuard[ast.Constant]:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def circle(needs: Mapping[str, Collection[str]]) -> list[str]:
+    """Names each of which needs the next, and the last the first; empty where there are none."""
+    left = {name: set(needed) for name, needed in needs.items()}
+    while free := {name for name, needed in left.items() if not needed & left.keys()}:
+        left = {name: needed for name, needed in left.items() if name not in free}
+    path: list[str] = []
+    at = min(left, default=None)
+    while at is not None and at not in path:
+        path.append(at)
+        at = min(left[at] & left.keys())
+    return path[path.index(at) :] if at is not None else []
+
+
+def test_no_files_import_each_other() -> None:
+    needs = {name: needed_by(path, MODULES) - {name} for name, path in MODULES.items()}
+    assert "vlm_trt.runtime.model" in needs["vlm_trt.commands.chat"]
+    assert "vlm_trt.evaluation.scenes.dataset" in needs["vlm_trt.evaluation.synthetic"]
+    assert not circle(needs), " → ".join(circle(needs))
+
+
+def test_a_circle_of_files_is_found(tmp_path: Path) -> None:
+    """Through a function and through a string; a file that only leads to it is no part of it."""
+    texts = {
+        "a": "from vlm_trt import b",
+        "b": "def later():\n    import vlm_trt.c",
+        "c": "import_module('vlm_trt.d')",
+        "d": "from vlm_trt.b import thing",
+        "e": "import os",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    known = {f"vlm_trt.{name}" for name in texts}
+    needs = {f"vlm_trt.{name}": needed_by(tmp_path / f"{name}.py", known) for name in texts}
+    assert circle(needs) == ["vlm_trt.b", "vlm_trt.c", "vlm_trt.d"]
+    assert circle({**needs, "vlm_trt.d": set()}) == []
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.terminal import count_bar
-from vlm_trt.evaluation.dataset import Example, synthetic
+from vlm_trt.evaluation.dataset import Example
 from vlm_trt.evaluation.evaluate import conversation
+from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.family import family
 from vlm_trt.families.images import decode_image

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import CheckpointError
-from vlm_trt.families.family import Family
+from vlm_trt.families.contract import Family
 from vlm_trt.families.qwen_vl.config import FAMILY as NAME
 from vlm_trt.families.qwen_vl.config import read_config, read_image_start_id
 from vlm_trt.families.qwen_vl.grounding import parse_answer

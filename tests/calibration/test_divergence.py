@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vlm_trt.calibration.divergence import ANSWERS, TOKENS, Followed, chosen, divergence, follow
-from vlm_trt.evaluation.dataset import synthetic
 from vlm_trt.evaluation.evaluate import conversation
+from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.runtime.model import Options, load
 
 

@@ -30,8 +30,9 @@ from vlm_trt.calibration.quantize import judge_published, quantize
 from vlm_trt.calibration.recipe import Kind, Observer, Recipe, read_recipe
 from vlm_trt.engines.build import Choices as BuildChoices
 from vlm_trt.engines.build import build
-from vlm_trt.evaluation.dataset import DataSet, read_samples, synthetic
+from vlm_trt.evaluation.dataset import DataSet, read_samples
 from vlm_trt.evaluation.scenes.dataset import calibration_samples
+from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.runtime.model import Options, load
 from vlm_trt.verification.verify import verify
 

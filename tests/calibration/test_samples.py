@@ -10,7 +10,8 @@ from PIL import Image
 
 from vlm_trt.bundle.errors import DataSetError
 from vlm_trt.calibration.samples import LEAST_SAMPLES, checked, find_samples, require_apart, with_tokens
-from vlm_trt.evaluation.dataset import SYNTHETIC, ImageSource, Sample, synthetic
+from vlm_trt.evaluation.dataset import SYNTHETIC, ImageSource, Sample
+from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.families.messages import Image as ImagePart
 from vlm_trt.families.messages import ImageSpan, Message, Prompt, Text
 

@@ -13,8 +13,9 @@ import pytest
 
 from tests.conftest import GOLDEN
 from vlm_trt.bundle.errors import DataSetError, ImageError
-from vlm_trt.evaluation.dataset import Example, ImageSource, read_data, synthetic
+from vlm_trt.evaluation.dataset import Example, ImageSource, read_data
 from vlm_trt.evaluation.metrics import Facts
+from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.families.qwen_vl.grounding import parse_answer
 
 PICTURE = GOLDEN / "ntk-256" / "one-image" / "a.png"

@@ -10,10 +10,11 @@ import pytest
 from examples.demo_model.agreement import agreement
 from examples.demo_model.card import FOLDER, SCORES
 from examples.demo_model.draw_scene import SCENE
-from vlm_trt.evaluation.dataset import DataSet, synthetic
+from vlm_trt.evaluation.dataset import DataSet
 from vlm_trt.evaluation.evaluate import Evaluation, conversation, evaluate
 from vlm_trt.evaluation.metrics import score
 from vlm_trt.evaluation.scenes.questions import tagged
+from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import Image, Text
 from vlm_trt.runtime.model import Answer, Chat, Options, VisionLanguageModel, load

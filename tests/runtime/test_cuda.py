@@ -61,7 +61,7 @@ def test_an_engine_that_does_not_load_is_said_by_the_process_that_tried(tmp_path
     file.write_bytes(b"no engine")
     for _ in range(2):
         with pytest.raises(IncompatibleError, match="CUDA does not start here"):
-            try_out("tensorrt-rtx", "1.7", file, "0" * 64, "a GPU")
+            TensorRt("tensorrt-rtx").try_out(file, "0" * 64, "a GPU")
 
 
 def test_how_a_process_ended_becomes_a_sentence(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_an_engine_that_loaded_once_is_not_tried_again(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("vlm_trt.runtime.try_out.subprocess.run", run)
     for version in ("1.7", "1.7", "1.8"):
-        try_out("tensorrt-rtx", version, tmp_path / "decoder.plan", "0" * 64, "a GPU")
+        try_out(["load"], tmp_path / "decoder.plan", ("tensorrt-rtx", version, "0" * 64, "a GPU"))
     assert len(calls) == 2, "once for each version"
 
 

@@ -7,7 +7,6 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from vlm_trt.evaluation.dataset import synthetic
 from vlm_trt.evaluation.metrics import Facts, score
 from vlm_trt.evaluation.scenes.dataset import held_out_examples
 from vlm_trt.evaluation.scenes.questions import Asker, draw_language
@@ -25,6 +24,7 @@ from vlm_trt.evaluation.scenes.scene import (
     sample_scene,
 )
 from vlm_trt.evaluation.scenes.words import CHINESE, ENGLISH, full_name
+from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.families.images import decode_image
 from vlm_trt.families.qwen_vl.grounding import parse_answer
 
