@@ -1,7 +1,6 @@
 """Samples to plans: activations are seen, factors balanced, seen again as they will be, and scales chosen."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic
@@ -24,16 +23,8 @@ Factors = dict[tuple[Component, str], Floats]
 _SAVED_EVERY_SECONDS = 20.0
 
 
-@dataclass(frozen=True)
-class Planned:
-    """What is to be done to each graph, and the files that hold what was seen on the way there."""
-
-    graphs: dict[Component, Plan]
-    states: tuple[Path, ...] = ()
-
-
-def planned(job: Job, count_bar: MakeBar, say: Callable[[str], None]) -> Planned:
-    """Samples looked at, factors and scales chosen.
+def planned(job: Job, count_bar: MakeBar, say: Callable[[str], None]) -> dict[Component, Plan]:
+    """What is to be done to each graph: samples looked at, factors and scales chosen.
 
     Args:
         job: the recipe's rules, and the samples.
@@ -44,20 +35,20 @@ def planned(job: Job, count_bar: MakeBar, say: Callable[[str], None]) -> Planned
         PromptError, ImageError: a sample cannot be asked.
     """
     if job.samples is None:
-        return Planned({component: Plan(work.groups, work.treatments) for component, work in job.work.items()})
-    states = [_state_path(job, {})]
-    seen = _observed(job, {}, states[0], count_bar, "look at activations")
+        return {component: Plan(work.groups, work.treatments) for component, work in job.work.items()}
+    name, folder = name_of(job), job.bundle.path / state.FOLDER
+    state.keep_only(job.bundle.path, name)
+    seen = _observed(job, {}, folder / f"{name}.npz", count_bar, "look at activations")
     factors: Factors = {}
     rounded = any(one.kind.rounds_activations for work in job.work.values() for one in work.treatments)
     if job.choices.recipe.balance is not None:
         say("balance activations and weights")
         factors = _factors(job, seen)
-    if factors and rounded:  # their ranges have to be those that the graph will see
-        states.append(_state_path(job, factors))
-        seen = _observed(job, factors, states[1], count_bar, "look at them balanced")
-    balanced = len(states) > 1
-    graphs = {component: _plan(job, component, seen, factors, balanced=balanced) for component in job.work}
-    return Planned(graphs, tuple(states))
+    balanced = bool(factors) and rounded
+    if balanced:  # their ranges have to be those that the graph will see
+        path = folder / f"{name}-{_digest(factors)}.npz"
+        seen = _observed(job, factors, path, count_bar, "look at them balanced")
+    return {component: _plan(job, component, seen, factors, balanced=balanced) for component in job.work}
 
 
 def _plan(job: Job, component: Component, seen: Seens, factors: Factors, *, balanced: bool) -> Plan:
@@ -126,14 +117,17 @@ def _observed(job: Job, factors: Factors, path: Path, count_bar: MakeBar, label:
     return seen
 
 
-def _state_path(job: Job, factors: Factors) -> Path:
-    """Where the state of exactly this calibration lies: the same graphs, samples, layers and factors."""
-    assert job.samples is not None
-    digest = sha256(job.samples.sha256.encode())
-    for component, work in job.work.items():
+def name_of(job: Job) -> str:
+    """What the states of exactly this calibration are called: of the same graphs, samples and layers."""
+    digest = sha256(b"" if job.samples is None else job.samples.sha256.encode())
+    for work in job.work.values():
         digest.update(work.entry.identity.encode())
         digest.update(" ".join(g.source for g in work.groups if work.of(g)).encode())
-        for (where, source), values in factors.items():
-            if where is component:
-                digest.update(source.encode() + values.tobytes())
-    return job.bundle.path / state.FOLDER / f"{digest.hexdigest()[:16]}.npz"
+    return digest.hexdigest()[:16]
+
+
+def _digest(factors: Factors) -> str:
+    digest = sha256()
+    for (component, source), values in factors.items():
+        digest.update(f"{component}/{source}".encode() + values.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,23 +1,25 @@
 """Bundle in, quantized graphs in the same bundle: observed, rewritten, and published if their answers hold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import VerificationError
+from vlm_trt.bundle.lock import at_work
 from vlm_trt.bundle.progress import MakeBar, no_bar
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import require_room, staging_folder
 from vlm_trt.bundle.store import Bundle, how_to_make, publish_graphs
 from vlm_trt.calibration import state
 from vlm_trt.calibration.attempt import Attempt, Bars, attempt
 from vlm_trt.calibration.gate import Asked, Verdict, ask, costliest, judge, record
 from vlm_trt.calibration.gate import as_json as verdict_json
-from vlm_trt.calibration.planning import Planned, planned
+from vlm_trt.calibration.planning import name_of, planned
 from vlm_trt.calibration.prepare import Choices, Job, prepare
 from vlm_trt.calibration.report import Report, as_json, read_report, report_of, write_picture, write_report
+from vlm_trt.calibration.rewrite import Plan
 from vlm_trt.calibration.samples import require_apart
 from vlm_trt.calibration.search import fewest_kept
 from vlm_trt.evaluation.dataset import DataSet
@@ -47,32 +49,43 @@ def quantize(
     Raises:
         VerificationError: the answers are too much worse; nothing but the report is written.
         UsageError, DataSetError, PromptError, BundleError: as `prepare` has it; nothing is written.
-        StorageError: no room, or no permission.
+        StorageError: no room, no permission, or another process quantizes graphs of the bundle.
     """
-    started, bars = perf_counter(), Bars(byte_bar, count_bar)
-    job = prepare(path, choices, questions)
+    bundle, bars = Bundle.open(path), Bars(byte_bar, count_bar)
+    with at_work(bundle.path):
+        job = prepare(path, choices, questions)
+        try:
+            report = _quantized(job, say, bars)
+        except VerificationError:  # refused, not interrupted: there is nothing to go on with
+            state.remove(path, name_of(job))
+            raise
+        state.remove(path, name_of(job))
+    return report
+
+
+def _quantized(job: Job, say: Callable[[str], None], bars: Bars) -> Report:
+    started, path, questions = perf_counter(), job.bundle.path, job.questions
     if job.samples is not None:
         say(job.samples.summary())
     require_room(path, job.float_bytes)
-    plans = planned(job, count_bar, say)
-    before = None if questions is None else ask(job.float_graphs, questions, count_bar)
+    plans = planned(job, bars.count, say)
+    before = None if questions is None else ask(job.float_graphs, questions, bars.count)
     kept: frozenset[str] = frozenset()
     verdict: Verdict | None = None
-    if choices.auto and before is not None:
+    if job.choices.auto and before is not None:
         kept, verdict = fewest_kept(lambda layers: _tried(job, plans, layers, before, bars), say)
     with staging_folder(path / "graphs") as staging:
-        made = attempt(job, plans.graphs, kept, before if verdict is None else None, staging, bars)
+        made = attempt(job, plans, kept, before if verdict is None else None, staging, bars)
         if verdict is not None:
             made = replace(made, verdict=verdict)  # the search's: the same graphs, byte for byte
         report = report_of(job, plans, kept, made, perf_counter() - started)
         _publish(job, report, staging, made.entries)
-    state.remove(plans.states)
     return report
 
 
-def _tried(job: Job, plans: Planned, kept: frozenset[str], before: Asked, bars: Bars) -> Attempt:
+def _tried(job: Job, plans: Mapping[Component, Plan], kept: frozenset[str], before: Asked, bars: Bars) -> Attempt:
     with staging_folder(job.bundle.path / "graphs") as staging:
-        return attempt(job, plans.graphs, kept, before, staging, bars)
+        return attempt(job, plans, kept, before, staging, bars)
 
 
 def judge_published(

@@ -6,15 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import replace_file, storage_errors
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.attempt import Attempt
 from vlm_trt.calibration.gate import Verdict, as_text, report_path
 from vlm_trt.calibration.picture import error_picture
-from vlm_trt.calibration.planning import Planned
 from vlm_trt.calibration.prepare import Job
-from vlm_trt.calibration.rewrite import LayerError
+from vlm_trt.calibration.rewrite import LayerError, Plan
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,10 @@ class Report:
     path: str  # of the report in the bundle
 
 
-def report_of(job: Job, plans: Planned, kept: frozenset[str], made: Attempt, seconds: float) -> Report:
+def report_of(job: Job, plans: Mapping[Component, Plan], kept: frozenset[str], made: Attempt, seconds: float) -> Report:
     limits = {
         f"{component}.{source}": known.limit
-        for component, plan in plans.graphs.items()
+        for component, plan in plans.items()
         for source, known in plan.activations.items()
         if any(one.kind.rounds_activations and one.linear.source == source for one in plan.treatments)
     }

@@ -1,6 +1,7 @@
 """What a calibration has seen so far, on disk: a run that was ended goes on where it was."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,21 @@ def _seen(arrays: Mapping[str, NDArray[Any]]) -> Seens:
     return seen
 
 
-def remove(paths: Iterable[Path]) -> None:
-    """Those states, which are of no more use."""
-    for path in paths:
+def keep_only(bundle: Path, calibration: str) -> None:
+    """Removes what other calibrations have left: of several that were interrupted, the one begun last goes on.
+
+    Args:
+        bundle: nobody else calibrates there meanwhile.
+        calibration: what the names of its states begin with.
+    """
+    for path in (bundle / FOLDER).glob("*"):
+        if path.is_file() and not path.name.startswith(calibration):
+            path.unlink(missing_ok=True)
+
+
+def remove(bundle: Path, calibration: str) -> None:
+    """Removes what is kept of one that is over."""
+    for path in (bundle / FOLDER).glob(f"{calibration}*"):
         path.unlink(missing_ok=True)
+    with suppress(OSError):  # another one's are there, or there is nothing
+        (bundle / FOLDER).rmdir()

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
-from vlm_trt.bundle.errors import BundleError, DataSetError, PromptError, UsageError, VerificationError
+from vlm_trt.bundle.errors import BundleError, DataSetError, PromptError, StorageError, UsageError, VerificationError
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.calibration import planning, state
@@ -125,6 +125,7 @@ def test_answers_that_are_too_much_worse_are_not_published(bundle: Copy, questio
     assert (path / MANIFEST).read_text() == before and not (path / "graphs" / "int8").exists()
     assert not json.loads((path / "reports" / "quantization-int8-refused.json").read_text())["judged"]["passed"]
     assert not (path / "reports" / "quantization-int8.json").exists()
+    assert not (path / state.FOLDER).exists() and not (path / ".at-work").exists()
 
 
 def test_a_layer_can_be_kept(bundle: Copy, questions: DataSet) -> None:
@@ -239,10 +240,17 @@ def test_a_calibration_that_was_ended_goes_on_where_it_was(
     monkeypatch.setattr(planning, "observe", observed)
     with pytest.raises(KeyboardInterrupt):
         quantize(path, replace(choices, force=True), questions)
-    assert list((path / state.FOLDER).glob("*.npz"))
+    (own,) = (path / state.FOLDER).glob("*.npz")
+    other, half = own.with_stem("0123456789abcdef"), own.with_name(f".{own.name}.0123")  # a killed run's
+    for one in (other, half):
+        one.write_bytes(b"")
+    with pytest.raises(UsageError, match="already has int8 graphs"):
+        quantize(path, choices, questions)
+    assert own.exists() and other.exists()  # a mistake costs nothing
     quantize(path, replace(choices, force=True), questions)
     assert begun == [0, 5, 0]  # the second pass, over balanced activations, is another calibration
     assert {entry.identity for entry in Bundle.open(path).manifest.graphs} == whole
+    assert not (path / state.FOLDER).exists()
 
 
 def test_pictures_that_were_calibrated_on_do_not_judge_later_either(
@@ -256,16 +264,27 @@ def test_pictures_that_were_calibrated_on_do_not_judge_later_either(
         judge_published(path, Precision.INT8, replace(questions, examples=(example,)), 0.3)
 
 
-def test_a_killed_command_leaves_the_bundle_as_it_was(bundle: Copy, samples: str) -> None:
+def test_a_second_command_is_told_of_the_first_and_goes_on_after_its_death(bundle: Copy, samples: str) -> None:
+    """Killed while it writes graphs, it leaves the bundle as it was."""
     path = bundle()
     before = (path / MANIFEST).read_text()
     command = [sys.executable, "-m", "vlm_trt.cli", "quantize", str(path), "--recipe", "int8", "--samples", samples]
+    command += ["--evaluate", "none"]
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not list(path.glob(".graphs.staging-*/graphs/int8/*.onnx")) and running.poll() is None:
         time.sleep(0.02)
+    at_work = (
+        rf"is being worked on by process {running.pid} on .* \(cli.py quantize .*\); wait for it to end, or end it"
+    )
+    with pytest.raises(StorageError, match=at_work):
+        quantize(path, Choices(read_recipe("int8-weight")), None)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
     assert (path / MANIFEST).read_text() == before and not (path / "graphs" / "int8").exists()
+    quantize(path, Choices(read_recipe("int8-weight")), None)
+    assert (
+        list((path / state.FOLDER).glob("*.npz")) and not (path / ".at-work").exists()
+    )  # what the first one saw stays
 
 
 def test_quantized_graphs_are_not_compared_with_the_model(bundle: Copy, questions: DataSet) -> None:
