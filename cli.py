@@ -11,6 +11,7 @@ from vlm_trt.commands.options import (
     COMPONENTS,
     FLOATS,
     FOLDER,
+    LEAST_SCORE,
     PRECISIONS,
     answer_options,
     build_options,
@@ -33,7 +34,7 @@ def main() -> None:
 
     \b
     Exit codes: 0 done, 2 usage, 3 bad checkpoint, 4 unsupported, 5 not verified, 6 incompatible,
-    7 bad bundle, 8 out of memory, 9 storage.
+    7 bad bundle, 8 out of memory, 9 storage, 10 scores below --min-score.
     """
 
 
@@ -224,6 +225,13 @@ def chat(bundle: Path, **options: Any) -> None:
 @load_options
 @click.option("--baseline", type=FOLDER, help="Compare with this: a file made by -o, or a bundle, which answers first.")
 @click.option("--baseline-precision", type=PRECISIONS, help="Of a baseline bundle.  [default: the backend's preferred]")
+@click.option(
+    "--min-score",
+    "least",
+    type=LEAST_SCORE,
+    multiple=True,
+    help="End with 10 below this score, from 0 to 1, of all examples or of one task; may be repeated.",
+)
 @click.option("-o", "--output", type=FOLDER, help="Write the result with every answer to this JSON file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
 @click.option(
@@ -238,6 +246,7 @@ def evaluate(bundle: Path, **options: Any) -> None:
     Example:
       vlm-trt evaluate bundle --data questions.jsonl -o result.json
       vlm-trt evaluate bundle --data questions.jsonl --precision fp16 --baseline result.json --show-wrong 5
+      vlm-trt evaluate bundle --data questions.jsonl --min-score 0.9 --min-score read=0.95
     """
     from vlm_trt.commands.evaluate import run
 

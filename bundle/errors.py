@@ -11,7 +11,8 @@ VlmTrtError                     exit code
 ├── IncompatibleError           6   a bundle that does not fit this version or this machine
 ├── BundleError                 7   a bundle that is damaged or lacks a part
 ├── ResourceError               8   not enough memory, on the host or on the device
-└── StorageError                9   a folder that cannot be written, a full disk
+├── StorageError                9   a folder that cannot be written, a full disk
+└── ScoreError                 10   answers score less than was asked for
 """
 
 
@@ -67,3 +68,7 @@ class ResourceError(VlmTrtError):
 
 class StorageError(VlmTrtError):
     exit_code = 9
+
+
+class ScoreError(VlmTrtError):
+    exit_code = 10

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from vlm_trt.bundle.errors import StorageError, UsageError
+from vlm_trt.bundle.errors import ScoreError, StorageError, UsageError
 from vlm_trt.bundle.staging import replace_file
+from vlm_trt.commands.options import EVERY_TASK
 from vlm_trt.commands.terminal import count_bar, printable, say, table
 from vlm_trt.evaluation.baseline import Baseline, Difference, compare
 from vlm_trt.evaluation.dataset import SYNTHETIC, DataSet, read_data
@@ -21,6 +22,7 @@ from vlm_trt.families.family import family
 from vlm_trt.runtime.model import Choice, choose
 
 COUNT, SEED = 400, 0
+_ROUNDING = 1e-9  # of a mean
 SHOWN_ABSENT = 5  # of a caption's phrases that must not be said
 
 
@@ -30,6 +32,7 @@ def run(
     count: int | None,
     seed: int | None,
     max_new_tokens: int,
+    least: Sequence[tuple[str, float]],
     output: Path | None,
     as_json: bool,
     show_wrong: int,
@@ -39,6 +42,7 @@ def run(
         raise StorageError(f"{output} cannot be written: it is a folder, or its folder is not there; name a file")
     choice, earlier = _choose(bundle, **choices)
     examples = _examples(choice, data, count, seed)
+    _require_tasks(examples, [task for task, _ in least])
     if isinstance(earlier, Baseline):
         earlier.require_same_questions(examples, max_new_tokens)
     elif earlier is not None:
@@ -55,6 +59,34 @@ def run(
         say(note)
     if output is not None:
         say(f"wrote {output}")
+    _require_scores(result.evaluation, least)
+
+
+def _require_tasks(data: DataSet, tasks: Sequence[str]) -> None:
+    """
+    Raises:
+        UsageError: no example is of such a task.
+    """
+    known = dict.fromkeys([EVERY_TASK, *(one.task for one in data.examples)])
+    for task in tasks:
+        if task not in known:
+            raise UsageError(f"{data.name} has no task {task!r} for --min-score; choose from {', '.join(known)}")
+
+
+def _require_scores(found: Evaluation, least: Sequence[tuple[str, float]]) -> None:
+    """
+    Raises:
+        ScoreError: a task scored less than it has to.
+    """
+    below = [
+        f"{_line(one.task)} ({one.metric or 'several metrics'}) scored {one.score:.6g} and should score {score:g} at "
+        "least"
+        for task, score in least
+        for one in (*found.tasks, found.overall)
+        if one.task == task and one.score < score - _ROUNDING
+    ]
+    if below:
+        raise ScoreError(f"{'; '.join(below)}; see which answers are wrong with --show-wrong")
 
 
 def _choose(

@@ -87,6 +87,29 @@ def test_the_result_file_is_what_json_prints_and_holds_every_answer(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize(
+    ("least", "code", "sentence"),
+    [
+        (["0.8", "text=1", "wrong=0"], 0, None),
+        (["0.81"], 10, r"^all \(exact\) scored 0.8 and should score 0.81 at least; see .* --show-wrong$"),
+        (["0.8", "pictures=1", "wrong=0.5"], 10, r"^wrong \(exact\) scored 0 and should score 0.5 at least; see"),
+        (["1", "wrong=1"], 10, r"^all \(exact\) scored 0.8 and .* 1 at least; wrong \(exact\) scored 0 and should"),
+    ],
+)
+def test_too_low_a_score_ends_with_a_code_of_its_own(
+    least: list[str], code: int, sentence: str | None, verified: Bundle, data: Path, tmp_path: Path
+) -> None:
+    """And the result is there all the same."""
+    target, options = tmp_path / "result.json", [word for one in least for word in ("--min-score", one)]
+    done = vlm_trt(
+        "evaluate", verified("ntk-256"), "--data", data, "--max-new-tokens", TOKENS, "--json", "-o", target, *options
+    )
+    assert done.exit_code == code
+    assert json.loads(done.stdout)["overall"]["score"] == 0.8 and done.stdout == target.read_text(encoding="utf-8")
+    last = done.stderr.splitlines()[-1].removeprefix("vlm-trt: ")
+    assert last == f"wrote {target}" if sentence is None else re.search(sentence, last), last
+
+
 def test_a_run_agrees_with_itself_and_not_with_one_about_other_pictures(
     verified: Bundle, data: Path, lines: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -142,6 +165,10 @@ def test_synthetic_scenes_are_asked(verified: Bundle, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("options", "code", "sentence"),
     [
+        (["--min-score", "nan"], 2, "'nan' is no score; write one from 0 to 1, or one of a task: read=0.9"),
+        (["--min-score", "text=1.5"], 2, "'text=1.5' is no score; write one from 0 to 1"),
+        (["--min-score", "text="], 2, "'text=' is no score"),
+        (["--min-score", "sums=1"], 2, "has no task 'sums' for --min-score; choose from all, text, pictures"),
         (["--count", "3"], 2, "--count and --seed are about --data synthetic; leave them out, a file is asked whole"),
         (["--baseline", "nothing.json"], 2, "nothing.json cannot be read: No such file or directory; give a result"),
         (["--baseline", "."], 7, "holds no bundle.json, so it is no bundle"),
