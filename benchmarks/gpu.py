@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.export_full_size import watched
 from benchmarks.make_checkpoint import write_checkpoint
+from vlm_trt.bundle.output import require_output, write_output
 from vlm_trt.bundle.staging import replace_file
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.engines.gpus import GPUS, Gpu
@@ -43,6 +44,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-batch", type=int, default=4)
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/gpu.json"))
     arguments = parser.parse_args(words)
+    require_output(arguments.output)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = arguments.checkpoint or random_checkpoint(arguments.folder, arguments.size)
     machine = environment()
@@ -67,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> None:
             if refused and "parity" in run:
                 run["parity"] = refused
             found["runs"].append({"backend": backend, "precision": precision, "export": export, **run})
-            replace_file(arguments.output, json.dumps(found, indent=1) + "\n")
+            write_output(arguments.output, json.dumps(found, indent=1) + "\n")
             forget_engines(bundle)
         shutil.rmtree(bundle)
     report(found, arguments.output)

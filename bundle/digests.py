@@ -7,10 +7,12 @@ stand for the content. `VLM_TRT_DIGEST_CACHE=off` hashes always.
 import hashlib
 import json
 import os
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from vlm_trt.bundle.errors import StorageError
+from vlm_trt.bundle.staging import replace_file
 
 _BLOCK = 1 << 22
 _MAX_ENTRIES = 4096
@@ -67,12 +69,9 @@ class DigestCache:
         if not self._changed:
             return
         entries = dict(list(self._known.items())[-_MAX_ENTRIES:])
-        with suppress(OSError):
+        with suppress(OSError, StorageError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=self._path.parent)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(entries, file)
-            Path(name).replace(self._path)
+            replace_file(self._path, json.dumps(entries))
         self._changed = False
 
     def _load(self) -> dict[str, str]:

@@ -1,8 +1,11 @@
-"""Files that appear whole or not at all: staging beside the target, fsync, one rename."""
+"""Files that appear whole or not at all: staged beside the target, synced, renamed; what is staged carries a lock.
+
+What a killed run leaves is known by its lock, and removed by `bundle/stale.py`.
+"""
 
 import errno
 import fcntl
-import glob
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,20 +14,18 @@ from pathlib import Path
 from secrets import token_hex
 
 from vlm_trt.bundle.errors import StorageError
+from vlm_trt.bundle.stale import LOCK, MOVED, hold, hold_new_folder, remove, remove_unheld, staged_folders
 
-_LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
-    errno.ENAMETOOLONG,
+    errno.ENAMETOOLONG, errno.EBUSY, errno.ELOOP,
 )  # fmt: skip
 
 
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
     """A new folder on the target's file system, removed at the end whatever happens.
-
-    It is locked while it is in use, so that the folder of a killed run is known and removed by the next.
 
     Args:
         target: what will be published; the staging folder lies beside it.
@@ -34,16 +35,14 @@ def staging_folder(target: Path) -> Iterator[Path]:
     parent = target.absolute().parent
     with storage_errors(target):
         parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(parent, target.name)
-        folder = parent / f".{target.name}.staging-{token_hex(4)}"
-        folder.mkdir()
-    lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
+        for left in staged_folders(parent, target.name):
+            remove_unheld(left)
+        folder, lock = hold_new_folder(parent, target.name)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         with storage_errors(target):
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         os.close(lock)
 
 
@@ -52,22 +51,59 @@ def publish_folder(staging: Path, target: Path) -> None:
     sync_tree(staging)
     with storage_errors(target):
         staging.rename(target)
-    # After the rename: killed before it, the folder still carries the lock by which the next export knows it.
-    (target / _LOCK).unlink(missing_ok=True)
+    # After the rename: killed before it, the folder still carries the lock by which the next writer knows it.
+    (target / LOCK).unlink(missing_ok=True)
     sync(target.absolute().parent)
 
 
+def publish_inside(staging: Path, last: str) -> None:
+    """Moves all that is staged to the folder in which the staging folder lies, `last` by the last rename.
+
+    Ended before that one, by an error or a kill, all of it is moved back by whoever removes the staging folder.
+    """
+    target = staging.parent
+    with storage_errors(target):
+        names = sorted({path.name for path in staging.iterdir()} - {last, LOCK, MOVED})
+        replace_file(staging / MOVED, json.dumps([*names, last]))
+        sync_tree(staging)
+        for name in (*names, last):
+            if os.path.lexists(target / name):
+                raise StorageError(f"{target / name} appeared meanwhile; remove it, or choose another folder")
+            (staging / name).rename(target / name)
+            sync(target)
+
+
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Writes a small file, text as UTF-8, so that a reader sees the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.{token_hex(4)}")
+    """Writes a small file, so that a reader sees the old or the new content, never a part.
+
+    A link at the path is replaced, not followed; for files that a user names there is `output.write_output`.
+    """
+    with storage_errors(path), temporary_file(path) as (temporary, descriptor):
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(encoded(content))
+        os.fsync(descriptor)
+        temporary.replace(path)
+        sync(path.absolute().parent)
+
+
+def encoded(content: str | bytes) -> bytes:
+    """Text as UTF-8; bytes of file names that UTF-8 cannot hold as escapes, which JSON reads as the same name."""
+    return content.encode(errors="backslashreplace") if isinstance(content, str) else content
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[tuple[Path, int]]:
+    """A new file beside the path and its descriptor, removed at the end if it still has its name."""
+    while True:
+        temporary = path.with_name(f".{path.name}.writing-{token_hex(4)}")
+        descriptor = hold(temporary)
+        if descriptor is not None:
+            break
     try:
-        with storage_errors(path):
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-            sync(temporary)
-            temporary.replace(path)
-            sync(path.absolute().parent)
+        yield temporary, descriptor
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 @contextmanager
@@ -87,6 +123,16 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def require_folder(folder: Path) -> None:
+    """Asked before work begins whose result goes there.
+
+    Raises:
+        StorageError: files in it can not be made, or not be removed.
+    """
+    with storage_errors(folder), temporary_file(folder / "asked"):
+        pass
 
 
 @contextmanager
@@ -121,22 +167,6 @@ def require_room(target: Path, needed_bytes: int) -> None:
         )
 
 
-def remove_stale(parent: Path, name: str) -> None:
-    """Removes what killed runs left behind: staging folders that nobody holds locked."""
-    for folder in parent.glob(f".{glob.escape(name)}.staging-{'[0-9a-f]' * 8}"):
-        try:
-            lock = os.open(folder / _LOCK, os.O_RDWR)
-        except OSError:
-            continue  # being made or being published right now
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(lock)
-
-
 def sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
         sync(path)
@@ -154,6 +184,6 @@ def sync(path: Path) -> None:
 
 def _free_bytes(target: Path) -> int:
     place = target.absolute()
-    while not place.exists():
+    while not os.path.exists(place):  # noqa: PTH110 - Path.exists raises where a name is too long
         place = place.parent
     return shutil.disk_usage(place).free

@@ -15,9 +15,18 @@ from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry
 from vlm_trt.bundle.errors import BundleError, StorageError
 from vlm_trt.bundle.manifest import Manifest, Verification, loads
 from vlm_trt.bundle.signature import Component, Precision
-from vlm_trt.bundle.staging import exclusive, publish_folder, replace_file, storage_errors, sync
+from vlm_trt.bundle.staging import (
+    exclusive,
+    publish_folder,
+    publish_inside,
+    replace_file,
+    storage_errors,
+    sync,
+)
+from vlm_trt.bundle.stale import remove_unheld, staged_folders
 
 MANIFEST = "bundle.json"
+NEW = "bundle"  # the name under which a new bundle is staged in the empty folder that it fills
 
 
 class Bundle:
@@ -140,32 +149,41 @@ def file_entry(root: Path, relative: str, sha256: str | None = None) -> FileEntr
     return FileEntry(relative, path.stat().st_size, sha256_of(path) if sha256 is None else sha256)
 
 
+def staging_of(target: Path) -> Path:
+    """Beside what a new bundle is staged: the folder to make, or a name in the empty folder that is there already."""
+    return target / NEW if target.exists() else target
+
+
 def publish_new(staging: Path, target: Path, manifest: Manifest) -> None:
-    """Makes a staged folder with all its files a bundle.
+    """Makes a folder with all its files, staged where `staging_of` says, a bundle.
 
     Raises:
         StorageError: the target appeared meanwhile.
     """
-    if target.exists():
-        raise StorageError(f"{target} exists; choose another folder or remove it")
     replace_file(staging / MANIFEST, manifest.dumps())
-    publish_folder(staging, target)
+    if staging.parent == target.absolute():
+        with exclusive(target):
+            for left in staged_folders(target):
+                remove_unheld(left)
+            publish_inside(staging, last=MANIFEST)
+    elif target.exists():
+        raise StorageError(f"{target} exists; choose another folder or remove it")
+    else:
+        publish_folder(staging, target)
 
 
 def publish_graphs(bundle: Bundle, staging: Path, graphs: tuple[GraphEntry, ...]) -> None:
     """Moves staged graphs into an existing bundle.
 
     In between, a kill leaves a bundle that opens and lacks these graphs: first the manifest forgets them, then the
-    files take their places, then the manifest names them.
+    files take their places, then the manifest names them. All content is on disk before the first of these steps.
     """
-    with exclusive(bundle.path):
-        current = _read_manifest(bundle.path)
-        bare = current.without({(entry.component, entry.precision) for entry in graphs})
-        replace_file(bundle.path / MANIFEST, bare.dumps())
-        for file in (file for entry in graphs for file in entry.files):
-            _move(staging / file.path, bundle.path / file.path)
-        bundle.manifest = bare.with_graphs(graphs)
-        replace_file(bundle.path / MANIFEST, bundle.manifest.dumps())
+    files = [file.path for entry in graphs for file in entry.files]
+    for path in files:
+        sync(staging / path)
+    with exclusive(bundle.path), storage_errors(bundle.path):
+        bare = _read_manifest(bundle.path).without({(entry.component, entry.precision) for entry in graphs})
+        _exchange(bundle, staging, bare, bare.with_graphs(graphs), files)
 
 
 def publish_engines(bundle: Bundle, staging: Path, engines: tuple[EngineEntry, ...]) -> None:
@@ -173,7 +191,10 @@ def publish_engines(bundle: Bundle, staging: Path, engines: tuple[EngineEntry, .
 
     Engines of the same component, precision, backend and target that their graph has left behind are removed.
     """
-    with exclusive(bundle.path):
+    files = [engine.plan.path for engine in engines]
+    for path in files:
+        sync(staging / path)
+    with exclusive(bundle.path), storage_errors(bundle.path):
         current = _read_manifest(bundle.path)
         kinds = {(one.component, one.precision, one.backend, one.target) for one in engines}
         outdated = {
@@ -181,22 +202,23 @@ def publish_engines(bundle: Bundle, staging: Path, engines: tuple[EngineEntry, .
             for old in current.engines
             if (old.component, old.precision, old.backend, old.target) in kinds and current.is_stale(old)
         }
-        bare = current.without_engines({*outdated, *(engine.plan.path for engine in engines)})
-        replace_file(bundle.path / MANIFEST, bare.dumps())
-        for path in outdated:
+        bare = current.without_engines({*outdated, *files})
+        _exchange(bundle, staging, bare, bare.with_engines(engines), files)
+        for path in outdated.difference(files):
             (bundle.path / path).unlink(missing_ok=True)
-        for engine in engines:
-            _move(staging / engine.plan.path, bundle.path / engine.plan.path)
-        bundle.manifest = bare.with_engines(engines)
-        replace_file(bundle.path / MANIFEST, bundle.manifest.dumps())
 
 
-def _move(source: Path, target: Path) -> None:
-    """A staged file to its place, durably."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sync(source)
-    source.replace(target)
-    sync(target.parent)
+def _exchange(bundle: Bundle, staging: Path, bare: Manifest, full: Manifest, files: Iterable[str]) -> None:
+    """Staged files to their places, unknown to the manifest meanwhile; what takes room is written before."""
+    replace_file(staging / MANIFEST, full.dumps())
+    for folder in {(bundle.path / path).parent for path in files}:
+        folder.mkdir(parents=True, exist_ok=True)
+        sync(folder.parent)
+    replace_file(bundle.path / MANIFEST, bare.dumps())
+    for path in (*files, MANIFEST):
+        (staging / path).replace(bundle.path / path)
+        sync((bundle.path / path).parent)
+    bundle.manifest = full
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -7,6 +7,7 @@ from time import perf_counter
 
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import VerificationError
+from vlm_trt.bundle.leftovers import open_to_write
 from vlm_trt.bundle.lock import at_work
 from vlm_trt.bundle.progress import MakeBar, no_bar
 from vlm_trt.bundle.signature import Component, Precision
@@ -51,7 +52,7 @@ def quantize(
         UsageError, DataSetError, PromptError, BundleError: as `prepare` has it; nothing is written.
         StorageError: no room, no permission, or another process quantizes graphs of the bundle.
     """
-    bundle, bars = Bundle.open(path), Bars(byte_bar, count_bar)
+    bundle, bars = open_to_write(path, say), Bars(byte_bar, count_bar)
     with at_work(bundle.path):
         job = prepare(path, choices, questions)
         try:
@@ -89,7 +90,12 @@ def _tried(job: Job, plans: Mapping[Component, Plan], kept: frozenset[str], befo
 
 
 def judge_published(
-    path: Path, precision: Precision, questions: DataSet, max_drop: float, count_bar: MakeBar = no_bar
+    path: Path,
+    precision: Precision,
+    questions: DataSet,
+    max_drop: float,
+    count_bar: MakeBar = no_bar,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Verdict:
     """A verdict on quantized graphs of a bundle, recorded in any case.
 
@@ -99,13 +105,14 @@ def judge_published(
         questions: what the answers are judged by.
         max_drop: of any task's score that they may cost.
         count_bar: a progress bar for a label and a number of questions.
+        say: told what killed runs had left.
     Raises:
         VerificationError: the float graphs are not verified, or not those the quantized ones were made from.
         DataSetError: a question is about a picture that was calibrated on.
         BundleError: graphs are missing or damaged.
         PromptError, ImageError: a question cannot be asked.
     """
-    bundle = Bundle.open(path)
+    bundle = open_to_write(path, say)
     floats = bundle.manifest.verification(precision.floating)
     if floats is None or not floats.passed:
         raise VerificationError(

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from vlm_trt.bundle.errors import UsageError, VerificationError
+from vlm_trt.bundle.leftovers import open_to_write
 from vlm_trt.bundle.signature import FLOATS, Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.gate import as_text
@@ -36,7 +37,7 @@ def run(
     evaluate: str | None,
     as_json: bool,
 ) -> None:
-    opened = Bundle.open(bundle)
+    opened = open_to_write(bundle, say)
     wanted = _precision(opened, Precision(precision))
     if wanted.quantization is not None and against is not None:
         raise UsageError("quantized graphs are compared with the float graphs of the bundle; leave out --against")

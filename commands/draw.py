@@ -1,11 +1,11 @@
 """`--draw`: the picture with the answer's places in it, written where the user said."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
-from vlm_trt.bundle.errors import StorageError, UsageError
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.output import require_output, write_output
 from vlm_trt.commands.terminal import say
 from vlm_trt.families.images import decode_image
 from vlm_trt.families.messages import Image, Part
@@ -31,11 +31,7 @@ def require_drawable(target: Path) -> None:
     """
     if target.suffix.lower() not in _FORMATS:
         raise UsageError(f"--draw {target}: the name's ending chooses the format; use one of {', '.join(_FORMATS)}")
-    with _write_errors(target):
-        new = not target.exists()
-        target.open("ab").close()
-        if new:
-            target.unlink()
+    require_output(target)
 
 
 def write_drawing(answer: Answer, parts: Sequence[Part], target: Path) -> None:
@@ -51,16 +47,5 @@ def write_drawing(answer: Answer, parts: Sequence[Part], target: Path) -> None:
     drawn = draw_regions(decode_image(pictures[-1].data, pictures[-1].name), places)
     encoded = BytesIO()
     drawn.save(encoded, format=_FORMATS[target.suffix.lower()], quality=95)
-    with _write_errors(target):
-        target.write_bytes(encoded.getvalue())
+    write_output(target, encoded.getvalue())
     say(f"wrote {target}" + ("" if places else ": the answer names no place, so it is the picture as it was"))
-
-
-@contextmanager
-def _write_errors(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"--draw {target} cannot be written: {error.strerror or error}; choose another file"
-        ) from error

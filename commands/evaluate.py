@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from vlm_trt.bundle.errors import ScoreError, StorageError, UsageError
-from vlm_trt.bundle.staging import replace_file
+from vlm_trt.bundle.errors import ScoreError, UsageError
+from vlm_trt.bundle.output import STANDARD_OUTPUT, require_output, write_output
 from vlm_trt.commands.options import EVERY_TASK
 from vlm_trt.commands.terminal import count_bar, printable, say, table
 from vlm_trt.evaluation.baseline import Baseline, Difference, compare
@@ -38,8 +38,8 @@ def run(
     show_wrong: int,
     **choices: Any,
 ) -> None:
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise StorageError(f"{output} cannot be written: it is a folder, or its folder is not there; name a file")
+    if output is not None:
+        require_output(output)
     choice, earlier = _choose(bundle, **choices)
     examples = _examples(choice, data, count, seed)
     _require_tasks(examples, [task for task, _ in least])
@@ -53,11 +53,12 @@ def run(
         result = replace(result, comparison=comparison)
     text = dumps(document(result))
     if output is not None:
-        replace_file(output, text)
-    click.echo(text if as_json else _shown(result, show_wrong), nl=not as_json)
+        write_output(output, text)
+    if output != STANDARD_OUTPUT:
+        click.echo(text if as_json else _shown(result, show_wrong), nl=not as_json)
     for note in _notes(result):
         say(note)
-    if output is not None:
+    if output not in (None, STANDARD_OUTPUT):
         say(f"wrote {output}")
     _require_scores(result.evaluation, least)
 

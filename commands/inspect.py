@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.leftovers import leftovers
 from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
 from vlm_trt.bundle.store import Bundle
@@ -43,7 +44,15 @@ def _description(bundle: Bundle) -> list[str]:
         "",
         *(_precision_line(manifest, precision) for precision in manifest.precisions()),
         *(_engine_lines(manifest) if manifest.engines else []),
+        *_left_lines(bundle),
     ]
+
+
+def _left_lines(bundle: Bundle) -> list[str]:
+    """What runs that were killed have left, and who removes it."""
+    rows = [(str(one.path), size(one.bytes)) for one in leftovers(bundle)]
+    found = table(rows, ("left by runs that were ended; the next command that writes removes it", " size"))
+    return ["", found] if rows else []
 
 
 def _graph_rows(manifest: Manifest) -> list[tuple[str, ...]]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from vlm_trt.bundle.errors import StorageError, UsageError, VerificationError
+from vlm_trt.bundle.errors import UsageError, VerificationError
+from vlm_trt.bundle.leftovers import open_to_write
+from vlm_trt.bundle.output import require_output_folder, write_outputs
 from vlm_trt.bundle.signature import Precision
-from vlm_trt.bundle.staging import replace_file, storage_errors
 from vlm_trt.commands.terminal import count_bar, say, size, table
 from vlm_trt.profiling.check import read_profile, slower
 from vlm_trt.profiling.compare import Comparison
@@ -26,6 +27,7 @@ from vlm_trt.runtime.model import Choice, choose
 
 TORCH = "torch"
 _SHOWN_LAYERS = 3  # of each stage
+_FILES = ("report.html", "trace.json", "profile.jsonl", "profile.csv", "profile.json")
 
 
 def run(
@@ -51,7 +53,9 @@ def run(
         raise UsageError("--stage says what --check looks at; give an earlier profile with it")
     earlier = None if check is None else read_profile(check)
     if output is not None:
-        _require_folder(output)
+        require_output_folder(output, _FILES)
+        if output.resolve().is_relative_to(bundle.resolve()):
+            open_to_write(bundle, say)
     choice = _chosen(bundle, **where)
     others = [_other(bundle, name, where) for name in compare]
     for other in others:  # before anything is measured
@@ -83,27 +87,16 @@ def _other(bundle: Path, name: str, where: Mapping[str, Any]) -> Choice:
     return _chosen(Path(name), **{**where, "precision": None})
 
 
-def _require_folder(output: Path) -> None:
-    """Before anything is measured.
-
-    Raises:
-        StorageError: the reports cannot be written there.
-    """
-    if output.exists() and not output.is_dir():
-        raise StorageError(f"{output} is no folder, so the reports cannot be written there; name another")
-    with storage_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".writable"
-        probe.touch()
-        probe.unlink()
-
-
 def _write(output: Path, found: Profile, written: Mapping[str, Any]) -> None:
-    replace_file(output / "profile.json", json.dumps(written, indent=1) + "\n")
-    replace_file(output / "profile.csv", table_csv(written))
-    replace_file(output / "profile.jsonl", "".join(f"{line}\n" for line in lines(found)))
-    replace_file(output / "trace.json", json.dumps(trace(found)))
-    replace_file(output / "report.html", report(json.loads(json.dumps(written))))
+    """All files; profile.json, which `--check` reads, when the others are there."""
+    contents = (
+        report(json.loads(json.dumps(written))),
+        json.dumps(trace(found)),
+        "".join(f"{line}\n" for line in lines(found)),
+        table_csv(written),
+        json.dumps(written, indent=1) + "\n",
+    )
+    write_outputs(output, dict(zip(_FILES, contents, strict=True)))
 
 
 def _require_not_slower(

@@ -71,7 +71,9 @@ def _judge(
     made = read_report(opened, precision).get("recipe", {}).get("max_drop")
     allowed = made if max_drop is None else max_drop
     allowed = read_recipe(precision.quantization).max_drop if allowed is None else allowed
-    verdict = judge_published(bundle, precision, questions(bundle, evaluate or SYNTHETIC, None), allowed, count_bar)
+    verdict = judge_published(
+        bundle, precision, questions(bundle, evaluate or SYNTHETIC, None), allowed, count_bar, say
+    )
     click.echo(json.dumps(verdict_json(verdict), indent=2, ensure_ascii=False) if as_json else shown(verdict))
     if not verdict.passed:
         raise VerificationError(

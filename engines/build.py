@@ -12,6 +12,7 @@ from vlm_trt.bundle.config import Limits
 from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, Profile
 from vlm_trt.bundle.errors import ResourceError, UnsupportedError, UsageError, VerificationError
 from vlm_trt.bundle.host import available_bytes
+from vlm_trt.bundle.leftovers import open_to_write
 from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.bundle.progress import Bar
 from vlm_trt.bundle.signature import Component, Precision
@@ -84,7 +85,7 @@ def build(
         VerificationError: the graphs failed verification.
         ResourceError: not enough memory. StorageError: no room, or no permission.
     """
-    job = _prepare(path, choices)
+    job = _prepare(path, choices, say)
     weights = sum(entry.weights.size for entry in job.graphs)
     require_room(path, len(job.options) * (engine_bytes(weights) + len(job.graphs) * _ENGINE_MARGIN_BYTES))
     for options in job.options:
@@ -103,8 +104,8 @@ def build(
     return entries
 
 
-def _prepare(path: Path, choices: Choices) -> Job:
-    bundle = Bundle.open(path)
+def _prepare(path: Path, choices: Choices, say: Callable[[str], None]) -> Job:
+    bundle = open_to_write(path, say)
     manifest = bundle.manifest
     backend = choices.backend or default_backend()
     trt = load_backend(backend)

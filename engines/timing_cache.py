@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm_trt.bundle.errors import StorageError
-from vlm_trt.bundle.staging import replace_file, storage_errors
+from vlm_trt.bundle.output import require_output, write_output
+from vlm_trt.bundle.staging import storage_errors
 
 
 class TimingCache:
@@ -33,7 +34,7 @@ class TimingCache:
         """Writes the timings, whole or not at all: another build may be reading the file."""
         if self._path is None:
             return
-        replace_file(self._path, bytes(self._config.get_timing_cache().serialize()))
+        write_output(self._path, bytes(self._config.get_timing_cache().serialize()))
 
 
 def default_path(backend: str, version: str, target: str) -> Path | None:
@@ -52,5 +53,6 @@ def require_writable(path: Path) -> None:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise StorageError(f"the timing cache {path} cannot be written; choose another file with --timing-cache")
+    if path.exists() and not path.is_file():  # it is read before it is written
+        raise StorageError(f"the timing cache {path} is no file; choose another with --timing-cache")
+    require_output(path)

@@ -10,11 +10,12 @@ from time import perf_counter
 from vlm_trt.bundle.config import Limits, ModelConfig, require_limits, usual_limits
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import IncompatibleError, UsageError
+from vlm_trt.bundle.leftovers import destination
 from vlm_trt.bundle.manifest import SCHEMA, Manifest, Source
 from vlm_trt.bundle.progress import MakeBar, no_bar
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import require_room, staging_folder
-from vlm_trt.bundle.store import Bundle, file_entry, graph_paths, publish_graphs, publish_new
+from vlm_trt.bundle.store import Bundle, file_entry, graph_paths, publish_graphs, publish_new, staging_of
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.graph_files import GraphPlan, graph_files
 from vlm_trt.exporter.references import require_references
@@ -79,13 +80,13 @@ def export(
         StorageError: no room, or no permission.
     """
     started = perf_counter()
-    job = _prepare(checkpoint, bundle, choices)
+    job = _prepare(checkpoint, bundle, choices, say)
     total = sum(plan_weights(own, job.precision)[1] for own in job.weights.values())
     require_room(bundle, total + _SMALL_FILES_BYTES)
     plans = [_plan(job, component) for component in job.weights]
     with (
+        staging_folder(staging_of(bundle) if job.existing is None else bundle / "graphs") as staging,
         graph_files(plans, job.model, job.limits, total) as graph_file,
-        staging_folder(bundle if job.existing is None else bundle / "graphs") as staging,
     ):
         entries = tuple(_write_graph(job, plan, graph_file, staging, say, byte_bar) for plan in plans)
         if job.existing is not None:
@@ -95,20 +96,17 @@ def export(
     return Done(total, perf_counter() - started)
 
 
-def _prepare(folder: Path, target: Path, choices: Choices) -> Job:
+def _prepare(folder: Path, target: Path, choices: Choices, say: Callable[[str], None]) -> Job:
     kind = family_of(folder)
     model = kind.read_config(folder)
     kind.check_checkpoint(folder, model)
     checkpoint = Checkpoint(folder)
     weight_map = kind.weight_map(model)
     checkpoint.check(weight_map)
-    existing = None
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        existing = Bundle.open(target)
+    existing = destination(target, say)
+    if existing is not None:
         _require_same_source(existing, checkpoint, kind)
         _require_free(existing, choices)
-    elif target.exists():
-        target.rmdir()  # an empty folder is as good as none
     return Job(
         checkpoint=checkpoint,
         family=kind,

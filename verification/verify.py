@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import UsageError, VerificationError
+from vlm_trt.bundle.leftovers import open_to_write
 from vlm_trt.bundle.manifest import Verification
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
@@ -75,7 +76,7 @@ def verify(
         BundleError: a graph takes its weights from elsewhere than its own file.
     """
     started = datetime.now(UTC)
-    bundle = Bundle.open(bundle_path)
+    bundle = open_to_write(bundle_path, progress)
     backend = choose_backend(backend_name, bundle=bundle)
     chosen = choose_precision(Rounding() if isinstance(backend, CpuBackend) else backend, bundle, precision)
     engines = backend.engines(bundle, chosen)

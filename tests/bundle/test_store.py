@@ -12,7 +12,8 @@ from vlm_trt.bundle.digests import DigestCache, sha256_of
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import BundleError, StorageError
 from vlm_trt.bundle.signature import Component, Precision
-from vlm_trt.bundle.staging import exclusive, publish_folder, remove_stale, replace_file, require_room, staging_folder
+from vlm_trt.bundle.staging import exclusive, publish_folder, replace_file, require_room, staging_folder
+from vlm_trt.bundle.stale import is_held, remove_unheld, staged_folders
 from vlm_trt.bundle.store import MANIFEST, Bundle, publish_graphs
 
 
@@ -224,8 +225,9 @@ def test_only_staging_folders_are_removed(tmp_path: Path) -> None:
     for name in (".t.staging-of-my-notes", ".q[1].staging-0123abcd", ".q1.staging-0123abcd"):
         (tmp_path / name).mkdir()
         (tmp_path / name / ".lock").touch()
-    remove_stale(tmp_path, "t")
-    remove_stale(tmp_path, "q[1]")
+    assert staged_folders(tmp_path, "t") == []
+    assert [path.name for path in staged_folders(tmp_path, "q[1]")] == [".q[1].staging-0123abcd"]
+    assert all(remove_unheld(path) for path in staged_folders(tmp_path, "q[1]"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".q1.staging-0123abcd", ".t.staging-of-my-notes"]
 
 
@@ -250,12 +252,11 @@ def test_a_killed_runs_folder_is_removed_and_a_living_ones_is_not(tmp_path: Path
     while not (tmp_path / "ready").exists():
         worker.join(0.05)
         assert worker.is_alive()
-    remove_stale(tmp_path, "target")
-    assert len(list(tmp_path.glob(".target.staging-*"))) == 1
+    (folder,) = staged_folders(tmp_path, "target")
+    assert is_held(folder) and not remove_unheld(folder) and folder.exists()
     worker.kill()
     worker.join()
-    remove_stale(tmp_path, "target")
-    assert list(tmp_path.glob(".target.staging-*")) == []
+    assert not is_held(folder) and remove_unheld(folder) and not folder.exists()
 
 
 def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
