@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlm_trt.bundle.errors import StorageError
 from vlm_trt.bundle.signature import Component, Precision
-from vlm_trt.bundle.staging import exclusive, require_folder
+from vlm_trt.bundle.staging import ASKED, exclusive, require_folder
 from vlm_trt.bundle.stale import LOCK, is_held, remove_unheld, staged_folders, temporary_files
 from vlm_trt.bundle.store import NEW, Bundle, graph_paths
 
@@ -65,7 +65,7 @@ def destination(target: Path, say: Say) -> Bundle | None:
         raise StorageError(
             f"{target} is a link to {target.readlink()}, which is not there; make that folder, or remove the link"
         )
-    _clear([*_beside(target), *staged_folders(target, NEW)], say)
+    _clear([*_beside(target), *staged_folders(target, NEW), *temporary_files(target, ASKED)], say)
     _name_others(target, say)
     if not target.exists():
         return None

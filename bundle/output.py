@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import TextIO
 
 from vlm_trt.bundle.errors import StorageError
 from vlm_trt.bundle.staging import encoded, sync, temporary_file
@@ -60,6 +60,8 @@ def require_output_folder(folder: Path, names: Sequence[str]) -> None:
     there = folder.absolute()
     while not os.path.lexists(there):
         there = there.parent
+    if not there.is_dir():
+        raise StorageError(f"{folder} cannot be written: {there} is no folder; name another")
     for name in names:
         require_output(there / name if there == folder.absolute() else there / folder.name)
 
@@ -113,7 +115,7 @@ def _is_open_as(found: os.stat_result, descriptor: int) -> bool:
         return False
 
 
-def _to_stream(stream: IO[str] | None, data: bytes) -> None:
+def _to_stream(stream: TextIO | None, data: bytes) -> None:
     if stream is None:
         raise OSError(errno.EBADF, "it is closed")
     stream.flush()

@@ -16,6 +16,7 @@ from secrets import token_hex
 from vlm_trt.bundle.errors import StorageError
 from vlm_trt.bundle.stale import LOCK, MOVED, hold, hold_new_folder, remove, remove_unheld, staged_folders
 
+ASKED = "asked"  # the file that shows whether a folder can be written
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
@@ -131,7 +132,7 @@ def require_folder(folder: Path) -> None:
     Raises:
         StorageError: files in it can not be made, or not be removed.
     """
-    with storage_errors(folder), temporary_file(folder / "asked"):
+    with storage_errors(folder), temporary_file(folder / ASKED):
         pass
 
 

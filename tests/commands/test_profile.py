@@ -78,5 +78,7 @@ def test_a_mistake_is_one_sentence(options: list[str], code: int, sentence: str,
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = vlm_trt("profile", bundle, "-o", tmp_path / "file")
-    assert done.exit_code == 9 and "is no folder, so the reports cannot be written there" in done.stderr
+    assert (
+        done.exit_code == 9 and "file/report.html cannot be written: Not a directory; name another file" in done.stderr
+    )
     assert "load" not in done.stderr
