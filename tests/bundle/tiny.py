@@ -25,10 +25,10 @@ FP16 = Precision.FP16
 REPORT = "reports/verification-fp16.json"
 
 
-def new(target: Path) -> Bundle:
+def new(target: Path, content: str = "old") -> Bundle:
     """As an export makes it, of one graph."""
     with staging_folder(staging_of(target)) as staging:
-        graph = _graph(staging, "old")
+        graph = _graph(staging, content)
         (staging / "tokenizer").mkdir()
         (staging / "tokenizer" / "words").write_text("words")
         tokenizer = file_entry(staging, "tokenizer/words")
@@ -37,20 +37,20 @@ def new(target: Path) -> Bundle:
     return Bundle.open(target)
 
 
-def replace_graph(path: Path) -> None:
+def replace_graph(path: Path, content: str = "new") -> None:
     """As an export with --force replaces it."""
     with staging_folder(path / "graphs") as staging:
-        publish_graphs(Bundle.open(path), staging, (_graph(staging, "new"),))
+        publish_graphs(Bundle.open(path), staging, (_graph(staging, content),))
 
 
-def add_engine(path: Path) -> None:
+def add_engine(path: Path, content: str = "plan") -> None:
     """As a build adds it."""
     bundle = Bundle.open(path)
     (path / "engines").mkdir(exist_ok=True)
     with staging_folder(path / "engines") as staging:
         plan = staging / "engines" / "variant" / "decoder.plan"
         plan.parent.mkdir(parents=True)
-        plan.write_text("plan")
+        plan.write_text(content)
         entry = EngineEntry(
             component=Component.DECODER, precision=FP16, backend="tensorrt-rtx", version="1", target="sm89", gpu=None,
             plan=file_entry(staging, "engines/variant/decoder.plan"), graph=bundle.manifest.graphs[0].identity,
@@ -63,8 +63,11 @@ def add_engine(path: Path) -> None:
 def record(path: Path) -> None:
     """As a verification does."""
     bundle = Bundle.open(path)
-    graphs = (bundle.manifest.graphs[0].identity,)
-    bundle.record(Verification(FP16, "cpu", False, REPORT, graphs, (), "2026-01-01", {}), "{}")
+    bundle.record(verdict(bundle), "{}")
+
+
+def verdict(bundle: Bundle) -> Verification:
+    return Verification(FP16, "cpu", False, REPORT, (bundle.manifest.graphs[0].identity,), (), "2026-01-01", {})
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {"graph": replace_graph, "engine": add_engine, "record": record}
