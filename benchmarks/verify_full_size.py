@@ -2,7 +2,7 @@
 
     python -m benchmarks.verify_full_size /data/scratch > benchmarks/results/verify_full_size.json
 
-Needs about 60 GB free at the path: the checkpoint and the graphs of one precision after the other. The command runs in a
+Needs about 60 GB free at the path: the checkpoint and the graphs of one precision at a time. The command runs in a
 process of its own; reported is the peak of what it holds resident, mapped files included.
 """
 

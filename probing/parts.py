@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import onnx_ir as ir
-from onnx import GraphProto, ModelProto, ValueInfoProto
 
 from vlm_trt.bundle.errors import BundleError
 
+# A graph as its file holds it, of the `onnx` package, which `onnx_ir` brings.
+Proto = Any
 # Weights of a part, counted in fp32; a table that is larger is a part of its own.
 PART_BYTES = 1 << 30
 # A graph's output that a later node uses is counted as many values: a cache is written in place and not handed on.
@@ -85,7 +87,7 @@ def _handed_on(
 
 
 def _parts(
-    proto: ModelProto, needs: Sequence[tuple[str, ...]], bounds: Sequence[int], values: dict[str, int]
+    proto: Proto, needs: Sequence[tuple[str, ...]], bounds: Sequence[int], values: dict[str, int]
 ) -> Iterator[Part]:
     nodes, graph = proto.graph.node, proto.graph
     typed = {info.name: info for info in (*graph.value_info, *graph.input, *graph.output)}
@@ -102,17 +104,17 @@ def _parts(
         if missing or (start == 0 and set(inputs) - given):
             raise BundleError(f"{(missing or inputs)[0]} is used before it is made; export the checkpoint again")
         own = [initializers[name] for name in used if name in initializers]
-        part = GraphProto(name=f"nodes {start} to {stop - 1}")
-        part.node.extend(nodes[start:stop])
-        part.initializer.extend(own)
-        part.input.extend(_typed(typed, name) for name in inputs)
-        part.output.extend(_typed(typed, name) for name in outputs)
-        whole = ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, graph=part)
+        part = type(proto)(ir_version=proto.ir_version, opset_import=proto.opset_import)
+        part.graph.name = f"nodes {start} to {stop - 1}"
+        part.graph.node.extend(nodes[start:stop])
+        part.graph.initializer.extend(own)
+        part.graph.input.extend(_typed(typed, name) for name in inputs)
+        part.graph.output.extend(_typed(typed, name) for name in outputs)
         size = sum(values[tensor.name] for tensor in own)
-        yield Part(whole.SerializeToString(), tuple(inputs), tuple(outputs), size)
+        yield Part(part.SerializeToString(), tuple(inputs), tuple(outputs), size)
 
 
-def _typed(typed: dict[str, ValueInfoProto], name: str) -> ValueInfoProto:
+def _typed(typed: dict[str, Proto], name: str) -> Proto:
     if name not in typed:
         raise BundleError(f"{name} has no type in the graph; export the checkpoint again")
     return typed[name]

@@ -48,7 +48,7 @@ def check_engine(
     """
     tolerance, trial = tolerance_of(engine.precision), Trial(engine, family)
     progress(f"pictures{label}")
-    runs = list(trial.vision(expected.pixels, vision_runs(engine.limits.max_images)))
+    runs = list(trial.vision(expected.pixels, vision_runs(engine.limits.max_images, len(expected.pixels))))
     yield check_vision(runs, expected, label, tolerance)
     progress(f"prompts, every slot, the end of the cache{label}")
     rows = trial.decoder(expected.passages, features_of(runs))

@@ -32,6 +32,17 @@ class Expected:
     features: Floats  # [pictures, queries, hidden]
     logits: tuple[Floats, ...]  # per passage [runs, vocab]
 
+    def of_one_picture(self) -> "Expected":
+        """The first picture and the prompt that asks about it alone: what is quick to compare."""
+        kept = [at for at, passage in enumerate(self.passages) if passage.pictures == (0,)]
+        return Expected(
+            tuple(self.passages[at] for at in kept),
+            self.pixels[:1],
+            self.patches[:1],
+            self.features[:1],
+            tuple(self.logits[at] for at in kept),
+        )
+
 
 def expect(truth: Truth, passages: Sequence[Passage], pixels: Floats) -> Expected:
     """What it makes of pictures and passages."""

@@ -39,10 +39,12 @@ class Seen:
     features: Floats  # [pictures, queries, hidden]
 
 
-def vision_runs(max_images: int) -> list[tuple[int, ...]]:
+def vision_runs(max_images: int, pictures: int) -> list[tuple[int, ...]]:
     """A picture alone, and as many as one run takes, in an order that tells each from its neighbours."""
-    runs: list[tuple[int, ...]] = [(0,)] if max_images == 1 else [(0,), pattern(max_images)]
-    return [*runs, *((at,) for at in range(PICTURES) if all(at not in run for run in runs))]
+    runs: list[tuple[int, ...]] = [(0,)]
+    if max_images > 1 and pictures == PICTURES:
+        runs.append(pattern(max_images))
+    return [*runs, *((at,) for at in range(pictures) if all(at not in run for run in runs))]
 
 
 class Trial:

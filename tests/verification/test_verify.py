@@ -187,7 +187,7 @@ def test_a_chain_that_sees_another_picture_fails(exported: Callable[..., Path]) 
     passages, pixels = asked(kind, tokenizer, manifest.model, manifest.limits)
     expected = expect(StreamedReference(checkpoint, manifest.model, kind, lambda _: None), passages[:1], pixels)
     trial = Trial(open_engine(bundle, Precision.FP32, CpuBackend(threads=1)), kind)
-    features = features_of(list(trial.vision(pixels, vision_runs(manifest.limits.max_images))))
+    features = features_of(list(trial.vision(pixels, vision_runs(manifest.limits.max_images, len(pixels)))))
     assert check_decoder(trial.decoder(passages[:1], features), expected, "", tolerance).failures == ()
     failures = check_decoder(trial.decoder(passages[:1], features[::-1]), expected, "", tolerance).failures
     assert failures and failures[0].startswith("prefill of one_image: relative difference")
