@@ -4,6 +4,7 @@ Beside the bundle and in it: staging folders and temporary files that nobody hol
 and engines at our paths that the manifest does not name, as a kill leaves them between two steps of publication.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from pathlib import Path
 
 from vlm_trt.bundle.errors import StorageError
 from vlm_trt.bundle.signature import Component, Precision
-from vlm_trt.bundle.staging import ASKED, exclusive, require_folder
+from vlm_trt.bundle.staging import ASKED, in_turn, require_folder
 from vlm_trt.bundle.stale import LOCK, is_held, remove_unheld, staged_folders, temporary_files
-from vlm_trt.bundle.store import NEW, Bundle, graph_paths
+from vlm_trt.bundle.store import MANIFEST, NEW, Bundle, graph_paths, require_text
 
 Say = Callable[[str], None]
 _OF_THE_DISK = {"lost+found"}  # in the root of a new file system
@@ -44,7 +45,7 @@ def open_to_write(path: Path, say: Say) -> Bundle:
     bundle = Bundle.open(path)
     require_folder(path)
     _clear([*_beside(path), *_inside(path)], say)
-    with suppress(StorageError), exclusive(path):  # who publishes right now has files that no manifest names yet
+    with in_turn(path):  # who publishes has files that no manifest names yet
         for orphan in _orphans(Bundle.open(path)):
             one = Leftover(orphan, _bytes(orphan))
             with suppress(OSError):
@@ -58,9 +59,10 @@ def destination(target: Path, say: Say) -> Bundle | None:
     """The bundle that is there to be added to; None where a new one can be made, in no folder yet or an empty one.
 
     Raises:
-        BundleError, IncompatibleError: something else is there.
+        BundleError, IncompatibleError: something else is there. UsageError: the path is no text.
         StorageError: it cannot be written, is a link that leads nowhere, or another process makes a bundle there.
     """
+    require_text(target)
     if target.is_symlink() and not target.exists():
         raise StorageError(
             f"{target} is a link to {target.readlink()}, which is not there; make that folder, or remove the link"
@@ -69,12 +71,11 @@ def destination(target: Path, say: Say) -> Bundle | None:
     _name_others(target, say)
     if not target.exists():
         return None
-    names = {path.name for path in target.iterdir()} - _OF_THE_DISK if target.is_dir() else {""}
-    if not names:
+    if staged_folders(target, NEW) and not (target / MANIFEST).exists():  # the others were removed
+        raise StorageError(f"{target} is being written by another process; wait for it to finish")
+    if target.is_dir() and {path.name for path in target.iterdir()} <= _OF_THE_DISK:
         require_folder(target)
         return None
-    if names == {path.name for path in staged_folders(target, NEW)}:
-        raise StorageError(f"{target} is being written by another process; wait for it to finish")
     return open_to_write(target, say)
 
 
@@ -125,10 +126,10 @@ def _orphans(bundle: Bundle) -> list[Path]:
 
 
 def _bytes(path: Path) -> int:
-    """Of a file, or of all files in a folder."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    """Of a file, or of all files in a folder; others may be at work in it."""
+    files = [path, *(Path(folder, name) for folder, _, names in os.walk(path) for name in names)]
     total = 0
     for file in files:
         with suppress(OSError):
-            total += file.stat().st_size
+            total += file.lstat().st_size if not file.is_dir() else 0
     return total

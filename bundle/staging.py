@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+from time import monotonic, sleep
 
 from vlm_trt.bundle.errors import StorageError
 from vlm_trt.bundle.stale import LOCK, MOVED, hold, hold_new_folder, remove, remove_unheld, staged_folders
 
 ASKED = "asked"  # the file that shows whether a folder can be written
+_TURN_SECONDS = 120.0
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
@@ -51,7 +53,12 @@ def publish_folder(staging: Path, target: Path) -> None:
     """Makes a staged folder the target by one rename, everything in it on disk first."""
     sync_tree(staging)
     with storage_errors(target):
-        staging.rename(target)
+        try:
+            staging.rename(target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise StorageError(f"{target} appeared meanwhile; remove it, or choose another folder") from error
+            raise
     # After the rename: killed before it, the folder still carries the lock by which the next writer knows it.
     (target / LOCK).unlink(missing_ok=True)
     sync(target.absolute().parent)
@@ -114,13 +121,35 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         StorageError: another process is writing there.
     """
+    with _locked(folder, wait_seconds=0):
+        yield
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """One writer after the other, for steps that take moments: the work before them must not be lost.
+
+    Raises:
+        StorageError: another process keeps the folder to itself for minutes.
+    """
+    with _locked(folder, _TURN_SECONDS):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, wait_seconds: float) -> Iterator[None]:
     with storage_errors(folder):
         lock = os.open(folder, os.O_RDONLY)
+    until = monotonic() + wait_seconds
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(f"{folder} is being written by another process; wait for it to finish") from None
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if monotonic() >= until:
+                    raise StorageError(f"{folder} is being written by another process; wait for it to finish") from None
+                sleep(0.02)
         yield
     finally:
         os.close(lock)

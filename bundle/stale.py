@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import stat
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
@@ -27,12 +26,12 @@ def staged_folders(folder: Path, name: str | None = None) -> list[Path]:
         folder: where to look; one that cannot be read has none.
         name: of what is to be published; None takes every name.
     """
-    return [path for path in _matching(folder, _FOLDER, name) if stat.S_ISDIR(path.lstat().st_mode)]
+    return [path for path in _matching(folder, _FOLDER, name) if path.is_dir() and not path.is_symlink()]
 
 
 def temporary_files(folder: Path, name: str | None = None) -> list[Path]:
     """Files there that are being written, or were when a run was killed; arguments as of `staged_folders`."""
-    return [path for path in _matching(folder, _FILE, name) if stat.S_ISREG(path.lstat().st_mode)]
+    return [path for path in _matching(folder, _FILE, name) if path.is_file() and not path.is_symlink()]
 
 
 def _matching(folder: Path, pattern: re.Pattern[str], name: str | None) -> list[Path]:

@@ -7,16 +7,17 @@ engines/<variant>/<component>.plan          an engine; the variant names backend
 reports/                                    what verification found
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from vlm_trt.bundle.digests import DigestCache, sha256_of
 from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry
-from vlm_trt.bundle.errors import BundleError, StorageError
+from vlm_trt.bundle.errors import BundleError, StorageError, UsageError
 from vlm_trt.bundle.manifest import Manifest, Verification, loads
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import (
-    exclusive,
+    in_turn,
     publish_folder,
     publish_inside,
     replace_file,
@@ -42,7 +43,9 @@ class Bundle:
         Raises:
             BundleError: no bundle, a file missing or of another size, a symbolic or hard link.
             IncompatibleError: written by another schema.
+            UsageError: the path is no text.
         """
+        require_text(path)
         if not path.is_dir():
             raise BundleError(f"{path} is not a folder; make a bundle with: vlm-trt export CHECKPOINT {path}")
         bundle = cls(path, _read_manifest(path))
@@ -87,7 +90,7 @@ class Bundle:
 
     def record(self, verdict: Verification, report: str) -> None:
         """Stores a verdict and its report."""
-        with exclusive(self.path):
+        with in_turn(self.path):
             manifest = _read_manifest(self.path).with_verification(verdict)
             target = self.path / verdict.report
             with storage_errors(target):
@@ -118,6 +121,19 @@ class Bundle:
                 f"{self.path / file.path} was changed after it was made (its sha256 is {digest[:12]}…, the manifest "
                 f"says {file.sha256[:12]}…); {_remedy(file)}"
             )
+
+
+def require_text(path: Path) -> None:
+    """
+    Raises:
+        UsageError: the path has bytes that are no UTF-8, with which ONNX Runtime and TensorRT open no file.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"the path {os.fsencode(path)!r} is no UTF-8, so no graph in it can be opened; rename the folder"
+        ) from None
 
 
 def _remedy(file: FileEntry) -> str:
@@ -162,7 +178,7 @@ def publish_new(staging: Path, target: Path, manifest: Manifest) -> None:
     """
     replace_file(staging / MANIFEST, manifest.dumps())
     if staging.parent == target.absolute():
-        with exclusive(target):
+        with in_turn(target):
             for left in staged_folders(target):
                 remove_unheld(left)
             publish_inside(staging, last=MANIFEST)
@@ -181,7 +197,7 @@ def publish_graphs(bundle: Bundle, staging: Path, graphs: tuple[GraphEntry, ...]
     files = [file.path for entry in graphs for file in entry.files]
     for path in files:
         sync(staging / path)
-    with exclusive(bundle.path), storage_errors(bundle.path):
+    with in_turn(bundle.path), storage_errors(bundle.path):
         bare = _read_manifest(bundle.path).without({(entry.component, entry.precision) for entry in graphs})
         _exchange(bundle, staging, bare, bare.with_graphs(graphs), files)
 
@@ -194,7 +210,7 @@ def publish_engines(bundle: Bundle, staging: Path, engines: tuple[EngineEntry, .
     files = [engine.plan.path for engine in engines]
     for path in files:
         sync(staging / path)
-    with exclusive(bundle.path), storage_errors(bundle.path):
+    with in_turn(bundle.path), storage_errors(bundle.path):
         current = _read_manifest(bundle.path)
         kinds = {(one.component, one.precision, one.backend, one.target) for one in engines}
         outdated = {

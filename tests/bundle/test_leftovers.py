@@ -10,7 +10,7 @@ import pytest
 
 from tests.bundle import tiny
 from tests.kills import killed_at, kills
-from vlm_trt.bundle.errors import BundleError, StorageError
+from vlm_trt.bundle.errors import BundleError, StorageError, UsageError
 from vlm_trt.bundle.leftovers import destination, leftovers, open_to_write
 from vlm_trt.bundle.staging import staging_folder
 from vlm_trt.bundle.store import Bundle, publish_new, staging_of
@@ -169,6 +169,13 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(goal)
         with pytest.raises(StorageError, match=f"{name} is a link to {goal}, which is not there; make that folder, or"):
             destination(tmp_path / name, quiet)
+
+
+def test_a_path_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"bundle\xff")
+    for asks in (Bundle.open, lambda path: destination(path, quiet)):
+        with pytest.raises(UsageError, match=r"the path b'.*bundle\\xff' is no UTF-8, so no graph in it can be opened"):
+            asks(path)
 
 
 def test_two_exports_into_one_folder(tmp_path: Path) -> None:

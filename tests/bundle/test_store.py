@@ -196,7 +196,10 @@ def test_a_published_folder_appears_whole(tmp_path: Path) -> None:
 
 def test_a_target_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "target"
-    with pytest.raises(StorageError, match="Directory not empty"), staging_folder(target) as staging:
+    with (
+        pytest.raises(StorageError, match="target appeared meanwhile; remove it, or choose another folder"),
+        staging_folder(target) as staging,
+    ):
         target.mkdir()
         (target / "theirs").write_text("x")
         publish_folder(staging, target)
