@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_trt.bundle.errors import StorageError
+from vlm_trt.bundle.lock import AT_WORK
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import ASKED, in_turn, require_folder
 from vlm_trt.bundle.stale import LOCK, is_held, remove_unheld, staged_folders, temporary_files
@@ -104,11 +105,10 @@ def _beside(path: Path) -> list[Path]:
 
 
 def _inside(path: Path) -> Iterator[Path]:
-    """What is staged, or written, in a bundle; and the lock that a new one keeps if its export is killed at the end."""
+    """What is staged, or written, in a bundle, and locks: of an export killed right after its last rename, of work."""
     for folder in (path, *(one for place in _WRITTEN for one in sorted(path.glob(place)) if not one.is_symlink())):
         yield from (*staged_folders(folder), *temporary_files(folder))
-    if (path / LOCK).is_file():
-        yield path / LOCK
+    yield from (lock for lock in (path / LOCK, path / AT_WORK) if lock.is_file() and not lock.is_symlink())
 
 
 def _orphans(bundle: Bundle) -> list[Path]:

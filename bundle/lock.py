@@ -13,7 +13,7 @@ from pathlib import Path
 from vlm_trt.bundle.errors import StorageError
 from vlm_trt.bundle.staging import storage_errors
 
-_NAME = ".at-work"
+AT_WORK = ".at-work"
 _LONGEST_COMMAND = 200  # characters
 
 
@@ -27,7 +27,7 @@ def at_work(folder: Path) -> Iterator[None]:
     Raises:
         StorageError: another process is at work there; it is named. Or the folder cannot be written.
     """
-    path = folder / _NAME
+    path = folder / AT_WORK
     with storage_errors(folder):
         lock = _locked(path)
     try:

@@ -49,10 +49,11 @@ def _description(bundle: Bundle) -> list[str]:
 
 
 def _left_lines(bundle: Bundle) -> list[str]:
-    """What runs that were killed have left, and who removes it."""
-    rows = [(str(one.path), size(one.bytes)) for one in leftovers(bundle)]
-    found = table(rows, ("left by runs that were ended; the next command that writes removes it", " size"))
-    return ["", found] if rows else []
+    """What runs that were ended have left, and what becomes of it."""
+    kept = sorted((bundle.path / ".calibration").glob("*.npz"))
+    rows = [(str(one.path), size(one.bytes), "the next command that writes removes it") for one in leftovers(bundle)]
+    rows += [(str(path), size(path.stat().st_size), "the same quantize goes on with it") for path in kept]
+    return ["", table(rows, ("left by runs that were ended", " size", ""))] if rows else []
 
 
 def _graph_rows(manifest: Manifest) -> list[tuple[str, ...]]:

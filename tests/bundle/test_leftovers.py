@@ -12,6 +12,7 @@ from tests.bundle import tiny
 from tests.kills import killed_at, kills
 from vlm_trt.bundle.errors import BundleError, StorageError, UsageError
 from vlm_trt.bundle.leftovers import destination, leftovers, open_to_write
+from vlm_trt.bundle.lock import at_work
 from vlm_trt.bundle.staging import staging_folder
 from vlm_trt.bundle.store import Bundle, publish_new, staging_of
 
@@ -106,6 +107,17 @@ def test_what_is_in_use_is_neither_shown_nor_removed(tmp_path: Path) -> None:
         assert leftovers(bundle) == ()
         open_to_write(bundle.path, quiet)
         assert (staging / "weights").exists()
+
+
+def test_the_lock_of_work_that_was_killed_goes_and_one_in_use_stays(tmp_path: Path) -> None:
+    bundle = tiny.new(tmp_path / "bundle")
+    with at_work(bundle.path):
+        open_to_write(bundle.path, quiet)
+        assert (bundle.path / ".at-work").exists() and leftovers(bundle) == ()
+    (bundle.path / ".at-work").write_text("process 1")
+    assert [one.path.name for one in leftovers(bundle)] == [".at-work"]
+    open_to_write(bundle.path, quiet)
+    assert not (bundle.path / ".at-work").exists()
 
 
 def test_what_lacks_a_lock_is_nobodys(tmp_path: Path) -> None:

@@ -64,6 +64,6 @@ def test_a_failure_ends_the_work(tmp_path: Path) -> None:
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / ".at-work").symlink_to(tmp_path / "precious")
-    with pytest.raises(OSError, match="symbolic links"), at_work(tmp_path):
+    with pytest.raises(StorageError, match="symbolic links"), at_work(tmp_path):
         pass
     assert not (tmp_path / "precious").exists()
