@@ -13,9 +13,9 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from vlm_trt.bundle.store import Bundle
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.export import Choices, export
 from vlm_trt.families.family import family
+from vlm_trt.profiling.torch_baseline import TorchDecoder
 from vlm_trt.runtime.backend import Buffer
 from vlm_trt.runtime.engine import Engine, Step
 from vlm_trt.runtime.environment import environment
@@ -101,7 +102,7 @@ def stages(bundle: Bundle, checkpoint: Path, pairs: int) -> dict[str, dict[str, 
     reference = Reference(Checkpoint(checkpoint), bundle.manifest.model, family("qwen_vl"))
     patches = engine.encode_vision(prompt.pixels)
     features = engine.backend.upload(engine.resample(patches).read()[0], "float32")
-    torch_run = TorchDecoder(reference, prompt, features)
+    torch_run = TorchSide(reference, prompt, features)
     named: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
         "vision_encoder": (
             lambda: timed(lambda: engine.encode_vision(prompt.pixels)),
@@ -146,43 +147,24 @@ def decode_ms(engine: Engine, prompt: Prompt, features: Buffer) -> float:
     return statistics.median(steps)
 
 
-class TorchDecoder:
-    """Our torch decoder with a cache, eager."""
+class TorchSide:
+    """The same prompt in our torch decoder, eager."""
 
     def __init__(self, reference: Reference, prompt: Prompt, features: Buffer) -> None:
-        self._module = reference.modules[Component.DECODER]
-        self._decoder, self._prompt = reference.model.decoder, prompt
-        self._features = torch.from_numpy(np.asarray(features.read()))
-        self._past: list[torch.Tensor] = []
+        self._decoder = TorchDecoder(reference.modules[Component.DECODER], reference.model.decoder)
+        self._prompt, self._features = prompt, torch.from_numpy(np.asarray(features.read()))
 
     def prefill_ms(self) -> float:
-        length = PROMPT_TOKENS + NEW_TOKENS
-        shape = (1, self._decoder.kv_heads, length, self._decoder.head_dim)
-        self._past = [torch.zeros(shape) for _ in range(2 * self._decoder.layers)]
-        return timed(lambda: self._step(self._prompt.ids, self._prompt.rows, 0))
+        def prefill() -> None:
+            self._decoder.begin(self._features, self._prompt.table, PROMPT_TOKENS + NEW_TOKENS)
+            self._decoder.step(self._prompt.ids, self._prompt.rows, 0)
+
+        return timed(prefill)
 
     def decode_ms(self) -> float:
         self.prefill_ms()
-        ids, rows = np.array([5]), np.array([-1])
-        steps = [timed(lambda at=at: self._step(ids, rows, PROMPT_TOKENS + at)) for at in range(NEW_TOKENS)]  # type: ignore[misc]
+        steps = [timed(partial(self._decoder.step, [5], [-1], PROMPT_TOKENS + at)) for at in range(NEW_TOKENS)]
         return statistics.median(steps)
-
-    @torch.inference_mode()
-    def _step(self, ids: Any, rows: Any, start: int) -> None:
-        table, stop = self._prompt.table, start + len(ids)
-        arrays = (table.cos[start:stop], table.sin[start:stop], table.query_scale[start:stop])
-        outputs = self._module(
-            torch.from_numpy(ids)[None],
-            self._features,
-            torch.from_numpy(rows)[None],
-            *(torch.from_numpy(array)[None] for array in arrays),
-            torch.tensor([start]),
-            torch.arange(start, stop)[None],
-            torch.arange(stop),
-            torch.tensor([len(ids) - 1]),
-            self._past,
-        )
-        self._past = list(outputs[1:])
 
 
 def by_cache_length(folder: Path) -> dict[str, float]:
@@ -213,7 +195,7 @@ def import_seconds() -> float:
     def run(code: str) -> float:
         return timed(lambda: subprocess.run([sys.executable, "-c", code], check=True)) / 1000
 
-    return round(statistics.median(run("import runtime.model") - run("pass") for _ in range(7)), 3)
+    return round(statistics.median(run("import vlm_trt.runtime.model") - run("pass") for _ in range(7)), 3)
 
 
 def load_seconds(bundle: Bundle) -> float:

@@ -30,6 +30,28 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 
 
 NUMBERS = Numbers()
+EVERY_TASK = "all"
+
+
+class LeastScore(click.ParamType[tuple[str, float]]):
+    """A score from 0 to 1, of all examples or of one task."""
+
+    name = "[task=]score"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        if not isinstance(value, str):
+            return tuple(value)
+        task, _, written = value.rpartition("=")
+        try:
+            score = float(written)
+        except ValueError:
+            score = -1.0
+        if not 0 <= score <= 1:
+            self.fail(f"{value!r} is no score; write one from 0 to 1, or one of a task: read=0.9", param, ctx)
+        return task or EVERY_TASK, score
+
+
+LEAST_SCORE = LeastScore()
 
 
 def with_options(*options: Any) -> Callable[[Any], Any]:
@@ -68,16 +90,16 @@ answer_options = with_options(
     click.option("--ignore-eos", is_flag=True, help="Generate on to --max-new-tokens, whatever comes."),
 )
 profile_options = with_options(
-    click.option("--batch", type=NUMBERS, default="1", show_default=True, help="Sequences at once; 1,2,4 sweeps."),
-    click.option("--images", type=NUMBERS, default="1", show_default=True, help="Pictures of a request; 1,2 sweeps."),
-    click.option("--prompt-tokens", type=NUMBERS, default="", help="Of a request, pictures included.  [default: few]"),
-    click.option("--new-tokens", type=click.IntRange(min=1), default=32, show_default=True, help="Of every answer."),
+    click.option("--batch", type=NUMBERS, help="Sequences at once; 1,2,4 sweeps.  [default: 1]"),
+    click.option("--images", type=NUMBERS, help="Pictures of a request; 1,2 sweeps.  [default: 1]"),
+    click.option("--prompt-tokens", type=NUMBERS, help="Of a request, pictures included.  [default: few]"),
+    click.option("--new-tokens", type=click.IntRange(min=1), help="Of every answer.  [default: 32]"),
     click.option("--iterations", type=click.IntRange(min=1), default=10, show_default=True, help="Of every point."),
     click.option("--warmup", type=click.IntRange(min=0), default=2, show_default=True, help="Iterations before them."),
     click.option("--compare", multiple=True, help="Another precision of BUNDLE, or another bundle of the same model."),
     click.option("--least-agreement", type=click.FloatRange(0, 1), help="Of the tokens of both.  [default: 0.9]"),
     click.option("--baseline", type=click.Choice(["torch"]), help="Compare with the model itself."),
-    click.option("--check", type=FOLDER, help="An earlier profile.json that nothing may be slower than."),
+    click.option("--check", type=FOLDER, help="An earlier profile.json; its points are measured."),
     click.option(
         "--allowed", type=click.FloatRange(min=0), default=0.05, show_default=True, help="Slower, as a share."
     ),

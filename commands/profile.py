@@ -13,29 +13,33 @@ from vlm_trt.bundle.leftovers import open_to_write
 from vlm_trt.bundle.output import require_output_folder, write_outputs
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.commands.terminal import count_bar, say, size, table
-from vlm_trt.profiling.check import read_profile, slower
-from vlm_trt.profiling.compare import Comparison
+from vlm_trt.profiling.check import read_profile, require_points, require_same_kind, require_stages, slower
+from vlm_trt.profiling.compare import Comparison, what_it_means
 from vlm_trt.profiling.document import document, lines, table_csv, trace
 from vlm_trt.profiling.html import report
+from vlm_trt.profiling.layers import WHAT_A_SPREAD_MEANS
 from vlm_trt.profiling.metrics import STAGES
-from vlm_trt.profiling.pairing import compare_with, compare_with_torch, require_same_model
-from vlm_trt.profiling.profile import Profile, Sweep, profile
+from vlm_trt.profiling.pairing import Mine, compare_with, compare_with_torch, require_same_model, require_torch
+from vlm_trt.profiling.profile import Profile, profile, swept
+from vlm_trt.profiling.recorded import Recorded, recorded
 from vlm_trt.profiling.roofline import Gap
 from vlm_trt.profiling.statistics import Summary
 from vlm_trt.profiling.workload import Workload
+from vlm_trt.runtime.environment import environment
 from vlm_trt.runtime.model import Choice, choose
 
 TORCH = "torch"
+NEW_TOKENS = 32
 _SHOWN_LAYERS = 3  # of each stage
 _FILES = ("report.html", "trace.json", "profile.jsonl", "profile.csv", "profile.json")
 
 
 def run(
     bundle: Path,
-    batch: Sequence[int],
-    images: Sequence[int],
-    prompt_tokens: Sequence[int],
-    new_tokens: int,
+    batch: Sequence[int] | None,
+    images: Sequence[int] | None,
+    prompt_tokens: Sequence[int] | None,
+    new_tokens: int | None,
     iterations: int,
     warmup: int,
     compare: Sequence[str],
@@ -57,15 +61,20 @@ def run(
         if output.resolve().is_relative_to(bundle.resolve()):
             open_to_write(bundle, say)
     choice = _chosen(bundle, **where)
+    points = _points(batch, images, prompt_tokens, new_tokens, earlier)
+    if earlier is not None:
+        _require_comparable(choice, earlier, points, stages)
     others = [_other(bundle, name, where) for name in compare]
     for other in others:  # before anything is measured
         require_same_model(choice, other)
-    base = Workload(images[0], prompt_tokens[0] if prompt_tokens else None, new_tokens, batch[0])
-    sweep = Sweep(base, {"batch": batch, "images": images, "prompt_tokens": prompt_tokens})
-    found = profile(choice, sweep, iterations, warmup, say, count_bar, per_layer=layers)
-    comparisons = [compare_with(choice, other, base, iterations, least_agreement, count_bar) for other in others]
     if baseline == TORCH:
-        comparisons.append(compare_with_torch(choice, base, iterations, count_bar))
+        require_torch(choice, points[0])
+    say(f"load {choice.precision} on {choice.backend.name}")
+    mine = Mine(choice, choice.load())
+    found = profile(choice, mine.model, points, iterations, warmup, say, count_bar, per_layer=layers)
+    comparisons = [compare_with(mine, other, points[0], iterations, least_agreement, count_bar) for other in others]
+    if baseline == TORCH:
+        comparisons.append(compare_with_torch(mine, points[0], iterations, count_bar))
     written = document(found, [asdict(one) for one in comparisons])
     if output is not None:
         _write(output, found, written)
@@ -73,7 +82,39 @@ def run(
     if output is not None:
         say(f"wrote profile.json, .csv, .jsonl, trace.json and report.html to {output}")
     if earlier is not None:
-        _require_not_slower(written, earlier, allowed, stages)
+        _require_not_slower(recorded(written), earlier, allowed, stages)
+
+
+def _points(
+    batch: Sequence[int] | None,
+    images: Sequence[int] | None,
+    prompt_tokens: Sequence[int] | None,
+    new_tokens: int | None,
+    earlier: Recorded | None,
+) -> list[Workload]:
+    """What was asked for; a check that asks for nothing measures all points of the earlier profile."""
+    values = {"batch": batch or (), "images": images or (), "prompt_tokens": prompt_tokens or ()}
+    if earlier is not None and new_tokens is None and not any(values.values()):
+        return [point.workload for point in earlier.points]
+    first = {axis: own[0] for axis, own in values.items() if own}
+    return swept(Workload(**first, new_tokens=new_tokens or NEW_TOKENS), values)
+
+
+def _require_comparable(choice: Choice, earlier: Recorded, points: Sequence[Workload], stages: Sequence[str]) -> None:
+    """
+    Raises:
+        UsageError: what is about to be measured could not be checked against the earlier profile.
+    """
+    around = environment()
+    now = {
+        "family": choice.bundle.manifest.model.family,
+        "precision": choice.precision.value,
+        "backend": choice.backend.name,
+        "processor": str(around["gpu"] or around["processor"]),
+    }
+    require_same_kind(now, earlier)
+    require_points(earlier, points)
+    require_stages(earlier, stages)
 
 
 def _chosen(bundle: Path, precision: str | None, backend: str, threads: int | None, unverified: bool) -> Choice:
@@ -99,9 +140,7 @@ def _write(output: Path, found: Profile, written: Mapping[str, Any]) -> None:
     write_outputs(output, dict(zip(_FILES, contents, strict=True)))
 
 
-def _require_not_slower(
-    now: Mapping[str, Any], before: Mapping[str, Any], allowed: float, stages: Sequence[str]
-) -> None:
+def _require_not_slower(now: Recorded, before: Recorded, allowed: float, stages: Sequence[str]) -> None:
     """
     Raises:
         VerificationError: a stage has become slower than allowed.
@@ -109,7 +148,10 @@ def _require_not_slower(
     found = slower(now, before, allowed, stages)
     if found:
         raise VerificationError(f"slower than the earlier profile: {'; '.join(str(one) for one in found)}")
-    say(f"nothing is slower than the earlier profile by more than {allowed:.0%} and its noise")
+    say(
+        f"nothing is slower than the earlier profile by more than {allowed:.0%} and its noise, at {len(now.points)} of "
+        f"its {len(before.points)} points"
+    )
 
 
 def _shown(found: Profile, comparisons: Sequence[Comparison]) -> str:
@@ -119,7 +161,7 @@ def _shown(found: Profile, comparisons: Sequence[Comparison]) -> str:
         rows += [_row(name, one, point.roofline.get(name)) for name, one in point.stages.items()]
         header = (point.measured.workload.label, " median ms", " p90", " p99", " std", " floor ms", " × floor", "limit")
         parts.append(table(rows, header))
-        parts.append(_rates(point.requests))
+        parts.append(", ".join(f"{name} {one.avg:.2f} {one.unit}" for name, one in point.rates.items()))
     parts += [_layers(found)] if found.layers else []
     parts += [_compared(one) for one in comparisons]
     return "\n\n".join((*parts, _ceilings(found)))
@@ -130,19 +172,18 @@ def _row(name: str, one: Summary, gap: Gap | None = None) -> tuple[str, ...]:
     return (name, f"{one.p50:.3f}", f"{one.p90:.3f}", f"{one.p99:.3f}", f"{one.std:.3f}", *floor)
 
 
-def _rates(found: Mapping[str, Summary]) -> str:
-    names = ("output_token_throughput", "request_throughput", "image_throughput")
-    return ", ".join(f"{found[name].p50:.2f} {found[name].unit}" for name in names if name in found)
-
-
 def _layers(found: Profile) -> str:
     """The parts that take most time in each stage."""
     rows = [
-        (one.stage, one.layer, one.part, one.operator, f"{one.milliseconds:.3f}", f"{one.share:.1%}")
+        (
+            one.stage, one.layer, one.part, one.operator, f"{one.milliseconds:.3f}", f"{one.low:.3f} … {one.high:.3f}",
+            f"{one.share:.1%}",
+        )
         for stage in STAGES
         for one in [layer for layer in found.layers if layer.stage == stage][:_SHOWN_LAYERS]
-    ]
-    return table(rows, ("most time in", "layer", "part", "operator", " ms", " of the stage"))
+    ]  # fmt: skip
+    header = ("most time in", "layer", "part", "operator", " median ms", " p10 … p90", " of the stage")
+    return f"{table(rows, header)}\n{WHAT_A_SPREAD_MEANS}"
 
 
 def _compared(one: Comparison) -> str:
@@ -154,7 +195,7 @@ def _compared(one: Comparison) -> str:
     title = f"against {one.other}"
     return (
         f"{table(rows, (title, ' ms', ' its ms', ' its / ours', ' 95 %'))}\n"
-        f"{one.pairs} pairs, {one.same_tokens:.0%} of the tokens are the same"
+        f"{one.pairs} pairs; {what_it_means(one.same_tokens, one.parted_at)}"
     )
 
 

@@ -5,13 +5,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vlm_trt.bundle.errors import UsageError
-from vlm_trt.profiling.document import SCHEMA
+from vlm_trt.profiling.recorded import Recorded, RecordedPoint, Times, recorded
+from vlm_trt.profiling.workload import Workload
 
-_KINDS = ("stages", "metrics")
-_SAME = ("precision", "backend", "family")
 # Standard errors of the difference of two medians that chance reaches once in hundreds of stages.
 _CHANCE = 3.0
 # The standard error of a median is that of the mean times √(π/2), for normal noise.
@@ -35,65 +33,87 @@ class Slower:
         )
 
 
-def slower(
-    now: Mapping[str, Any], before: Mapping[str, Any], allowed: float, stages: Sequence[str] = ()
-) -> list[Slower]:
+def require_points(before: Recorded, points: Sequence[Workload]) -> None:
+    """
+    Raises:
+        UsageError: the earlier profile lacks a point, so that it would be measured and not checked.
+    """
+    known = {point.workload for point in before.points}
+    for one in points:
+        if one not in known:
+            raise UsageError(
+                f"the earlier profile has no point {one.label!r} to check against (it has "
+                f"{'; '.join(point.workload.label for point in before.points)}); leave out --batch, --images, "
+                "--prompt-tokens and --new-tokens, and its own points are measured"
+            )
+
+
+def require_stages(before: Recorded, stages: Sequence[str]) -> None:
+    """
+    Raises:
+        UsageError: the earlier profile has no such stage or latency.
+    """
+    known = dict.fromkeys(name for point in before.points for name in point.times)
+    for stage in stages:
+        if stage not in known:
+            raise UsageError(f"there is no stage {stage!r} to check; choose from {', '.join(known)}")
+
+
+def require_same_kind(now: Mapping[str, str | None], before: Recorded) -> None:
+    """
+    Args:
+        now: family, precision, backend and processor of what is to be checked.
+        before: the earlier profile.
+    Raises:
+        UsageError: the profiles are of different work or machines.
+    """
+    for field in ("precision", "backend", "family"):
+        if now[field] != before.setup[field]:
+            raise UsageError(
+                f"the earlier profile's {field} is {before.setup[field]}, this one's {now[field]}; "
+                "check against a profile of the same kind"
+            )
+    if now["processor"] != before.setup["processor"]:
+        raise UsageError(
+            f"the earlier profile is from {before.setup['processor']} and this machine is {now['processor']}; times of "
+            "two machines say nothing about the program"
+        )
+
+
+def slower(now: Recorded, before: Recorded, allowed: float, stages: Sequence[str] = ()) -> list[Slower]:
     """What became slower than allowed, by more than the noise of both.
 
     Args:
-        now, before: profiles as JSON values, of the same precision and backend on the same processor.
+        now, before: profiles; every point of the first is looked at.
         allowed: share of the earlier median.
         stages: names of stages and latencies to look at; none: all of them.
     Raises:
-        UsageError: the profiles are of different work or machines, have no point in common, or no such stage.
+        UsageError: the profiles are of different work or machines, or a point or stage is not in both.
     """
-    for field in _SAME:
-        if now["setup"][field] != before["setup"][field]:
-            raise UsageError(
-                f"the earlier profile's {field} is {before['setup'][field]}, this one's {now['setup'][field]}; "
-                "check against a profile of the same kind"
-            )
-    processors = [one["environment"].get("gpu") or one["environment"].get("processor") for one in (before, now)]
-    if processors[0] != processors[1]:
-        raise UsageError(
-            f"the earlier profile is from {processors[0]} and this machine is {processors[1]}; times of two machines "
-            "say nothing about the program"
-        )
-    earlier = {json.dumps(point["workload"], sort_keys=True): point for point in before["points"]}
-    both = [
-        (point, earlier[key])
-        for point in now["points"]
-        if (key := json.dumps(point["workload"], sort_keys=True)) in earlier
-    ]
-    if not both:
-        raise UsageError("no workload of the earlier profile was measured; profile with the same options")
-    known = dict.fromkeys(name for mine, _ in both for kind in _KINDS for name in _latencies(mine[kind]))
-    if unknown := [stage for stage in stages if stage not in known]:
-        raise UsageError(f"there is no stage {unknown[0]!r} to check; choose from {', '.join(known)}")
-    found = (one for mine, old in both for one in _slower(mine, old, allowed))
+    require_same_kind(now.setup, before)
+    require_points(before, [point.workload for point in now.points])
+    require_stages(before, stages)
+    require_stages(now, stages)
+    earlier = {point.workload: point for point in before.points}
+    found = (one for point in now.points for one in _slower(point, earlier[point.workload], allowed))
     return [one for one in found if not stages or one.name in stages]
 
 
-def _slower(now: Mapping[str, Any], before: Mapping[str, Any], allowed: float) -> Iterator[Slower]:
-    for kind in _KINDS:
-        for name, summary in _latencies(now[kind]).items():
-            old = before[kind].get(name)
-            if old is None:
-                continue
-            noise = _CHANCE * math.hypot(_error(summary), _error(old))
-            if summary["p50"] - old["p50"] > max(allowed * old["p50"], noise):
-                yield Slower(now["label"], name, old["p50"], summary["p50"], noise)
+def _slower(now: RecordedPoint, before: RecordedPoint, allowed: float) -> Iterator[Slower]:
+    for name, times in now.times.items():
+        old = before.times.get(name)
+        if old is None:
+            continue
+        noise = _CHANCE * math.hypot(_error(times), _error(old))
+        if times.p50 - old.p50 > max(allowed * old.p50, noise):
+            yield Slower(now.workload.label, name, old.p50, times.p50, noise)
 
 
-def _latencies(summaries: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: summary for name, summary in summaries.items() if summary["unit"] == "ms"}
+def _error(times: Times) -> float:
+    return _MEDIAN * times.std / math.sqrt(times.count)
 
 
-def _error(summary: Mapping[str, Any]) -> float:
-    return float(_MEDIAN * summary["std"] / math.sqrt(summary["count"]))
-
-
-def read_profile(path: Path) -> dict[str, Any]:
+def read_profile(path: Path) -> Recorded:
     """
     Raises:
         UsageError: it cannot be read, or is no profile of this version.
@@ -102,8 +122,11 @@ def read_profile(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; give a profile's JSON file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is no JSON ({error}); give a profile's JSON file") from None
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA or not {"setup", "points"} <= found.keys():
-        raise UsageError(f"{path} is no profile that this version reads; make one: vlm-trt profile BUNDLE -o FOLDER")
-    return found
+    try:
+        return recorded(found)
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is no profile that this version reads ({error}); make one: vlm-trt profile BUNDLE -o FOLDER"
+        ) from None

@@ -1,7 +1,12 @@
-"""Two bundles, precisions or backends beside each other: runs A B A B, and each stage's ratio with its interval."""
+"""Two bundles, precisions or backends beside each other: runs A B A B, and each stage's ratio with its interval.
 
+A stage's time is that of one run, as everywhere: of one decode step, not of all of an answer.
+"""
+
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from statistics import median
 
 import numpy as np
@@ -21,7 +26,7 @@ class Ratio:
     """How many times as long the other one takes: median of the paired ratios, and 95 % of its bootstrap."""
 
     stage: str
-    mine_ms: float  # medians
+    mine_ms: float  # medians, of one run of the stage
     other_ms: float
     ratio: float
     low: float
@@ -34,6 +39,7 @@ class Comparison:
     workload: Workload
     pairs: int
     same_tokens: float  # share of all tokens that agree
+    parted_at: int | None  # the first token, counted from 1, that some request has other than its counterpart
     ratios: tuple[Ratio, ...]
 
 
@@ -58,7 +64,7 @@ def compared(label: str, workload: Workload, pairs: Pairs) -> Comparison:
     """
     stages = _stages(pairs)
     found = tuple(_ratio(stage, mine, other) for stage, (mine, other) in stages.items())
-    return Comparison(label, workload, len(pairs), same_tokens(*pairs[0]), found)
+    return Comparison(label, workload, len(pairs), same_tokens(*pairs[0]), parted_at(*pairs[0]), found)
 
 
 def same_tokens(mine: Iteration, other: Iteration) -> float:
@@ -72,6 +78,28 @@ def same_tokens(mine: Iteration, other: Iteration) -> float:
     return sum(a == b for a, b in pairs) / longest
 
 
+def parted_at(mine: Iteration, other: Iteration) -> int | None:
+    """Number of the first token that differs, of all requests; None where all answers are the same."""
+    found = [
+        next((at for at, (a, b) in enumerate(zip_longest(one.ids, two.ids), start=1) if a != b), None)
+        for one, two in zip(mine.requests, other.requests, strict=True)
+    ]
+    return min((at for at in found if at is not None), default=None)
+
+
+def what_it_means(same_tokens: float, parted_at: int | None) -> str:
+    """The share of same tokens as sentences: what it says, what it does not, and what to do about it."""
+    share = f"{same_tokens:.1%} of the tokens are the same"
+    if parted_at is None:
+        return f"{share}: both answer alike"
+    return (
+        f"{share}: the answers part at token {parted_at}. From there on each goes on with its own text, so this says "
+        "how early a near tie went the other way and not how many tokens are wrong; the pictures here are noise. "
+        "The times compare all the same, since both compute as many tokens. Whether the other one answers as well: "
+        "vlm-trt evaluate BUNDLE --data DATA --baseline THE-OTHER"
+    )
+
+
 def require_same_work(mine: Iteration, other: Iteration, least: float, label: str) -> None:
     """
     Raises:
@@ -80,22 +108,30 @@ def require_same_work(mine: Iteration, other: Iteration, least: float, label: st
     share = same_tokens(mine, other)
     if share < least:
         raise UsageError(
-            f"only {share:.0%} of the tokens of {label} are those of this bundle, so a comparison of times would be of "
-            "different work; compare the same model, or allow it with --least-agreement"
+            f"only {share:.0%} of the tokens of {label} are those of this bundle (the answers part at token "
+            f"{parted_at(mine, other)}), so this may be another model, and a comparison of times of different work; "
+            "compare the same model, look at the answers with vlm-trt evaluate --baseline, or compare the times all "
+            "the same with --least-agreement 0"
         )
 
 
 def _stages(pairs: Pairs) -> Mapping[str, tuple[list[float], list[float]]]:
-    """Milliseconds of each stage per iteration, of both, where both have it; the whole request last."""
-    sides = [[_totals(iteration) for iteration in side] for side in zip(*pairs, strict=True)]
+    """Milliseconds of one run of each stage per iteration, of both, where both have it; the whole request last."""
+    runs = Counter(span.stage for span in pairs[0][0].spans)
+    sides = [[_per_run(iteration, runs) for iteration in side] for side in zip(*pairs, strict=True)]
     names = [name for name in sides[0][0] if all(name in one for side in sides for one in side)]
     return {name: ([one[name] for one in sides[0]], [one[name] for one in sides[1]]) for name in names}
 
 
-def _totals(iteration: Iteration) -> dict[str, float]:
-    found: dict[str, float] = {}
+def _per_run(iteration: Iteration, runs: Mapping[str, int]) -> dict[str, float]:
+    """
+    Args:
+        runs: of each stage on this side; the other one may do the same work in fewer or more.
+    """
+    totals: dict[str, float] = {}
     for span in iteration.spans:
-        found[span.stage] = found.get(span.stage, 0.0) + span.seconds * 1000
+        totals[span.stage] = totals.get(span.stage, 0.0) + span.seconds * 1000
+    found = {stage: total / runs[stage] for stage, total in totals.items() if stage in runs}
     first = max(one.first_token_ms for one in iteration.requests)
     return found | {"time_to_first_token": first, "request_latency": iteration.seconds * 1000}
 

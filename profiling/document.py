@@ -13,7 +13,7 @@ from vlm_trt.profiling.metrics import decode_by_position, typical, waterfall
 from vlm_trt.profiling.profile import Point, Profile
 from vlm_trt.runtime.timing import Span
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def document(profile: Profile, comparisons: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _point(point: Point) -> dict[str, Any]:
         "label": measured.workload.label,
         "iterations": len(measured.iterations),
         "warmup_ms": measured.warmup_ms,
-        "metrics": {name: asdict(summary) for name, summary in point.requests.items()},
+        "metrics": {name: asdict(one) for name, one in (*point.requests.items(), *point.rates.items())},
         "stages": {name: asdict(summary) for name, summary in point.stages.items()},
         "roofline": {stage: asdict(gap) for stage, gap in point.roofline.items()},
         "decode_by_position": decode_by_position(measured),

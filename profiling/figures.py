@@ -1,6 +1,7 @@
 """The charts of a report, each from the JSON values of a profile."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ def timeline(spans: Sequence[Values]) -> Html:
     rows = _rows(spans)
     across = axis("ms since the requests were submitted", [end(spans)], zero=True, exact=True)
     height = _ROW * len(rows) + 4
-    parts = [line(across.place(tick), 0, across.place(tick), height, "grid") for tick in across.ticks]
+    parts = [one for tick in across.ticks for one in _rule(across.place(tick), len(rows), "grid")]
     for at, (name, own) in enumerate(rows.items()):
         parts.append(text(0, _ROW * at + 16, name, "name start halo"))
         parts += _bars(own, across, _ROW * at + 23)
@@ -95,10 +96,12 @@ def waterfall(spans: Sequence[Values]) -> Html:
     rows = {stage: spent[stage] for stage in (*STAGES, *spent) if stage in spent and stage not in PARTS}
     rest = whole - sum(rows.values())
     rows |= {"between_the_stages": rest} if rest > 0 else {}
+    runs = Counter(one["stage"] for one in spans)
     parts, begin = [], 0.0
     for at, (stage, taken) in enumerate(rows.items()):
         said = f"{milliseconds(taken)} · {share(taken / whole)}"
-        parts += _row(at, words(stage), said)
+        each = f", {runs[stage]} × {milliseconds(taken / runs[stage])}" if runs[stage] > 1 else ""
+        parts += _row(at, words(stage) + each, said)
         parts.append(bar(0, _ROW * at + 23, 1, _THICK, "track"))
         parts.append(bar(begin / whole, _ROW * at + 23, taken / whole, _THICK, colour(stage) + " edged", said))
         begin += taken
@@ -118,6 +121,11 @@ def totals(spans: Sequence[Values]) -> dict[str, float]:
 def _row(at: int, name: str, value: str) -> list[str]:
     y = _ROW * at + 16
     return [text(0, y, name, "name start halo"), text(1, y, value, "value end halo")]
+
+
+def _rule(x: float, rows: int, kind: str) -> list[str]:
+    """A line down through all rows, but for their words."""
+    return [line(x, _ROW * at + 21, x, _ROW * at + 41, kind) for at in range(rows)]
 
 
 def distribution(name: str, samples: Sequence[float]) -> Html:
@@ -179,11 +187,13 @@ def curve(name: str, unit: str, places: Sequence[tuple[float, float]], of: str, 
     spots = [(across.place(x), up.place(y)) for x, y in places]
     written = spaced(across, [x for x, _ in places], [number(y) for _, y in places])
     parts = [path(spots, f"curve {kind}")]
-    for (x, y), (left, height) in zip(places, spots, strict=True):
+    for at, ((x, y), (left, height)) in enumerate(zip(places, spots, strict=True)):
         down = HEIGHT * (1 - height)
         parts.append(dot(left, down, _DOT, kind, f"{of} {x:,.0f}: {number(y)} {unit}"))
         if x in written:
-            parts.append(text(left, down - 10, number(y), "value middle halo"))
+            rises = 1 < at < len(places) - 1 and places[at + 1][1] > y  # beside the line, and not on it
+            where, dx = ("end", 6) if rises else ("middle", 0)
+            parts.append(text(left, down - 10, number(y), f"value {where} halo", dx=dx))
     label = f"{name} by {of}: " + ", ".join(f"{x:,.0f}: {number(y)} {unit}" for x, y in places)
     return plot(label, across, up, parts)
 
@@ -221,7 +231,8 @@ def roofline(gaps: Mapping[str, Values], ceilings: Values) -> Html:
     label = "Roofline: " + "; ".join(
         f"{words(stage)} {scaled(y)} operations per second at {number(x)} per byte" for stage, (x, y) in spots.items()
     )
-    return joined([legend([*zip(_DASHES, names, strict=False)]), plot(label, across, up, parts, _TALL)])
+    names_of_dots = [(colour(stage), words(stage)) for stage in gaps]
+    return joined([legend([*names_of_dots, *zip(_DASHES, names, strict=False)]), plot(label, across, up, parts, _TALL)])
 
 
 def _roof(across: Axis, up: Axis, moved: float, peak: float, dash: str) -> str:
@@ -232,18 +243,15 @@ def _roof(across: Axis, up: Axis, moved: float, peak: float, dash: str) -> str:
 def _stages_under(
     spots: Mapping[str, tuple[float, float]], gaps: Mapping[str, Values], across: Axis, up: Axis, height: float
 ) -> Iterator[str]:
-    """From above, so that a label can step down from the one before."""
-    taken = -100.0
-    for stage, (x, y) in sorted(spots.items(), key=lambda one: -one[1][1]):
-        gap = gaps[stage]
+    """The lines first, so that no dot is crossed; what a dot is its colour says, since words would lie on the roofs."""
+    for stage, (x, y) in spots.items():
         left, down = across.place(x), height * (1 - up.place(y))
-        bound = height * (1 - up.place(y * gap["times_the_floor"]))
-        taken = max(taken + 16, down + 4)
-        where, dx = ("start", 10) if left < 0.5 else ("end", -10)
-        tip = f"{words(stage)}: {number(gap['times_the_floor'])} times its floor, limited by {gap['limited_by']}"
+        bound = height * (1 - up.place(y * gaps[stage]["times_the_floor"]))
         yield line(left, bound, left, down, f"reach {colour(stage)}")
-        yield dot(left, down, 6, colour(stage), tip)
-        yield text(left, taken, words(stage), f"value {where} halo", dx=dx)
+    for stage, (x, y) in spots.items():
+        gap = gaps[stage]
+        tip = f"{words(stage)}: {number(gap['times_the_floor'])} times its floor, limited by {gap['limited_by']}"
+        yield dot(across.place(x), height * (1 - up.place(y)), 6, colour(stage), tip)
 
 
 def ratios(found: Sequence[Values], other: str) -> Html:
@@ -252,8 +260,8 @@ def ratios(found: Sequence[Values], other: str) -> Html:
     wide = max(ends) / max(min(ends), 1e-9) > 10
     across = log_axis("times as long", ends) if wide else axis("times as long", ends)
     height = _ROW * len(found) + 4
-    parts = [line(across.place(tick), 0, across.place(tick), height, "grid") for tick in across.ticks]
-    parts.append(line(across.place(1), 0, across.place(1), height, "one"))
+    parts = [one for tick in across.ticks for one in _rule(across.place(tick), len(found), "grid")]
+    parts += _rule(across.place(1), len(found), "one")
     for at, one in enumerate(found):
         y, kind = _ROW * at + 31, colour(one["stage"])
         low, middle, high = (across.place(one[name]) for name in ("low", "ratio", "high"))

@@ -56,7 +56,7 @@ def report(document: Values) -> str:
         ),
         tag("footer", f"vlm-trt {document['version']}, profile schema {document['schema']}"),
     ]
-    style = files("profiling").joinpath("report.css").read_text(encoding="utf-8")
+    style = files("vlm_trt.profiling").joinpath("report.css").read_text(encoding="utf-8")
     head = (
         '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'

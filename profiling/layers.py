@@ -3,7 +3,7 @@
 import json
 import re
 from ast import literal_eval
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import onnx
 
 from vlm_trt.bundle.entries import EngineEntry
@@ -24,7 +25,15 @@ from vlm_trt.runtime.trt import TensorRtBackend
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _WORDS = re.compile(r"[\w.]+")
-_NEW_TOKENS = 8
+# Timed are so many answers of so many tokens, after one that warms up: two single runs name other parts first.
+_ANSWERS, _NEW_TOKENS = 5, 8
+WHAT_A_SPREAD_MEANS = (
+    "Several answers were timed: parts whose ranges overlap may change places in the next profile, and only one that "
+    "stands clear of the others takes more time than they do."
+)
+
+# A node or layer in one run: its name, what it does, its milliseconds.
+Timed = tuple[str, str, float]
 
 
 @dataclass(frozen=True)
@@ -35,12 +44,15 @@ class Layer:
     layer: str  # "layer 12", or "embedding", "head", "norm", …
     part: str  # "attention", "mlp", "norm", …
     operator: str  # what takes most of its time: an ONNX operator, or the name of an engine's layer
-    milliseconds: float  # of one run of the stage
-    share: float  # of the stage's nodes
+    milliseconds: float  # of one run of the stage: the median of all runs
+    low: float  # and its spread: p10
+    high: float  # and p90 of the runs
+    runs: int
+    share: float  # of the medians of the stage's parts
 
 
 def layers(choice: Choice, workload: Workload) -> tuple[Layer, ...]:
-    """The parts of every stage, of one answer; those that take most time first.
+    """The parts of every stage in the runs of several answers; those that take most time first.
 
     Timing costs time itself, a microsecond or two a node: shares are right, sums are a little too large. Nothing is
     returned for ONNX Runtime on CUDA.
@@ -60,13 +72,14 @@ def layers(choice: Choice, workload: Workload) -> tuple[Layer, ...]:
         model = Choice(choice.bundle, timed, choice.precision, 0).load()
         asked = requests(model, Workload(workload.images, workload.prompt_tokens, _NEW_TOKENS, 1))
         once(model, asked, 1)  # warm up
-        once(model, asked, _NEW_TOKENS)
+        for _ in range(_ANSWERS):
+            once(model, asked, _NEW_TOKENS)
         events = {component: session.events() for component, session in timed.sessions.items()}
     found = []
     for component, own in events.items():
         parts = parts_of(choice.bundle.path / choice.bundle.graph(component, choice.precision).graph.path)
         for stage, runs in _stages(component, own).items():
-            found += _summed(stage, runs, parts)
+            found += summed_up(stage, [[_timed(event) for event in run] for run in runs], parts)
     return tuple(sorted(found, key=lambda one: -one.milliseconds))
 
 
@@ -86,14 +99,25 @@ def _engine_layers(choice: Choice, workload: Workload) -> tuple[Layer, ...]:
     for component, session in model.engine.sessions.items():
         assert isinstance(session, EngineSession)
         session.time_layers(partial(report, component))
-    once(model, asked, _NEW_TOKENS)
+    for _ in range(_ANSWERS):
+        once(model, asked, _NEW_TOKENS)
     found = []
     for stage, own in seen.items():
         component = Component.DECODER if stage in ("prefill", "decode_step") else Component(stage)
         parts = parts_of(choice.bundle.path / choice.bundle.graph(component, choice.precision).graph.path)
-        runs = {layer: 1 if stage == "prefill" else len(times) for layer, times in own.items()}  # chunks are one
-        found += _together(stage, [(layer, layer, sum(own[layer]) / runs[layer]) for layer in own], parts)
+        found += summed_up(stage, _engine_runs(stage, own), parts)
     return tuple(sorted(found, key=lambda one: -one.milliseconds))
+
+
+def _engine_runs(stage: str, seen: Mapping[str, Sequence[float]]) -> list[list[Timed]]:
+    """What was reported of each layer, one run after the other, as runs of the stage: chunks of a prefill are one."""
+    reported = max(len(times) for times in seen.values())
+    together = reported // _ANSWERS if stage == "prefill" else 1
+    runs: list[list[Timed]] = [[] for _ in range(reported // together)]
+    for layer, times in seen.items():
+        for at, milliseconds in enumerate(times):
+            runs[at // together].append((layer, layer, milliseconds))
+    return runs
 
 
 class _Timed(CpuBackend):
@@ -120,10 +144,10 @@ class _TimedSession(OrtSession):
 
 
 def _stages(component: Component, events: Iterable[Mapping[str, Any]]) -> dict[str, list[list[Mapping[str, Any]]]]:
-    """Node events of every run, by stage. The first half of all runs that came twice was to warm up.
+    """Node events of every run, by stage, those of the answer that warmed up left out.
 
-    The decoder's last runs are the decode steps, the first of which is not counted; a long prompt is prefilled in
-    several runs, which are one of the stage.
+    Every answer has the same runs: of a vision encoder as many as its pictures need; of the decoder those of the
+    prompt, which are one of the stage, and then the decode steps, the first of which is not counted.
     """
     runs: list[list[Mapping[str, Any]]] = []
     nodes: list[Mapping[str, Any]] = []
@@ -134,31 +158,46 @@ def _stages(component: Component, events: Iterable[Mapping[str, Any]]) -> dict[s
             runs.append(nodes)
             nodes = []
     if component is not Component.DECODER:
-        return {component.value: runs[len(runs) // 2 :]}
-    prefills, steps = runs[: 1 - _NEW_TOKENS], runs[1 - _NEW_TOKENS :]
-    return {"prefill": [list(chain(*prefills[len(prefills) // 2 :]))], "decode_step": steps[1:]}
+        return {component.value: runs[len(runs) // (_ANSWERS + 1) :]}
+    steps = _NEW_TOKENS - 1
+    chunks = (len(runs) - _ANSWERS * steps) // (_ANSWERS + 1)
+    answers = [runs[at : at + chunks + steps] for at in range(chunks, len(runs), chunks + steps)]
+    return {
+        "prefill": [list(chain(*one[:chunks])) for one in answers],
+        "decode_step": [step for one in answers for step in one[chunks + 1 :]],
+    }
 
 
-def _summed(stage: str, runs: list[list[Mapping[str, Any]]], parts: Mapping[str, tuple[str, str]]) -> list[Layer]:
-    timed = [
-        (str(event["name"]).removesuffix("_kernel_time"), str(event["args"]["op_name"]), float(event["dur"]) / 1000)
-        for run in runs
-        for event in run
-    ]
-    return _together(stage, [(name, operator, ms / len(runs)) for name, operator, ms in timed], parts)
+def _timed(event: Mapping[str, Any]) -> Timed:
+    name = str(event["name"]).removesuffix("_kernel_time")
+    return name, str(event["args"]["op_name"]), float(event["dur"]) / 1000
 
 
-def _together(stage: str, timed: Iterable[tuple[str, str, float]], parts: Mapping[str, tuple[str, str]]) -> list[Layer]:
-    """Nodes or layers, each with what it does and its milliseconds, summed up by the model's parts."""
-    totals: dict[tuple[str, str], dict[str, float]] = {}
-    for name, operator, milliseconds in timed:
-        operators = totals.setdefault(_part_of(name, parts), {})
-        operators[operator] = operators.get(operator, 0.0) + milliseconds
-    whole = sum(sum(operators.values()) for operators in totals.values())
+def summed_up(stage: str, runs: Sequence[Sequence[Timed]], parts: Mapping[str, tuple[str, str]]) -> list[Layer]:
+    """The nodes or layers of every run, summed up by the model's parts, and what the runs have in common.
+
+    Args:
+        stage: of all the runs.
+        runs: what was timed in each.
+        parts: name of a node or value → layer and part, as `parts_of` has it.
+    """
+    times: dict[tuple[str, str], list[float]] = {}  # of a part in each run
+    operators: dict[tuple[str, str], dict[str, float]] = {}  # in all runs together
+    part_of = {name: _part_of(name, parts) for name in {name for run in runs for name, _, _ in run}}
+    for at, run in enumerate(runs):
+        for name, operator, milliseconds in run:
+            part = part_of[name]
+            times.setdefault(part, [0.0] * len(runs))[at] += milliseconds
+            own = operators.setdefault(part, {})
+            own[operator] = own.get(operator, 0.0) + milliseconds
+    medians = {part: float(np.median(own)) for part, own in times.items()}
+    whole = sum(medians.values())
     found = []
-    for (layer, part), operators in totals.items():
-        own, most = sum(operators.values()), max(operators, key=operators.__getitem__)
-        found.append(Layer(stage, layer, part, most, own, own / whole if whole else 0.0))
+    for (layer, part), own_times in times.items():
+        low, high = (float(one) for one in np.percentile(own_times, [10, 90]))
+        own, median = operators[layer, part], medians[layer, part]
+        most = max(own, key=own.__getitem__)
+        found.append(Layer(stage, layer, part, most, median, low, high, len(runs), median / whole if whole else 0.0))
     return found
 
 

@@ -1,10 +1,10 @@
 """Measured iterations as the figures that people compare, under the names of AIPerf and of the runtime's stages."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 
-from vlm_trt.profiling.measure import Iteration, Measured, RequestTimes
-from vlm_trt.profiling.statistics import Summary, summary
+from vlm_trt.profiling.measure import Iteration, Measured
+from vlm_trt.profiling.statistics import Rate, Summary, summary
 from vlm_trt.runtime.timing import Span
 
 # In the order an answer goes through them.
@@ -16,31 +16,39 @@ STAGES = (
 
 
 def request_metrics(measured: Measured) -> dict[str, Summary]:
-    """Latency and throughput. Those of a request count each request, those of a second each iteration.
+    """Of each request: its latency and sizes.
 
     Source: the metrics of NVIDIA's AIPerf: time to first token, inter-token latency = (request latency − time to first
-    token) / (tokens − 1), output token throughput = all tokens / duration.
+    token) / (tokens − 1).
     """
     requests = [one for iteration in measured.iterations for one in iteration.requests]
     gaps = [gap for one in requests if (gap := one.inter_token_ms) is not None]
     found = {
         "time_to_first_token": summary([one.first_token_ms for one in requests], "ms"),
         "request_latency": summary([one.latency_ms for one in requests], "ms"),
-        "output_token_throughput": summary(_per_second(measured, lambda one: len(one.tokens)), "tokens/sec"),
-        "request_throughput": summary(_per_second(measured, lambda _: 1), "requests/sec"),
         "input_sequence_length": summary([one.prompt_tokens for one in requests], "tokens"),
         "output_sequence_length": summary([len(one.tokens) for one in requests], "tokens"),
     }
     if gaps:
         found["inter_token_latency"] = summary(gaps, "ms")
         found["output_token_throughput_per_user"] = summary([1000 / gap for gap in gaps], "tokens/sec/user")
-    if measured.workload.images:
-        found["image_throughput"] = summary(_per_second(measured, lambda one: one.images), "images/sec")
     return found
 
 
-def _per_second(measured: Measured, count: Callable[[RequestTimes], int]) -> list[float]:
-    return [sum(count(one) for one in iteration.requests) / iteration.seconds for iteration in measured.iterations]
+def rates(measured: Measured) -> dict[str, Rate]:
+    """All that was done in all iterations, over all their seconds.
+
+    Source: AIPerf's output token throughput = all tokens / duration, and the same of requests and pictures.
+    """
+    requests = [one for iteration in measured.iterations for one in iteration.requests]
+    seconds = sum(iteration.seconds for iteration in measured.iterations)
+    counts = {
+        "output_token_throughput": (sum(len(one.tokens) for one in requests), "tokens/sec"),
+        "request_throughput": (len(requests), "requests/sec"),
+    }
+    if measured.workload.images:
+        counts["image_throughput"] = (sum(one.images for one in requests), "images/sec")
+    return {name: Rate(unit, count / seconds) for name, (count, unit) in counts.items()}
 
 
 def stage_metrics(measured: Measured) -> dict[str, Summary]:

@@ -1,8 +1,11 @@
 """The other side of a comparison: the same requests, run in turn with those of the bundle."""
 
+from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 
-from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.errors import UnsupportedError, UsageError
 from vlm_trt.bundle.progress import MakeBar
 from vlm_trt.profiling.compare import Comparison, Once, compared, paired, require_same_work
 from vlm_trt.profiling.measure import once
@@ -13,13 +16,22 @@ from vlm_trt.runtime.model import Choice, VisionLanguageModel
 _AGREEMENT = 0.9
 
 
+@dataclass(frozen=True)
+class Mine:
+    """The bundle that is measured, loaded once for all of its comparisons."""
+
+    choice: Choice
+    model: VisionLanguageModel
+
+
 def compare_with(
-    mine: Choice, other: Choice, workload: Workload, pairs: int, least: float | None, count_bar: MakeBar
+    mine: Mine, other: Choice, workload: Workload, pairs: int, least: float | None, count_bar: MakeBar
 ) -> Comparison:
     """Iterations of both in turn.
 
     Args:
-        mine, other: what to compare; both are loaded at once.
+        mine: one side.
+        other: the other, loaded beside it.
         workload: of both.
         pairs: iterations of each.
         least: share of the tokens that have to agree; None: nine tenths, or any where one of them is quantized and was
@@ -28,11 +40,10 @@ def compare_with(
     Raises:
         UsageError: they are different models, or answer differently.
     """
-    require_same_model(mine, other)
-    judged = any(choice.precision.quantization is not None for choice in (mine, other))
+    require_same_model(mine.choice, other)
+    judged = any(choice.precision.quantization is not None for choice in (mine.choice, other))
     label = f"{other.bundle.path} in {other.precision} on {other.backend.name}"
-    models = [choice.load() for choice in (mine, other)]
-    sides = [_once(model, workload) for model in models]
+    sides = [_once(model, workload) for model in (mine.model, other.load())]
     agreement = (0.0 if judged else _AGREEMENT) if least is None else least
     return _paired(label, workload, sides[0], sides[1], pairs, agreement, count_bar)
 
@@ -50,20 +61,38 @@ def require_same_model(mine: Choice, other: Choice) -> None:
         )
 
 
-def compare_with_torch(mine: Choice, workload: Workload, pairs: int, count_bar: MakeBar) -> Comparison:
+def require_torch(mine: Choice, workload: Workload) -> None:
+    """
+    Raises:
+        UnsupportedError: torch is not installed.
+        UsageError: the checkpoint is gone, or there are several requests at once.
+    """
+    if find_spec("torch") is None:
+        raise UnsupportedError(
+            "--baseline torch runs the model itself, and torch is not installed; install the extra export, or profile "
+            "without it"
+        )
+    source = Path(mine.bundle.manifest.source.checkpoint)
+    if not source.is_dir():
+        raise UsageError(f"the checkpoint {source} is not there, so torch has nothing to run; profile without it")
+    if workload.batch != 1:
+        raise UsageError("the torch baseline decodes one request at a time; compare at --batch 1")
+
+
+def compare_with_torch(mine: Mine, workload: Workload, pairs: int, count_bar: MakeBar) -> Comparison:
     """Iterations in turn with our torch modules in fp32 on the same ids and pixels.
 
     Raises:
-        UsageError: the checkpoint is gone, there are several requests at once, or the answers differ.
+        UnsupportedError, UsageError: as `require_torch` has it, or the answers differ.
     """
+    require_torch(mine.choice, workload)
     from vlm_trt.profiling.torch_baseline import TorchBaseline
 
-    model = mine.load()
-    baseline = TorchBaseline(mine.bundle.manifest)
-    theirs = partial(baseline.once, requests(model, workload), workload.new_tokens)
-    agreement = 0.0 if mine.precision.quantization is not None else _AGREEMENT
+    baseline = TorchBaseline(mine.choice.bundle.manifest)
+    theirs = partial(baseline.once, requests(mine.model, workload), workload.new_tokens)
+    agreement = 0.0 if mine.choice.precision.quantization is not None else _AGREEMENT
     label = "torch modules, eager, fp32"
-    return _paired(label, workload, _once(model, workload), theirs, pairs, agreement, count_bar)
+    return _paired(label, workload, _once(mine.model, workload), theirs, pairs, agreement, count_bar)
 
 
 def _once(model: VisionLanguageModel, workload: Workload) -> Once:

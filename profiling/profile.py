@@ -1,4 +1,4 @@
-"""A bundle measured: load, every point of a sweep, floors, layers; everything that a report shows."""
+"""A bundle measured: every point of a sweep, floors, layers; everything that a report shows."""
 
 import os
 import resource
@@ -12,10 +12,10 @@ from vlm_trt.bundle.progress import MakeBar
 from vlm_trt.bundle.signature import Component
 from vlm_trt.profiling.layers import Layer, layers
 from vlm_trt.profiling.measure import Measured, measure
-from vlm_trt.profiling.metrics import request_metrics, stage_metrics
+from vlm_trt.profiling.metrics import rates, request_metrics, stage_metrics
 from vlm_trt.profiling.probe import Ceilings, ceilings
 from vlm_trt.profiling.roofline import Gap, costs, gaps
-from vlm_trt.profiling.statistics import Summary
+from vlm_trt.profiling.statistics import Rate, Summary
 from vlm_trt.profiling.workload import Workload, requests
 from vlm_trt.runtime.environment import environment
 from vlm_trt.runtime.model import Choice, VisionLanguageModel
@@ -25,17 +25,15 @@ from vlm_trt.runtime.ort import CpuBackend
 AXES = ("batch", "images", "prompt_tokens")
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A workload, and the values to vary one field of it at a time."""
+def swept(base: Workload, values: Mapping[str, Sequence[int]]) -> list[Workload]:
+    """The base first, and then each workload that differs from it in one field, once.
 
-    base: Workload
-    values: Mapping[str, Sequence[int]]  # of AXES; the first of each is the base's
-
-    def points(self) -> list[Workload]:
-        """The base first, each workload once."""
-        varied = [replace(self.base, **{axis: value}) for axis, values in self.values.items() for value in values]
-        return list(dict.fromkeys([self.base, *varied]))
+    Args:
+        base: the first point.
+        values: of each of `AXES`, the base's first.
+    """
+    varied = [replace(base, **{axis: value}) for axis, own in values.items() for value in own]
+    return list(dict.fromkeys([base, *varied]))
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class Point:
 
     measured: Measured
     requests: Mapping[str, Summary]
+    rates: Mapping[str, Rate]
     stages: Mapping[str, Summary]
     roofline: Mapping[str, Gap]
 
@@ -70,7 +69,8 @@ class Profile:
 
 def profile(
     choice: Choice,
-    sweep: Sweep,
+    model: VisionLanguageModel,
+    points: Sequence[Workload],
     iterations: int,
     warmup: int,
     say: Callable[[str], None],
@@ -78,25 +78,23 @@ def profile(
     *,
     per_layer: bool = True,
 ) -> Profile:
-    """Loads the bundle and measures every point of the sweep.
+    """Measures every point.
 
     Args:
         choice: which graphs, where.
-        sweep: what is asked.
+        model: the same, loaded.
+        points: what is asked; floors and layers of the first are in the report.
         iterations, warmup: of every point.
         say: told what runs now.
         count_bar: a progress bar for a label and a number of iterations.
-        per_layer: whether one more answer is timed node by node.
+        per_layer: whether a few more answers are timed node by node.
     Raises:
         UsageError: a point does not fit the bundle, or nothing is to be measured.
-        BundleError, ResourceError: as the load has it.
     """
     if iterations < 1 or warmup < 0:
         raise UsageError(f"{iterations} iterations after {warmup} measure nothing; give 1 or more, after 0 or more")
     around = environment()
-    say(f"load {choice.precision} on {choice.backend.name}")
-    model = choice.load()
-    measured = _measured(model, sweep.points(), iterations, warmup, count_bar)
+    measured = _measured(model, points, iterations, warmup, count_bar)
     peak, device = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, _device_bytes()
     engines = choice.backend.engines(choice.bundle, choice.precision)
     limits = None
@@ -104,7 +102,7 @@ def profile(
         say("measure what the machine can do")
         limits = ceilings(choice.backend, choice.precision.dtype)
     if per_layer:
-        say("time an answer node by node")
+        say("time answers node by node")
     manifest, precision = choice.bundle.manifest, choice.precision
     verdict = manifest.verification(precision, engines)
     return Profile(
@@ -120,7 +118,7 @@ def profile(
         device_bytes=device,
         ceilings=limits,
         points=tuple(_point(model, choice, one, limits) for one in measured),
-        layers=layers(choice, sweep.base) if per_layer else (),
+        layers=layers(choice, points[0]) if per_layer else (),
         environment={
             **around,
             "load_average_after": os.getloadavg()[0],
@@ -154,7 +152,7 @@ def _point(model: VisionLanguageModel, choice: Choice, measured: Measured, limit
         min(workload.images, model.engine.limits.max_images),
     )
     floors = {} if limits is None else gaps(needed, stages, limits, choice.precision)
-    return Point(measured, request_metrics(measured), stages, floors)
+    return Point(measured, request_metrics(measured), rates(measured), stages, floors)
 
 
 def weight_bytes(choice: Choice) -> dict[Component, int]:

@@ -5,6 +5,8 @@ from typing import Any
 
 from vlm_trt.profiling import figures
 from vlm_trt.profiling.charts import figure, legend
+from vlm_trt.profiling.compare import what_it_means
+from vlm_trt.profiling.layers import WHAT_A_SPREAD_MEANS
 from vlm_trt.profiling.markup import Html, details, joined, milliseconds, number, scaled, share, size, table, tag, words
 from vlm_trt.profiling.metrics import STAGES
 from vlm_trt.profiling.profile import AXES
@@ -41,8 +43,8 @@ def waterfall(found: Values) -> Html | None:
     if not spans:
         return None
     text = (
-        f"The same iteration, {milliseconds(figures.end(spans))}, all runs of a stage together: a bar begins where the "
-        "one above ends, and the longest are where time goes."
+        f"The same iteration, {milliseconds(figures.end(spans))}, all runs of a stage together, how many and how long "
+        "each: a bar begins where the one above ends, and the longest are where time goes."
     )
     copies = {stage: taken for stage, taken in figures.totals(spans).items() if stage in PARTS}
     if copies:
@@ -154,9 +156,12 @@ def layers(found: Values) -> Html | None:
         by_stage.setdefault(one["stage"], []).append(one)
     if not by_stage:
         return None
-    text = "What each part of the model takes of one run of its stage, timed node by node: shares are right, sums a"
+    text = (
+        "What each part of the model takes of one run of its stage, timed node by node: the median of all runs, and "
+        "between which two times eight of ten lie. Shares are right, sums a little too large. "
+    )
     stages = [_layers(stage, by_stage[stage]) for stage in sorted(by_stage, key=_order)]
-    return joined([_how(f"{text} little too large."), *stages])
+    return joined([_how(text + WHAT_A_SPREAD_MEANS), *stages])
 
 
 def _layers(stage: str, own: Sequence[Values]) -> Html:
@@ -167,6 +172,7 @@ def _layers(stage: str, own: Sequence[Values]) -> Html:
             words(one["layer"]),
             words(one["part"]),
             milliseconds(one["milliseconds"]),
+            f"{number(one['low'])} … {milliseconds(one['high'])}",
             _share(one["share"], largest),
             _name(one),
         ]
@@ -174,11 +180,14 @@ def _layers(stage: str, own: Sequence[Values]) -> Html:
     ]
     left = ordered[LISTED:]
     rest = f"; {len(left)} more take {milliseconds(sum(one['milliseconds'] for one in left))} together" if left else ""
-    header = ("layer", "part", "of a run", "share of the stage", "mostly")
+    header = ("layer", "part", "of a run", "p10 … p90", "share of the stage", "mostly")
     whole = sum(one["milliseconds"] for one in ordered)
-    shown = table(f"The parts of {words(stage)} that take most{rest}", header, rows, (0, 1, 4))
+    caption = f"The parts of {words(stage)} that take most, of {ordered[0]['runs']} runs{rest}"
+    shown = table(caption, header, rows, (0, 1, 5))
     first = ", ".join(words(ordered[0][name]) for name in ("layer", "part"))
+    near = sum(one["high"] >= ordered[0]["low"] for one in ordered[1:])
     most = f"{words(stage)}: {milliseconds(whole)} in {len(ordered)} parts, most in {first}"
+    most += f", or in one of {near} whose ranges overlap with its own" if near else ""
     return tag("div", details(joined([tag("span", class_="swatch"), most]), shown), class_=figures.colour(stage))
 
 
@@ -201,7 +210,8 @@ def comparison(found: Values) -> Html | None:
     if not shown:
         return None
     text = (
-        "Both ran in turn; a ratio is how many times as long the other one takes: right of 1 this bundle is faster, "
+        "Both ran in turn; a ratio is how many times as long the other one takes for one run of a stage: right of 1 "
+        "this bundle is faster, "
         "and a hollow dot says that the interval crosses 1, so that the difference may be chance."
     )
     return joined([_how(text), *shown])
@@ -210,7 +220,7 @@ def comparison(found: Values) -> Html | None:
 def _compared(one: Values) -> Iterator[Html]:
     ratios = sorted(one["ratios"], key=lambda ratio: _order(ratio["stage"]))
     yield tag("h3", f"Against {one['other']}")
-    yield tag("p", f"{one['pairs']} pairs; {share(one['same_tokens'])} of the tokens are the same.", class_="note")
+    yield tag("p", f"{one['pairs']} pairs; {what_it_means(one['same_tokens'], one['parted_at'])}.", class_="note")
     yield figures.ratios(ratios, one["other"])
     rows = [
         [
@@ -245,9 +255,11 @@ def _point(point: Values) -> Html:
     return details(point["label"], tag("p", said, class_="note"), *tables)
 
 
-def _summaries(found: Mapping[str, Values]) -> Iterator[list[str]]:
+def _summaries(found: Mapping[str, Values]) -> Iterator[list[str | None]]:
+    """A throughput is one number: all that was done over all the seconds."""
     for name, one in found.items():
-        yield [words(name), one["unit"], *(number(one[field]) for field in _FIELDS), f"{one['count']:,}"]
+        written = (number(one[field]) if field in one else None for field in _FIELDS)
+        yield [words(name), one["unit"], *written, f"{one['count']:,}" if "count" in one else None]
 
 
 def _how(text: str) -> Html:

@@ -38,3 +38,11 @@ def summary(values: Sequence[float], unit: str) -> Summary:
         std=float(array.std(ddof=1)) if len(array) > 1 else 0.0,
         count=len(array),
     )
+
+
+@dataclass(frozen=True)
+class Rate:
+    """So many of something in all that time: one number, as AIPerf has it."""
+
+    unit: str
+    avg: float

@@ -170,7 +170,7 @@ def luminance(colour: Colour) -> float:
 
 @lru_cache(maxsize=1)
 def _font_bytes() -> bytes:
-    return files("runtime").joinpath("fonts/labels.ttf").read_bytes()
+    return files("vlm_trt.runtime").joinpath("fonts/labels.ttf").read_bytes()
 
 
 @lru_cache(maxsize=8)

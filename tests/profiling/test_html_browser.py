@@ -20,7 +20,7 @@ _FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 )  # fmt: skip
-WIDTHS, THEMES = (360, 1400), ("light", "dark")
+WIDTHS, THEMES = (360, 390, 1400), ("light", "dark")
 EVERY = [(width, theme) for width in WIDTHS for theme in THEMES]
 
 _OVERLAPS = """
@@ -36,6 +36,24 @@ return [...document.querySelectorAll('svg[role=img] text, svg[role=img] rect, sv
     const own = one.getBoundingClientRect(), around = one.closest('section').getBoundingClientRect();
     return own.left < around.left || own.right > around.right || own.top < around.top || own.bottom > around.bottom;
 }).map(one => one.outerHTML)"""
+_CROSSED = """
+return [...document.querySelectorAll('svg[role=img]')].flatMap(picture => {
+    const words = [...picture.querySelectorAll('text.name, text.value')].map(one => one.getBoundingClientRect());
+    const marks = [...picture.querySelectorAll('line.one, line.grid, line.reach, circle, rect')];
+    return marks.filter(one => {
+        const own = one.getBoundingClientRect();
+        return own.height > 0 && words.some(word =>
+            own.left < word.right - 1 && own.right > word.left + 1 &&
+            own.top < word.bottom - 3 && own.bottom > word.top + 3);  // the leading of a line
+    }).map(one => picture.ariaLabel.slice(0, 30) + ': ' + one.outerHTML);
+})"""
+_HINTS = """
+return [...document.querySelectorAll('.scroll')].map(one => [
+    one.scrollWidth - one.clientWidth, getComputedStyle(one, '::before').content, one.ariaLabel])"""
+# After two frames: whether a box can be scrolled is known when the one before was drawn.
+_LATER = """
+const done = arguments[0];
+requestAnimationFrame(() => requestAnimationFrame(() => done((() => {{{}}})())))"""
 _WIDER = "return document.documentElement.scrollWidth - innerWidth"
 _OPEN = "document.querySelectorAll('details').forEach(one => { one.open = true })"
 _COLOURS = """
@@ -88,6 +106,17 @@ def test_no_words_of_a_chart_overlap_or_are_cut(browser: Any, page: Path, width:
     assert browser.execute_script("return document.querySelectorAll('svg[role=img] text').length") > 100
     assert browser.execute_script(_OVERLAPS) == []
     assert browser.execute_script(_OUTSIDE) == []
+    assert browser.execute_script(_CROSSED) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_table_that_goes_on_says_so(browser: Any, page: Path, width: int) -> None:
+    show(browser, page, width, "light")
+    browser.execute_script(_OPEN)
+    found = browser.execute_async_script(_LATER.format(_HINTS))
+    said = {label: "more columns" in content for _, content, label in found}
+    assert said == {label: wider > 0 for wider, _, label in found}
+    assert any(said.values()) == (width < 1000)
 
 
 def test_words_can_be_read_in_both_themes_and_colours_follow(browser: Any, page: Path) -> None:

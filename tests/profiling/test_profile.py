@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,17 @@ import onnx
 import pytest
 
 from tests.host_engines import add_engines, host_backend
-from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.errors import UnsupportedError, UsageError
 from vlm_trt.bundle.progress import no_bar
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.profiling.document import document, lines, table_csv, trace
-from vlm_trt.profiling.layers import _NEW_TOKENS, _stages, layers
+from vlm_trt.profiling.layers import _ANSWERS, _NEW_TOKENS, _stages, layers, summed_up
 from vlm_trt.profiling.measure import measure, once
 from vlm_trt.profiling.metrics import STAGES
-from vlm_trt.profiling.pairing import compare_with, compare_with_torch
+from vlm_trt.profiling.pairing import Mine, compare_with, compare_with_torch, require_torch
 from vlm_trt.profiling.probe import ceilings
-from vlm_trt.profiling.profile import Profile, Sweep, profile
+from vlm_trt.profiling.profile import Profile, profile, swept
 from vlm_trt.profiling.workload import Workload, requests
 from vlm_trt.runtime.model import Choice, Options, VisionLanguageModel, choose
 from vlm_trt.runtime.ort import CpuBackend
@@ -38,9 +39,9 @@ def model(choice: Choice) -> VisionLanguageModel:
 
 
 @pytest.fixture(scope="module")
-def found(choice: Choice) -> Profile:
-    sweep = Sweep(Workload(new_tokens=6), {"batch": (1, 2), "images": (1, 2), "prompt_tokens": ()})
-    return profile(choice, sweep, 3, 1, lambda _: None, no_bar)
+def found(choice: Choice, model: VisionLanguageModel) -> Profile:
+    points = swept(Workload(new_tokens=6), {"batch": (1, 2), "images": (1, 2), "prompt_tokens": ()})
+    return profile(choice, model, points, 3, 1, lambda _: None, no_bar)
 
 
 @pytest.mark.parametrize("tokens", [150, 151, 200, 333])
@@ -112,22 +113,40 @@ def test_layers_are_those_of_the_model(found: Profile) -> None:
     decode = {(one.layer, one.part) for one in by_stage["decode_step"]}
     assert {(f"layer {at}", part) for at in range(4) for part in ("attention", "mlp", "norm")} <= decode
     assert not any(one.layer == "added by the backend" and one.share > 0.5 for one in found.layers)
+    runs = {stage: {one.runs for one in own} for stage, own in by_stage.items()}
+    once_each = {stage: {_ANSWERS} for stage in ("vision_encoder", "resampler", "prefill")}
+    assert runs == {**once_each, "decode_step": {_ANSWERS * (_NEW_TOKENS - 2)}}
+    assert all(one.low <= one.milliseconds <= one.high for one in found.layers)
+
+
+def test_a_part_is_told_with_its_spread_in_all_runs() -> None:
+    """The first run alone would name the mlp first. A node that one run lacks took no time there."""
+    parts = {"a": ("layer 0", "attention"), "b": ("layer 0", "attention"), "c": ("layer 0", "mlp")}
+    runs = [[("a", "MatMul", 1.0), ("c", "Mul", 9.0)]]
+    runs += [[("a", "MatMul", 1.0), ("b", "Add", 3.0), ("c", "Mul", 2.0 + at / 10)] for at in range(4)]
+    attention, mlp = summed_up("prefill", runs, parts)
+    assert (attention.part, attention.operator, attention.milliseconds, attention.runs) == ("attention", "Add", 4, 5)
+    assert (mlp.part, mlp.milliseconds) == ("mlp", pytest.approx(2.2))
+    assert attention.low == pytest.approx(1 + 0.4 * 3) and attention.high == 4
+    assert attention.share + mlp.share == pytest.approx(1) and mlp.low < 2.2 < mlp.high < 9
 
 
 def test_a_prompt_of_several_runs_is_one_prefill() -> None:
-    """Warm-up in two runs, the prompt in two, then the decode steps, of which the first is not counted."""
+    """Warm-up in two runs, then of each answer the prompt in two and the steps, of which the first is not counted."""
     events: list[dict[str, Any]] = []
-    for at, name in enumerate(["warm", "warm", "chunk", "chunk", "first", *["step"] * (_NEW_TOKENS - 2)]):
+    answer = ["chunk", "chunk", "first", *["step"] * (_NEW_TOKENS - 2)]
+    for at, name in enumerate(["warm", "warm", *answer * _ANSWERS]):
         node = {"cat": "Node", "name": f"{name}_kernel_time", "ts": 10 * at, "dur": 1}
         events += [node, {"cat": "Session", "name": "model_run", "ts": 10 * at + 2, "dur": 1}]
     found = _stages(Component.DECODER, events)
     names = {stage: [[event["name"] for event in run] for run in runs] for stage, runs in found.items()}
-    assert names["prefill"] == [["chunk_kernel_time"] * 2]
-    assert names["decode_step"] == [["step_kernel_time"]] * (_NEW_TOKENS - 2)
-    assert set(_stages(Component.RESAMPLER, events)) == {"resampler"}
+    assert names["prefill"] == [["chunk_kernel_time"] * 2] * _ANSWERS
+    assert names["decode_step"] == [["step_kernel_time"]] * (_ANSWERS * (_NEW_TOKENS - 2))
+    seen = [{"cat": "Session", "name": "model_run", "ts": at, "dur": 1} for at in range(2 * (_ANSWERS + 1))]
+    assert [len(runs) for runs in _stages(Component.RESAMPLER, seen).values()] == [2 * _ANSWERS]  # two runs an answer
 
 
-def test_a_sweep_is_refused_before_it_begins(choice: Choice) -> None:
+def test_a_sweep_is_refused_before_it_begins(choice: Choice, model: VisionLanguageModel) -> None:
     said: list[str] = []
 
     def bar(label: str, total: int) -> AbstractContextManager[None]:
@@ -135,7 +154,7 @@ def test_a_sweep_is_refused_before_it_begins(choice: Choice) -> None:
         return nullcontext()
 
     with pytest.raises(UsageError, match="a batch of 9 is more than"):
-        profile(choice, Sweep(Workload(new_tokens=2), {"batch": (1, 9)}), 1, 0, lambda _: None, bar)
+        profile(choice, model, [Workload(new_tokens=2), Workload(new_tokens=2, batch=9)], 1, 0, lambda _: None, bar)
     assert not said
 
 
@@ -164,27 +183,39 @@ def test_the_files_hold_what_was_measured(found: Profile) -> None:
     assert {one["name"] for one in complete} == set(STAGES) and all(one["dur"] >= 0 for one in complete)
 
 
-def test_a_bundle_is_as_fast_as_itself(choice: Choice) -> None:
-    found = compare_with(choice, choice, Workload(new_tokens=4), 4, None, no_bar)
-    assert found.same_tokens == 1 and found.pairs == 4
+def test_a_bundle_is_as_fast_as_itself(choice: Choice, model: VisionLanguageModel) -> None:
+    found = compare_with(Mine(choice, model), choice, Workload(new_tokens=4), 4, None, no_bar)
+    assert found.same_tokens == 1 and found.parted_at is None and found.pairs == 4
     assert {"vision_encoder", "decode_step", "time_to_first_token", "request_latency"} <= {
         o.stage for o in found.ratios
     }
     assert all(one.low <= one.ratio <= one.high for one in found.ratios)
 
 
-def test_other_models_are_not_compared(choice: Choice, verified: Callable[..., Path]) -> None:
+def test_other_models_are_not_compared(
+    choice: Choice, model: VisionLanguageModel, verified: Callable[..., Path]
+) -> None:
     other = choose(verified("ntk-256"), backend="cpu")
     with pytest.raises(UsageError, match="was exported from another checkpoint than .*; compare bundles of the same"):
-        compare_with(choice, other, Workload(new_tokens=2), 1, None, no_bar)
+        compare_with(Mine(choice, model), other, Workload(new_tokens=2), 1, None, no_bar)
 
 
-def test_the_model_itself_says_the_same(choice: Choice) -> None:
-    found = compare_with_torch(choice, Workload(new_tokens=8), 2, no_bar)
+def test_the_model_itself_says_the_same(choice: Choice, model: VisionLanguageModel) -> None:
+    found = compare_with_torch(Mine(choice, model), Workload(new_tokens=8), 2, no_bar)
     assert found.same_tokens == 1 and found.other == "torch modules, eager, fp32"
     assert {"preprocess", "vision_encoder", "resampler", "prefill", "decode_step"} <= {o.stage for o in found.ratios}
+
+
+def test_a_baseline_that_cannot_run_is_refused(choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="the torch baseline decodes one request at a time"):
-        compare_with_torch(choice, Workload(batch=2), 1, no_bar)
+        require_torch(choice, Workload(batch=2))
+    manifest = choice.bundle.manifest
+    moved = replace(manifest, source=replace(manifest.source, checkpoint="/gone"))
+    with pytest.raises(UsageError, match="the checkpoint /gone is not there, so torch has nothing to run"):
+        require_torch(replace(choice, bundle=Bundle(choice.bundle.path, moved)), Workload())
+    monkeypatch.setattr("vlm_trt.profiling.pairing.find_spec", lambda _: None)
+    with pytest.raises(UnsupportedError, match="torch is not installed; install the extra export, or profile without"):
+        require_torch(choice, Workload())
 
 
 def test_what_the_machine_can_do() -> None:
@@ -203,6 +234,8 @@ def test_an_engines_layers_are_those_of_the_model(demo_bundle: Callable[[str], P
     assert set(by_stage) == {"vision_encoder", "resampler", "prefill", "decode_step"}
     graph = onnx.load(tmp_path / "bundle" / "graphs" / "fp32" / "decoder.onnx", load_external_data=False).graph
     assert sum(one.milliseconds for one in by_stage["decode_step"]) == pytest.approx(len(graph.node) / 2)
+    runs = {stage: {one.runs for one in own} for stage, own in by_stage.items()}
+    assert runs["prefill"] == runs["vision_encoder"] == {_ANSWERS} and runs["decode_step"] == {_ANSWERS * 7}
     assert {(f"layer {at}", "mlp") for at in range(4)} <= {(one.layer, one.part) for one in by_stage["prefill"]}
     assert not any(one.layer == "added by the backend" for one in seen)
 
@@ -212,6 +245,6 @@ def test_engines_have_no_floors(demo_bundle: Callable[[str], Path], tmp_path: Pa
     shutil.copytree(demo_bundle("fp32"), tmp_path / "bundle")
     add_engines(tmp_path / "bundle")
     choice = Choice(Bundle.open(tmp_path / "bundle"), host_backend(), Precision.FP32, 0)
-    found = profile(choice, Sweep(Workload(new_tokens=3), {}), 1, 0, lambda _: None, no_bar, per_layer=False)
+    found = profile(choice, choice.load(), [Workload(new_tokens=3)], 1, 0, lambda _: None, no_bar, per_layer=False)
     assert found.ceilings is None and not found.points[0].roofline and not found.verified
     assert document(found)["ceilings"] is None
