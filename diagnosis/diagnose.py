@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vlm_trt.bundle.errors import UsageError, VerificationError
+from vlm_trt.bundle.errors import DataSetError, UsageError, VerificationError
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle, how_to_make
 from vlm_trt.calibration.samples import turns
@@ -131,13 +131,18 @@ def samples_of(bundle: Bundle, file: Path) -> list[Sample]:
     """The prompts of a user's samples, the first few of them.
 
     Raises:
-        DataSetError: the file holds no samples. PromptError, ImageError: one cannot be asked.
+        DataSetError: the file holds no samples, or none with a picture. PromptError, ImageError: one cannot be asked.
     """
     manifest = bundle.manifest
     members = family(manifest.model.family)
     tokenizer = members.load_tokenizer(bundle.path / manifest.tokenizer.path, manifest.model)
     room = manifest.limits.max_seq_tokens - _NEW_TOKENS
     given = read_samples(file)[:_MOST_SAMPLES]
+    if not any(one.images for one in given):
+        raise DataSetError(
+            f"none of the {len(given)} samples looked at in {file} has a picture, so nothing would run through vision "
+            "encoder and resampler; give one that has, or leave out --samples"
+        )
     return [Sample(one.name, members.build_prompt(turns(one), tokenizer, manifest.model, room)) for one in given]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.exporter.checkpoints import coarse, deaf, loud
-from vlm_trt.bundle.errors import UsageError, VerificationError
+from vlm_trt.bundle.errors import DataSetError, UsageError, VerificationError
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.calibration.prepare import Choices as Quantizing
@@ -162,6 +162,14 @@ def test_a_users_samples_show_a_fault(too_loud: Bundle, tmp_path: Path) -> None:
     (sample,) = samples_of(too_loud, tmp_path / "own.jsonl")
     found = diagnose(too_loud, Precision.FP16, [sample])
     assert found.begin(Component.DECODER)[0].sample == "own.jsonl:1"
+
+
+def test_samples_without_pictures_are_refused(too_loud: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text(json.dumps({"images": [], "prompt": "Hello"}))
+    with pytest.raises(
+        DataSetError, match=r"none of the 1 samples looked at in .*own.jsonl has a picture, so nothing .*"
+    ):
+        samples_of(too_loud, tmp_path / "own.jsonl")
 
 
 @pytest.mark.parametrize(
