@@ -55,7 +55,7 @@ def test_reports_are_written_and_checked_against(bundle: Path, tmp_path: Path) -
         (["--stage", "foo"], "there is no stage 'foo' to check; choose from tokenization, preprocess, "),
         (
             ["--batch", 3, "--new-tokens", 4],
-            "no point 'batch 3, 1 image, 4 new tokens' to check against (it has batch 1",
+            "no point 'batch 3, 1 image, 4 new tokens' to check against (it has b",
         ),
     ):
         refused = vlm_trt("profile", bundle, *quick, "--check", tmp_path / "slow.json", *options)
