@@ -48,7 +48,10 @@ def _point(point: Point) -> dict[str, Any]:
         "label": measured.workload.label,
         "iterations": len(measured.iterations),
         "warmup_ms": measured.warmup_ms,
-        "metrics": {name: asdict(one) for name, one in (*point.requests.items(), *point.rates.items())},
+        "metrics": {
+            **{name: asdict(summary) for name, summary in point.requests.items()},
+            **{name: asdict(rate) for name, rate in point.rates.items()},
+        },
         "stages": {name: asdict(summary) for name, summary in point.stages.items()},
         "roofline": {stage: asdict(gap) for stage, gap in point.roofline.items()},
         "decode_by_position": decode_by_position(measured),

@@ -193,11 +193,11 @@ def summed_up(stage: str, runs: Sequence[Sequence[Timed]], parts: Mapping[str, t
     medians = {part: float(np.median(own)) for part, own in times.items()}
     whole = sum(medians.values())
     found = []
-    for (layer, part), own_times in times.items():
+    for key, own_times in times.items():
         low, high = (float(one) for one in np.percentile(own_times, [10, 90]))
-        own, median = operators[layer, part], medians[layer, part]
+        own, median = operators[key], medians[key]
         most = max(own, key=own.__getitem__)
-        found.append(Layer(stage, layer, part, most, median, low, high, len(runs), median / whole if whole else 0.0))
+        found.append(Layer(stage, *key, most, median, low, high, len(runs), median / whole if whole else 0.0))
     return found
 
 
