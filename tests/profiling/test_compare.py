@@ -70,9 +70,7 @@ def test_what_a_share_of_same_tokens_means_is_said() -> None:
     assert parted_at(mine, replace(other, requests=(replace(other.requests[0], ids=(0, 1)),))) == 3
     assert what_it_means(1.0, None) == "100.0% of the tokens are the same: both answer alike"
     said = what_it_means(0.19, 7)
-    assert said.startswith(
-        "19.0% of the tokens are the same: the answers part at token 7. From there on each continues"
-    )
+    assert said.startswith("19.0% of the tokens are the same: the answers part at token 7. From there on each goes on")
     assert said.endswith("vlm-trt evaluate BUNDLE --data DATA --baseline THE-OTHER")
 
 
