@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from vlm_trt.bundle.errors import IncompatibleError
+from vlm_trt.bundle.installation import how_to_install
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # Said of every int64 input of ours; they are bound as int64.
@@ -20,9 +21,7 @@ def load_backend(name: str) -> Any:
     try:
         return import_module(MODULES[name])
     except ImportError as error:
-        raise IncompatibleError(
-            f"{name} cannot be imported ({error}); install the extra: pip install 'vlm-trt[{name}]'"
-        ) from None
+        raise IncompatibleError(f"{name} cannot be imported ({error}); install it: {how_to_install(name)}") from None
 
 
 class Logger:

@@ -7,11 +7,27 @@ from typing import Any
 import click
 
 from vlm_trt.bundle.errors import IncompatibleError, StorageError, VlmTrtError
+from vlm_trt.bundle.installation import how_to_install, how_to_install_onnxruntime, package_of, requirements
 from vlm_trt.commands.terminal import printable
 
-# Packages of the extras for workstations, and which extra brings all that a command needs.
-_OPTIONAL = ("torch", "onnxscript", "onnx_ir", "onnx")
-_EXTRAS = {"build": "build", "quantize": "quantize"}
+# Module → the package that brings it, of those that not every installation has.
+_OPTIONAL = {
+    "ml_dtypes": "ml_dtypes",
+    "onnx": "onnx",
+    "onnx_ir": "onnx-ir",
+    "onnxruntime": "onnxruntime",
+    "onnxscript": "onnxscript",
+    "torch": "torch",
+}
+# Command → the extras that bring what it needs beside a backend, the smallest first.
+_EXTRAS = {
+    "build": ("build",),
+    "diagnose": ("quantize", "verify"),  # --mend verifies
+    "export": ("export",),
+    "profile": ("profile", "verify"),  # --baseline torch
+    "quantize": ("quantize",),
+    "verify": ("verify",),
+}
 
 
 class Main(click.Group):
@@ -26,11 +42,9 @@ class Main(click.Group):
             click.echo(printable(f"vlm-trt: {error}"), err=True)
             ctx.exit(error.exit_code)
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in _OPTIONAL:
+            if error.name not in _OPTIONAL:
                 raise  # ours: a fault of this program
-            extra = _EXTRAS.get(str(ctx.invoked_subcommand), "export")
-            missing = f"{error.name} is not installed, and {ctx.invoked_subcommand} needs it"
-            click.echo(f"vlm-trt: {missing}; install the extra: pip install 'vlm-trt[{extra}]'", err=True)
+            click.echo(f"vlm-trt: {_missing(str(ctx.invoked_subcommand), _OPTIONAL[error.name])}", err=True)
             ctx.exit(IncompatibleError.exit_code)
         except MemoryError:
             click.echo("vlm-trt: not enough memory; use a smaller precision, batch or cache length", err=True)
@@ -40,3 +54,13 @@ class Main(click.Group):
         except OSError as error:
             click.echo(f"vlm-trt: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
             ctx.exit(StorageError.exit_code)
+
+
+def _missing(command: str, package: str) -> str:
+    """The sentence about a package that a command needs and that is not installed."""
+    if package == "onnxruntime":
+        return f"ONNX Runtime is not installed, and {command} needs it; install it: {how_to_install_onnxruntime()}"
+    extras = _EXTRAS.get(command, ("export",))
+    bringing = [extra for extra in extras if package in map(package_of, requirements(extra))]
+    advice = how_to_install((bringing or extras)[0])
+    return f"{package} is not installed, and {command} needs it; install what it needs: {advice}"

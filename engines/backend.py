@@ -7,6 +7,7 @@ from typing import Any
 
 from vlm_trt.bundle.errors import IncompatibleError
 from vlm_trt.bundle.host import query_gpus
+from vlm_trt.bundle.installation import how_to_install
 from vlm_trt.bundle.tensorrt import MODULES
 
 
@@ -28,8 +29,8 @@ def default_backend() -> str:
         if find_spec(module) is not None:
             return name
     raise IncompatibleError(
-        "neither TensorRT nor TensorRT-RTX is installed; install one of the extras: pip install 'vlm-trt[tensorrt]' "
-        "or 'vlm-trt[tensorrt-rtx]'"
+        "neither TensorRT nor TensorRT-RTX is installed; install one: "
+        + ", or ".join(how_to_install("build", name) for name in MODULES)
     )
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.entries import EngineEntry
@@ -13,6 +12,7 @@ from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.probing.widen import HALVES, round_as_stored
 from vlm_trt.runtime.backend import Binding, host_view, to_float32
 from vlm_trt.runtime.ort import CpuBackend, OrtSession
+from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 
 Floats = NDArray[np.float32]
 

@@ -8,11 +8,11 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import numpy as np
-import onnxruntime
 from onnx import GraphProto, ModelProto, TensorProto, helper, save
 
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Backend, Session
 from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 
 _RUNS, _WARM_UP = 12, 2
 _SIDE = 1536  # of the product's matrices

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from vlm_trt.bundle.errors import IncompatibleError, UsageError, VerificationError
+from vlm_trt.bundle.installation import how_to_install, how_to_install_onnxruntime
 from vlm_trt.bundle.signature import FLOATS, Precision
 from vlm_trt.bundle.store import Bundle, how_to_make
 from vlm_trt.bundle.tensorrt import MODULES
@@ -33,18 +34,25 @@ def choose_backend(
         return found
     try:
         from vlm_trt.runtime.ort import CpuBackend
-    except ImportError:
+    except ImportError as error:
         installed = [other for other, module in MODULES.items() if find_spec(module) is not None]
         if name == "auto" and installed:
             return _tensorrt(installed[0])
-        raise IncompatibleError(
-            "ONNX Runtime is not installed; install one of the extras: pip install 'vlm-trt[cpu]' or 'vlm-trt[cuda]'"
-        ) from None
+        raise IncompatibleError(_no_onnxruntime(name, error)) from None
     from vlm_trt.runtime.ort_cuda import can_start
 
     if name in ("cuda", "cuda-graph") or (name == "auto" and can_start()):
         return _cuda(graphs=name == "cuda-graph")
     return CpuBackend(threads, prepack=prepack)
+
+
+def _no_onnxruntime(name: str, error: ImportError) -> str:
+    """The sentence that says what to install for a backend of it, or for any."""
+    what = f"ONNX Runtime cannot be imported ({error})"
+    if name != "auto":
+        return f"{what}, and the backend {name} is it; install it: {how_to_install('cpu' if name == 'cpu' else 'cuda')}"
+    tensorrt = ", or ".join(f"for {other} {how_to_install(other)}" for other in MODULES)
+    return f"{what}, and no other backend is installed; install one: {how_to_install_onnxruntime()}, {tensorrt}"
 
 
 def choose_precision(backend: Backend, bundle: Bundle, wanted: str | None) -> Precision:

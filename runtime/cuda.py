@@ -10,8 +10,8 @@ try:
     from cuda.bindings import runtime as cudart
 except ImportError as error:
     raise IncompatibleError(
-        f"cuda-bindings cannot be imported ({error}), and nothing reaches the GPU without it; install the extra of "
-        "your backend: pip install 'vlm-trt[tensorrt]', 'vlm-trt[tensorrt-rtx]' or 'vlm-trt[cuda]'"
+        f"cuda-bindings cannot be imported ({error}), and nothing reaches the GPU without it; install it: "
+        "pip install cuda-bindings"
     ) from None
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import ResourceError, VlmTrtError
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle, precision_of
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding, bind_host, host_view
+from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 
 # onnxruntime takes ONNX element types where numpy has no dtype (bfloat16).
 ELEMENT_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}

@@ -1,19 +1,22 @@
 """ONNX Runtime on one NVIDIA GPU, for machines without TensorRT."""
 
+import io
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import onnxruntime
-
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import IncompatibleError
+from vlm_trt.bundle.installation import how_to_install
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.runtime.backend import Array, Binding
 from vlm_trt.runtime.device_memory import DeviceBuffer, DeviceMemory
 from vlm_trt.runtime.gpu import Gpu
 from vlm_trt.runtime.ort import OrtSession, session_options
+from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 from vlm_trt.runtime.staging import Bound, Staging
 from vlm_trt.runtime.timing import within
 
@@ -36,6 +39,7 @@ class CudaBackend:
             device_id: for ONNX Runtime.
             graphs: runs that repeat are captured as CUDA graphs.
         """
+        load_libraries()
         self.name = "onnxruntime-cuda-graph" if graphs else "onnxruntime-cuda"
         self._memory, self._device_id, self._graphs = DeviceMemory(gpu), device_id, graphs
         self._stream = gpu.open_stream()
@@ -65,8 +69,9 @@ class CudaBackend:
         session = OrtSession(file, session_options(), providers, ("cuda", self._device_id))
         if _PROVIDER not in session.providers:
             raise IncompatibleError(
-                f"{file.name}: the CUDA provider did not start, so nothing would run on the GPU; "
-                "check the driver and the CUDA libraries with `vlm-trt doctor`"
+                f"{file.name}: the CUDA provider did not start, so nothing would run on the GPU "
+                f"({load_libraries() or 'its libraries were found'}); check the driver with `vlm-trt doctor`, and "
+                f"install the libraries: {how_to_install('cuda')}"
             )
         return CudaSession(session, self._memory, self._stream, graphs=self._graphs)
 
@@ -117,8 +122,21 @@ def require_provider() -> None:
     """
     if _PROVIDER not in onnxruntime.get_available_providers():
         raise IncompatibleError(
-            "this onnxruntime has no CUDA provider; install the extra for it: pip install 'vlm-trt[cuda]'"
+            "this onnxruntime has no CUDA provider; put the one for GPUs in its place: "
+            f"pip uninstall -y onnxruntime && {how_to_install('cuda')}"
         )
+
+
+@cache
+def load_libraries() -> str:
+    """What was said while the CUDA and cuDNN that were installed as Python packages were loaded; "" if all went well.
+
+    They lie where no linker looks. An ONNX Runtime for the CPU loads nothing.
+    """
+    said = io.StringIO()
+    with redirect_stdout(said):  # it prints, and standard output is the answer's
+        onnxruntime.preload_dlls()
+    return " ".join(said.getvalue().split())
 
 
 def can_start() -> bool:

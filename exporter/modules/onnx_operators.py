@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from onnxscript.onnx_opset import opset24 as op
 from torch import Tensor
 
 
@@ -72,30 +71,28 @@ def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: flo
     return torch.empty_like(query)
 
 
-def _write_rms_normalization(x: Any, weight: Any, epsilon: float) -> Any:
-    return op.RMSNormalization(x, weight, axis=-1, epsilon=epsilon)
-
-
-def _write_rotary_embedding(x: Any, cos: Any, sin: Any) -> Any:
-    return op.RotaryEmbedding(x, cos, sin)
-
-
-def _write_tensor_scatter(past: Any, update: Any, write_index: Any) -> Any:
-    return op.TensorScatter(past, update, write_index)
-
-
-def _write_attention(query: Any, key: Any, value: Any, mask: Any, scale: float) -> Any:
-    # The three further outputs (present key and value, scores) stay unused and are removed by the optimizer.
-    output, _, _, _ = op.Attention(query, key, value, mask, scale=scale)
-    return output
-
-
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For `torch.onnx.export(custom_translation_table=…)`."""
+    from onnxscript.onnx_opset import opset24 as op  # tracing needs it; computing, as verification does, does not
+
+    def write_rms_normalization(x: Any, weight: Any, epsilon: float) -> Any:
+        return op.RMSNormalization(x, weight, axis=-1, epsilon=epsilon)
+
+    def write_rotary_embedding(x: Any, cos: Any, sin: Any) -> Any:
+        return op.RotaryEmbedding(x, cos, sin)
+
+    def write_tensor_scatter(past: Any, update: Any, write_index: Any) -> Any:
+        return op.TensorScatter(past, update, write_index)
+
+    def write_attention(query: Any, key: Any, value: Any, mask: Any, scale: float) -> Any:
+        # The three further outputs (present key and value, scores) stay unused and are removed by the optimizer.
+        output, _, _, _ = op.Attention(query, key, value, mask, scale=scale)
+        return output
+
     ours = torch.ops.vlm_trt
     return {
-        ours.rms_normalization.default: _write_rms_normalization,
-        ours.rotary_embedding.default: _write_rotary_embedding,
-        ours.tensor_scatter.default: _write_tensor_scatter,
-        ours.attention.default: _write_attention,
+        ours.rms_normalization.default: write_rms_normalization,
+        ours.rotary_embedding.default: write_rotary_embedding,
+        ours.tensor_scatter.default: write_tensor_scatter,
+        ours.attention.default: write_attention,
     }

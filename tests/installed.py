@@ -1,0 +1,263 @@
+"""Installations without a network: an environment that has our wheel and what its extras bring, and nothing else.
+
+The packages are links to those of the environment that the tests run in, so it is made in a second, and holds exactly
+what pip would install: the closure of the requirements as their metadata has them.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+_ROW = re.compile(r"'\.\[([a-z,-]+)\]'")
+# Runs several commands in one process; prints what came of each.
+_DRIVER = """
+import json, sys
+from click.testing import CliRunner
+from vlm_trt import cli
+found = []
+for words in json.loads(sys.argv[1]):
+    done = CliRunner().invoke(cli.main, words)
+    raised = None if isinstance(done.exception, SystemExit | None) else repr(done.exception)
+    found.append([done.exit_code, done.stdout, done.stderr, raised])
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command that a row of README's table is for, or is not for."""
+
+    words: str  # {bundle}, {checkpoint}, {picture}, {questions}, {out}: as the run gives them
+    says: str = ""  # found in what it prints
+    codes: tuple[int, ...] = (0,)
+
+
+def _refused(words: str, package: str) -> Step:
+    return Step(
+        words, f"^vlm-trt: {package} is not installed, and .* needs it; install what it needs: .*pip inst", (6,)
+    )
+
+
+_NO_GPU = "CUDA does not start here|there is no GPU"
+_ANSWERS = Step("generate {bundle} What? --image {picture} --backend cpu --greedy --max-new-tokens 4")
+_VERIFIES = Step("verify {bundle} --backend cpu", "verified: fp32 on onnxruntime-cpu")
+_EXPORTS = Step("export {checkpoint} {out} --precision fp32 --max-seq-tokens 320 --max-batch 1 --max-images 1")
+_BUILDS = "build {bundle} --precision fp32 --component resampler"
+# Where engines run there may be a GPU, or none.
+_CUDA = Step("generate {bundle} What? --image {picture} --backend cuda --greedy --max-new-tokens 4", "", (0, 6))
+_QUANTIZED = (
+    Step("quantize {bundle} --recipe int8-weight --evaluate none", "not judged"),
+    Step("verify {bundle} --precision int8-weight --evaluate {questions} --max-drop 1", "its answers held"),
+    Step("generate {bundle} What? --precision int8-weight --greedy --max-new-tokens 4"),
+    Step("diagnose {bundle} --precision int8-weight --samples {questions}", "half of the error is added by"),
+)
+# Row of README's table → what it has to do.
+STEPS: dict[tuple[str, ...], tuple[Step, ...]] = {
+    ("cpu",): (
+        Step("--version"),
+        Step("doctor", "yes run on the CPU"),
+        Step(f"{_ANSWERS.words} --draw {{out}}.png"),
+        Step("evaluate {bundle} --data {questions}", "exact"),
+        Step("evaluate {bundle} --data synthetic --count 2 --max-new-tokens 2", "all"),
+        Step("inspect {bundle} --check", "every file is as the manifest says"),
+        Step("plan {bundle}", "", (0, 8)),
+        _refused("export {checkpoint} {out}", "torch"),
+        _refused("verify {bundle}", "ml_dtypes"),
+        _refused("quantize {bundle} --recipe int8", "ml_dtypes"),
+        _refused("diagnose {bundle} --precision fp16", "ml_dtypes"),
+        _refused("profile {bundle}", "onnx"),
+        _refused("build {bundle}", "onnx"),
+    ),
+    ("cuda",): (Step("doctor", "yes run on the CPU"), _ANSWERS, _CUDA),
+    ("tensorrt",): (Step("generate {bundle} What? --backend tensorrt", "", (0, 6)),),
+    ("tensorrt-rtx",): (
+        Step("generate {bundle} What? --backend tensorrt-rtx", "", (0, 6)),
+        Step(
+            "generate {bundle} What? --backend cpu",
+            "the backend cpu is it; install it: pip install 'onnxruntime>",
+            (6,),
+        ),
+    ),
+    ("export", "cpu"): (_EXPORTS, Step("verify {out}", "verified: fp32"), Step("generate {out} What?")),
+    ("verify", "cpu"): (_VERIFIES, _refused("export {checkpoint} {out}", "onnxscript")),
+    ("verify", "cuda"): (_VERIFIES, Step("verify {bundle} --backend cuda", f"verified|{_NO_GPU}", (0, 6))),
+    ("verify", "cpu", "tensorrt"): (_VERIFIES, Step("verify {bundle} --backend tensorrt", "", (0, 6))),
+    ("verify", "cpu", "tensorrt-rtx"): (
+        Step("verify {bundle} --backend tensorrt-rtx", f"engines|{_NO_GPU}", (0, 6)),
+        Step("doctor", "yes verify"),
+    ),
+    ("quantize", "cpu"): (*_QUANTIZED, _refused("verify {bundle}", "torch")),
+    ("profile", "cpu"): (
+        Step("profile {bundle} --iterations 1 --warmup 0 --new-tokens 2 -o {out}", "wrote profile.json"),
+    ),
+    ("build", "tensorrt"): (Step(_BUILDS, "built, not run|none answers here", (0, 6)),),
+    ("build", "tensorrt-rtx"): (Step(f"{_BUILDS} --target sm89", "built, not run"),),
+}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of a command."""
+
+    words: tuple[str, ...]
+    exit_code: int
+    stdout: str
+    stderr: str
+    raised: str | None  # an exception that was no exit
+
+
+def install_rows() -> tuple[tuple[str, ...], ...]:
+    """The extras of every command in README's table."""
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Install")[2].partition("\n## ")[0]
+    return tuple(tuple(row.split(",")) for row in _ROW.findall(table))
+
+
+def build_wheel(folder: Path) -> Path:
+    """The wheel of this tree, built without a network from a copy that holds what a user's folder does."""
+    tree = folder / "tree"
+    leave = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "quickstart", "build")
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=leave)
+    stray = tree / ".venv" / "lib"
+    stray.mkdir(parents=True)
+    (stray / "stray.py").write_text("")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
+    done = subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(tree)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = folder.glob("*.whl")
+    shutil.rmtree(tree)
+    return wheel
+
+
+def install(wheel: Path, extras: Sequence[str], folder: Path) -> Path:
+    """The interpreter of a new environment with the wheel and the closure of these extras.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: the tests' own environment lacks a package of the closure.
+    """
+    venv.create(folder, symlinks=True, with_pip=False)
+    (site,) = (folder / "lib").glob("python3.*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (ours,) = Distribution.discover(name="vlm-trt", path=[str(site)])
+    for package in closure(ours.requires or [], extras).values():
+        _link(package, site)
+    return folder / "bin" / "python"
+
+
+def install_with_pip(wheel: Path, extras: Sequence[str], folder: Path, first: Sequence[str] = ()) -> Path | str:
+    """The interpreter of a new environment with the wheel as pip installs it; what pip said, where it could not.
+
+    Args:
+        wheel: of this project.
+        extras: of the wheel.
+        folder: of the environment.
+        first: requirements that are installed before.
+    """
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--retries", "1"]
+    for wanted in (first, [f"{wheel}[{','.join(extras)}]"]):
+        done = subprocess.run([*pip, *wanted], capture_output=True, text=True) if wanted else None
+        if done is not None and done.returncode:
+            return done.stderr.strip()
+    return python
+
+
+def closure(requirements: Sequence[str], extras: Sequence[str]) -> dict[str, Distribution]:
+    """Every installed package that these requirements bring, by name, and what those bring in turn."""
+    found: dict[str, Distribution] = {}
+    waiting = [(requirements, frozenset(extras))]
+    seen = set[tuple[str, frozenset[str]]]()
+    while waiting:
+        lines, wanted = waiting.pop()
+        for requirement in map(Requirement, lines):
+            if requirement.marker and not any(requirement.marker.evaluate({"extra": one}) for one in (*wanted, "")):
+                continue
+            name = canonicalize_name(requirement.name)
+            if (name, frozenset(requirement.extras)) not in seen:
+                seen.add((name, frozenset(requirement.extras)))
+                found[name] = distribution(name)
+                waiting.append((found[name].requires or [], frozenset(requirement.extras)))
+    return found
+
+
+def _link(package: Distribution, site: Path) -> None:
+    for part in _parts(package):
+        target = site / part
+        if not target.is_symlink():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(Path(str(package.locate_file(part))))
+
+
+def _parts(package: Distribution) -> Iterator[Path]:
+    """Files and folders that are the package's alone: not a folder that several packages share, as `cuda` is."""
+    found = dict[Path, None]()
+    for file in package.files or []:
+        if ".." in file.parts:
+            continue  # a script
+        depth = 1
+        while depth < len(file.parts) and _is_shared(Path(str(package.locate_file(Path(*file.parts[:depth]))))):
+            depth += 1
+        found[Path(*file.parts[:depth])] = None
+    yield from (part for part in found if "__pycache__" not in part.parts)
+
+
+def _is_shared(folder: Path) -> bool:
+    return folder.suffix not in (".dist-info", ".libs") and not (folder / "__init__.py").exists()
+
+
+def run(python: Path, commands: Sequence[Sequence[str]], folder: Path) -> list[Ran]:
+    """What comes of the commands, one after another in one process of that environment."""
+    asked = json.dumps([[str(word) for word in words] for words in commands])
+    done = outside(python, ["-c", _DRIVER, asked], folder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    return [Ran(tuple(words), *one) for words, one in zip(commands, found, strict=True)]
+
+
+def require(python: Path, steps: Sequence[Step], folder: Path, bundle: Path) -> None:
+    """Runs the steps of a row in a folder of their own.
+
+    Raises:
+        AssertionError: one of them does not end or print as it should.
+    """
+    demo = ROOT / "examples" / "demo_model"
+    picture, questions = folder / "scene.png", folder / "questions.jsonl"
+    shutil.copy(demo / picture.name, picture)
+    line = {"images": [picture.name], "prompt": "What colour is the circle?", "reference": "red", "metric": "exact"}
+    questions.write_text(json.dumps(line))
+    places = {
+        "bundle": bundle,
+        "checkpoint": ROOT / "tests" / "golden" / "qwen_vl" / "ntk-256" / "checkpoint",
+        "out": folder / "out",
+        "picture": picture,
+        "questions": questions,
+    }
+    done = run(python, [step.words.format(**places).split() for step in steps], folder)
+    for step, ran in zip(steps, done, strict=True):
+        printed = f"vlm-trt {' '.join(ran.words)}: exit code {ran.exit_code}\n{ran.stdout}{ran.stderr}"
+        assert ran.raised is None, f"{printed}{ran.raised}"
+        assert ran.exit_code in step.codes, printed
+        assert re.search(step.says, ran.stdout + ran.stderr, re.MULTILINE), printed
+
+
+def outside(python: Path, words: Sequence[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A process of that environment, which sees neither this tree nor the tests' packages."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    clean["OMP_NUM_THREADS"] = "1"  # torch's threads would wait for those of the test beside it
+    return subprocess.run(
+        [str(python), *words], cwd=folder, env={**clean, **environment}, capture_output=True, text=True
+    )
