@@ -170,7 +170,7 @@ def install_with_pip(wheel: Path, extras: Sequence[str], folder: Path, first: Se
     python = folder / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--retries", "1"]
     for wanted in (first, [f"{wheel}[{','.join(extras)}]"]):
-        done = subprocess.run([*pip, *wanted], capture_output=True, text=True) if wanted else None
+        done = subprocess.run([*pip, *wanted], env=_clean(), capture_output=True, text=True) if wanted else None
         if done is not None and done.returncode:
             return done.stderr.strip()
     return python
@@ -254,10 +254,11 @@ def require(python: Path, steps: Sequence[Step], folder: Path, bundle: Path) -> 
         assert re.search(step.says, ran.stdout + ran.stderr, re.MULTILINE), printed
 
 
-def outside(python: Path, words: Sequence[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def outside(python: Path, words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """A process of that environment, which sees neither this tree nor the tests' packages."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    clean["OMP_NUM_THREADS"] = "1"  # torch's threads would wait for those of the test beside it
-    return subprocess.run(
-        [str(python), *words], cwd=folder, env={**clean, **environment}, capture_output=True, text=True
-    )
+    return subprocess.run([str(python), *words], cwd=folder, env=_clean(), capture_output=True, text=True)
+
+
+def _clean() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    return kept | {"OMP_NUM_THREADS": "1"}  # torch's threads would wait for those of the test beside it

@@ -118,6 +118,17 @@ def test_its_types_are_seen_by_a_user(wheel: Path, tmp_path: Path) -> None:
     assert 'Argument 1 to "load" has incompatible type "int"' in done.stdout
 
 
+def test_without_a_backend_the_choices_are_named(wheel: Path, tmp_path: Path, exported: Callable[..., Path]) -> None:
+    """One sentence, with a command that can be typed, for what was asked for."""
+    python, bundle = install(wheel, (), tmp_path / "environment"), str(exported("ntk-256"))
+    cpu, cuda, rtx = "'onnxruntime>=", "'onnxruntime-gpu[cuda,cudnn]>=", "'tensorrt-rtx>="
+    wanted = {"auto": (cpu, cuda, rtx), "cpu": (cpu,), "cuda": (cuda,), "cuda-graph": (cuda,), "tensorrt-rtx": (rtx,)}
+    commands = [["generate", bundle, "Hi", "--unverified", "--backend", backend] for backend in wanted]
+    for done, packages in zip(run(python, commands, tmp_path), wanted.values(), strict=True):
+        assert done.exit_code == 6 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert all(f"pip install {package}" in done.stderr for package in packages), done.stderr
+
+
 def test_every_row_of_the_table_has_its_commands() -> None:
     assert set(STEPS) == set(install_rows())
     assert {extra for row in STEPS for extra in row} | {"dev"} == EXTRAS

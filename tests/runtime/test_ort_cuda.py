@@ -10,6 +10,7 @@ from tests.host_gpu import HostGpu
 from tests.runtime.sequences import TOKENIZER
 from tests.runtime.test_trt import CONVERSATIONS, GREEDY
 from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.errors import IncompatibleError
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
@@ -20,7 +21,8 @@ from vlm_trt.runtime.engine import Engine, Step
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.model import VisionLanguageModel
 from vlm_trt.runtime.ort import CpuBackend, OrtSession, session_options
-from vlm_trt.runtime.ort_cuda import CudaBackend, CudaSession
+from vlm_trt.runtime.ort_cuda import CudaBackend, CudaSession, load_libraries
+from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 from vlm_trt.runtime.timing import PARTS
 
 
@@ -92,3 +94,23 @@ def test_copies_are_parts_of_their_stages(exported: Callable[..., Path]) -> None
                 and one.start <= copy.start <= copy.start + copy.seconds <= one.start + one.seconds
             ]
             assert {one.stage for one in outer} <= {"vision_encoder", "resampler", "prefill", "decode_step"} and outer
+
+
+def test_libraries_that_do_not_load_are_said_in_the_error_and_nowhere_else(
+    exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What ONNX Runtime prints of them does not stand in an answer, and tells why its provider is not there."""
+    bundle = Bundle.open(exported("ntk-256"))
+    graph = bundle.path / bundle.graph(Component.RESAMPLER, Precision.FP32).graph.path
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudart.so.13:\n no such file"))
+    load_libraries.cache_clear()
+    try:
+        said = (
+            r"did not start.*\(Failed to load libcudart.so.13: no such file\).*"
+            r"install the libraries: pip install 'onnxruntime-gpu\[cuda,cudnn\]"
+        )
+        with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(IncompatibleError, match=said):
+            CudaBackend(HostGpu()).open(graph)
+    finally:
+        load_libraries.cache_clear()
+    assert capsys.readouterr().out == ""
