@@ -7,7 +7,7 @@ from vlm_trt.bundle.errors import IncompatibleError, UsageError, VerificationErr
 from vlm_trt.bundle.installation import how_to_install, how_to_install_onnxruntime
 from vlm_trt.bundle.signature import FLOATS, Precision
 from vlm_trt.bundle.store import Bundle, how_to_make
-from vlm_trt.bundle.tensorrt import MODULES
+from vlm_trt.bundle.tensorrt import MODULES, load_backend
 from vlm_trt.runtime.backend import Backend
 from vlm_trt.runtime.load import require_verified
 
@@ -119,6 +119,7 @@ def _with_engines(bundle: Bundle) -> Backend | None:
 
 
 def _tensorrt(name: str) -> Backend:
+    load_backend(name)  # first: what it says to install brings what the GPU needs too
     from vlm_trt.runtime.cuda import CudaGpu
     from vlm_trt.runtime.plan import TensorRt
     from vlm_trt.runtime.trt import TensorRtBackend

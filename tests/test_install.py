@@ -17,7 +17,7 @@ from tests.conftest import GOLDEN, ROOT
 from tests.installed import STEPS, build_wheel, install, install_rows, install_with_pip, outside, require, run
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-EXTRAS = set(PROJECT["project"]["optional-dependencies"])
+EXTRAS = PROJECT["project"]["optional-dependencies"]
 # Folders of the tree that are no part of the package.
 OUTSIDE = {"benchmarks", "build", "dist", "docs", "examples", "quickstart", "scripts", "tests"}
 DATA = {".css", ".otf", ".toml", ".ttf", ".txt", ".typed"}
@@ -131,7 +131,8 @@ def test_without_a_backend_the_choices_are_named(wheel: Path, tmp_path: Path, ex
 
 def test_every_row_of_the_table_has_its_commands() -> None:
     assert set(STEPS) == set(install_rows())
-    assert {extra for row in STEPS for extra in row} | {"dev"} == EXTRAS
+    assert {extra for row in STEPS for extra in row} | {"dev"} == set(EXTRAS)
+    assert set(EXTRAS["verify"]) < set(EXTRAS["export"])  # so what is verified with the one is with the other
 
 
 @pytest.mark.parametrize("row", [row for row in STEPS if not ABSENT & set(row)], ids=",".join)
