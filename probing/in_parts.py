@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.entries import EngineEntry
@@ -16,6 +15,7 @@ from vlm_trt.probing.parts import Part, cut
 from vlm_trt.probing.widen import round_as_stored
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding, bind_host, host_view
 from vlm_trt.runtime.ort import ELEMENT_TYPES, CpuBackend, explained
+from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 
 _CACHE = ("past_key_values.", "present.")
 

@@ -30,6 +30,6 @@ def test_a_use_names_what_it_lacks() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     lacking = {one["name"]: one["detail"] for one in json.loads(done.stdout)["abilities"] if not one["possible"]}
     assert "onnxscript" in lacking["export"] or "ml_dtypes" in lacking["export"]
-    assert lacking["quantize and diagnose"].startswith("ml_dtypes is not installed; pip install 'onnx-ir>=")
+    assert lacking["quantize and diagnose"].startswith("ml_dtypes is not installed; pip install 'onnx>=")
     assert lacking["run on the CPU"].startswith("onnxruntime is not installed; pip install 'onnxruntime")
     assert "pip install 'onnxruntime-gpu[cuda,cudnn]>=" in lacking["run on CUDA (ONNX Runtime)"]
