@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import UsageError, VerificationError
@@ -12,7 +13,6 @@ from vlm_trt.bundle.leftovers import open_to_write
 from vlm_trt.bundle.manifest import Verification
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.references import require_references
 from vlm_trt.families.family import Family, family
 from vlm_trt.probing.in_parts import InParts
@@ -27,7 +27,9 @@ from vlm_trt.verification.expected import Truth, expect
 from vlm_trt.verification.figures import Figures
 from vlm_trt.verification.graph_reference import GraphReference
 from vlm_trt.verification.memory import require_memory, runs_in_parts
-from vlm_trt.verification.streamed import StreamedReference
+
+if TYPE_CHECKING:  # torch, which only the comparison with the model itself needs
+    from vlm_trt.exporter.checkpoint import Checkpoint
 
 Progress = Callable[[str], None]
 
@@ -83,7 +85,7 @@ def verify(
     members = family(bundle.manifest.model.family)
     _require_references(bundle, chosen)
     if chosen.quantization is None:
-        truth: Truth = _model(bundle, against, chosen, members, progress)
+        truth = _model(bundle, against, chosen, members, progress)
     else:
         truth = _graphs(bundle, chosen, members, engines, progress)
     tokenizer = members.load_tokenizer(bundle.path / bundle.manifest.tokenizer.path, bundle.manifest.model)
@@ -115,9 +117,9 @@ def _backends(backend: Backend, bundle: Bundle, precision: Precision, progress: 
     return {" rounded as stored": stored, **runs_here}
 
 
-def _model(
-    bundle: Bundle, against: Path | None, precision: Precision, members: Family, progress: Progress
-) -> StreamedReference:
+def _model(bundle: Bundle, against: Path | None, precision: Precision, members: Family, progress: Progress) -> Truth:
+    from vlm_trt.verification.streamed import StreamedReference
+
     source = _source(bundle, against, members.tokenizer_file)
     require_memory(members, bundle.manifest.model, bundle.manifest.limits, precision)
     return StreamedReference(source, bundle.manifest.model, members, progress)
@@ -141,8 +143,10 @@ def _graphs(
     return GraphReference(bundle, precision, backend, members)
 
 
-def _source(bundle: Bundle, against: Path | None, tokenizer_file: str) -> Checkpoint:
+def _source(bundle: Bundle, against: Path | None, tokenizer_file: str) -> "Checkpoint":
     """The checkpoint to compare with, which must be the one the bundle was made from."""
+    from vlm_trt.exporter.checkpoint import Checkpoint
+
     source = bundle.manifest.source
     folder = Path(source.checkpoint) if against is None else against
     if not folder.is_dir():
