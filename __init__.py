@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlm_trt.bundle.errors import VlmTrtError
     from vlm_trt.families.messages import Image, Message, Region, Text
-    from vlm_trt.runtime.model import Answer, Chat, Options, load
+    from vlm_trt.runtime.chat import Chat
+    from vlm_trt.runtime.model import Answer, load
+    from vlm_trt.runtime.options import Options
 
 # Name → the module it lives in. Loaded at first use: `vlm-trt --help` needs none of them.
 _HOMES = {
     "Answer": "runtime.model",
-    "Chat": "runtime.model",
+    "Chat": "runtime.chat",
     "Image": "families.messages",
     "Message": "families.messages",
-    "Options": "runtime.model",
+    "Options": "runtime.options",
     "Region": "families.messages",
     "Text": "families.messages",
     "VlmTrtError": "bundle.errors",

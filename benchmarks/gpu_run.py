@@ -28,7 +28,8 @@ from vlm_trt.families.family import family
 from vlm_trt.families.messages import Prompt
 from vlm_trt.runtime.backends import choose_backend
 from vlm_trt.runtime.engine import Engine, Step
-from vlm_trt.runtime.model import Options, VisionLanguageModel, load
+from vlm_trt.runtime.model import VisionLanguageModel, load
+from vlm_trt.runtime.options import Options
 from vlm_trt.verification.samples import samples
 
 WARM_UP, RUNS, NEW_TOKENS = 3, 20, 64

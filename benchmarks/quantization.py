@@ -39,7 +39,8 @@ from vlm_trt.exporter.export import Choices as ExportChoices
 from vlm_trt.exporter.export import export
 from vlm_trt.probing.session import as_stored
 from vlm_trt.runtime.environment import environment
-from vlm_trt.runtime.model import Choice, Options, load
+from vlm_trt.runtime.model import Choice, load
+from vlm_trt.runtime.options import Options
 from vlm_trt.verification.verify import verify
 
 CHECKPOINT = Path(__file__).parent.parent / "examples" / "demo_model" / "checkpoint"
@@ -102,7 +103,7 @@ def milliseconds(bundle: Path, names: Sequence[str]) -> dict[str, dict[str, floa
     for example in synthetic(TIMED + WARM_UP, 2).examples:
         for name, model in models.items():
             model.generator.forget()
-            answer = next(answer for _, answer in model.answer_each([conversation(example)], Options(greedy=True)))
+            answer = model.generate(conversation(example), options=Options(greedy=True))
             seen[name]["decode_step"] += answer.decode_step_ms
             for stage in STAGES[:-1]:
                 seen[name][stage].append(answer.stages_ms[stage])

@@ -17,7 +17,8 @@ from vlm_trt.calibration.samples import turns
 from vlm_trt.calibration.state import Seens
 from vlm_trt.evaluation.dataset import Sample
 from vlm_trt.probing.session import Probing
-from vlm_trt.runtime.model import Choice, Options, VisionLanguageModel
+from vlm_trt.runtime.model import Choice, VisionLanguageModel
+from vlm_trt.runtime.options import Options
 
 # Longest answer of the model's own to a sample: decode steps enough to be seen beside its prompt.
 _NEW_TOKENS = 48
@@ -92,5 +93,4 @@ def observe(
 def _answer(model: VisionLanguageModel, sample: Sample) -> None:
     """One at a time: a batch's idle slots would be looked at too."""
     model.generator.forget()  # so that what is seen of a sample does not depend on those before it
-    for _ in model.answer_each([turns(sample)], Options(greedy=True, max_new_tokens=_NEW_TOKENS)):
-        pass
+    model.generate(turns(sample), options=Options(greedy=True, max_new_tokens=_NEW_TOKENS))

@@ -12,7 +12,8 @@ from vlm_trt.bundle.errors import PromptError, UsageError
 from vlm_trt.commands.generate import load_with, read_images, show_end
 from vlm_trt.commands.terminal import printable, say
 from vlm_trt.families.messages import Image, Part, Text
-from vlm_trt.runtime.model import Answer, Chat, VisionLanguageModel
+from vlm_trt.runtime.chat import Chat
+from vlm_trt.runtime.model import Answer, VisionLanguageModel
 
 HELP = """/image PATH   add a picture to the next turn
 /reset        forget the conversation

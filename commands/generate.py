@@ -15,7 +15,8 @@ from vlm_trt.commands.draw import require_drawable, write_drawing
 from vlm_trt.commands.terminal import printable, say
 from vlm_trt.families.images import decode_image, read_picture
 from vlm_trt.families.messages import Image, Message, Part, Text
-from vlm_trt.runtime.model import Answer, Options, VisionLanguageModel, load
+from vlm_trt.runtime.model import Answer, VisionLanguageModel, load
+from vlm_trt.runtime.options import Options
 
 
 def run(

@@ -10,7 +10,8 @@ from vlm_trt.evaluation.intervals import Interval, interval
 from vlm_trt.evaluation.metrics import score
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import Image, Message, Text
-from vlm_trt.runtime.model import Answer, Options, VisionLanguageModel
+from vlm_trt.runtime.model import Answer, VisionLanguageModel
+from vlm_trt.runtime.options import Options
 from vlm_trt.runtime.timing import PARTS
 
 # Called with the answers so far, after each one.
@@ -81,6 +82,9 @@ def evaluate(
             model.build_prompt(unread)
         options = Options(greedy=True, max_new_tokens=max_new_tokens)
         for at, answer in model.answer_each(conversations(pictures=True), options):
+            if isinstance(answer, Exception):
+                about = data.examples[at].name
+                raise answer
             judged[at] = _judged(model, data.examples[at], answer)
             progress(len(judged))
     except UsageError as error:

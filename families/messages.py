@@ -1,9 +1,12 @@
 """What a user says to a model: text, pictures and regions as separate parts, never tags inside text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vlm_trt.bundle.errors import ImageError, PromptError, UsageError
 
 Point = tuple[int, int]
 
@@ -12,6 +15,10 @@ Point = tuple[int, int]
 class Text:
     text: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise PromptError(f"a text is a str and not {_kind(self.text)}; convert it")
+
 
 @dataclass(frozen=True)
 class Image:
@@ -19,6 +26,13 @@ class Image:
 
     data: bytes = field(repr=False)
     name: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, bytes):
+            raise ImageError(
+                f"a picture is the bytes of a PNG or JPEG file and not {_kind(self.data)}; read the file, as with "
+                "pathlib.Path(…).read_bytes()"
+            )
 
 
 @dataclass(frozen=True)
@@ -33,13 +47,58 @@ class Region:
 Part = Text | Image | Region
 
 
-@dataclass(frozen=True)
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, init=False)
 class Message:
     """One turn. An assistant's turn may carry the exact `ids` it was generated as, so that the cache still fits."""
 
-    role: str  # "system", "user", "assistant"
+    role: str
     parts: tuple[Part, ...]
     ids: tuple[int, ...] | None = None
+
+    def __init__(self, role: str, parts: str | Sequence[str | Part], ids: Sequence[int] | None = None) -> None:
+        """
+        Args:
+            role: one of ROLES.
+            parts: texts, pictures and regions in order; a str is a Text.
+            ids: token ids of an assistant's turn.
+        Raises:
+            PromptError: another role, or a part that is none.
+        """
+        if role not in ROLES:
+            raise PromptError(f"role {role!r} is unknown; use {', '.join(ROLES)}")
+        given = [parts] if isinstance(parts, str | Text | Image | Region) else parts
+        if not isinstance(given, Sequence) or isinstance(given, bytes):
+            raise PromptError(f"a message is a text or a list of parts and not {_kind(given)}; give one of them")
+        found = tuple(Text(part) if isinstance(part, str) else part for part in given)
+        for part in found:
+            if not isinstance(part, Text | Image | Region):
+                raise PromptError(f"a part of a message is a Text, an Image or a Region and not {_kind(part)}")
+        object.__setattr__(self, "role", role)
+        object.__setattr__(self, "parts", found)
+        object.__setattr__(self, "ids", None if ids is None else tuple(ids))
+
+
+# What a user asks: one text, or turns of which the last is the user's.
+Conversation = str | Sequence[Message]
+
+
+def turns_of(conversation: Conversation, images: Sequence[bytes] = ()) -> Sequence[Message]:
+    """The turns of a conversation; a text is one, with the pictures before it.
+
+    Raises:
+        UsageError: pictures beside turns.
+        PromptError: neither a text nor turns.
+    """
+    if isinstance(conversation, str):
+        return [Message("user", [*(Image(data) for data in images), conversation])]
+    if images:
+        raise UsageError("a conversation carries its pictures in its messages; leave `images` empty")
+    if not isinstance(conversation, Sequence) or not all(isinstance(turn, Message) for turn in conversation):
+        raise PromptError("a prompt is a text or a list of vlm_trt.Message; give one of them")
+    return conversation
 
 
 @dataclass(frozen=True)
@@ -84,3 +143,8 @@ class Answered:
     plain_text: str
     groundings: tuple[Grounding, ...]
     malformed: int = 0  # tags that hold no valid place
+
+
+def _kind(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -103,6 +103,8 @@ def once(model: VisionLanguageModel, asked: Sequence[Asked], new_tokens: int) ->
         generator.step(running[at] for at in active)
         for at in active:
             tokens[at].append(_ended(running[at].clock) - began)
+        for error in (one.error for one in running if one.error is not None):
+            raise error
     seconds = perf_counter() - began
     times = (_times(one, at, wanted, began) for one, at, wanted in zip(running, tokens, asked, strict=True))
     return Iteration(seconds, tuple(times))

@@ -1,18 +1,18 @@
 """The pictures of the next conversation are encoded while those before it are decoded, where a backend can do both."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from vlm_trt.bundle.errors import VlmTrtError
-from vlm_trt.families.messages import Image, Message
+from vlm_trt.families.messages import Conversation, Image, turns_of
 from vlm_trt.runtime.features import FeatureCache
 from vlm_trt.runtime.timing import StageClock
 
 
 def one_ahead(
-    conversations: Iterable[tuple[int, Sequence[Message]]], features: FeatureCache
-) -> Iterator[tuple[int, Sequence[Message]]]:
+    conversations: Iterable[tuple[int, Conversation]], features: FeatureCache
+) -> Iterator[tuple[int, Conversation]]:
     """The conversations as they are, each given out when the pictures of the one behind it are on their way.
 
     They arrive in the cache of features, where whoever starts that conversation finds them, or waits for them.
@@ -23,17 +23,17 @@ def one_ahead(
         while current is not None:
             following = next(waiting, None)
             if following is not None:
-                pool.submit(_encode, features, images_of(following[1]))
+                pool.submit(_encode, features, following[1])
             yield current
             current = following
 
 
-def images_of(conversation: Sequence[Message]) -> list[Image]:
+def images_of(conversation: Conversation) -> list[Image]:
     """Every picture of a conversation, in order."""
-    return [part for message in conversation for part in message.parts if isinstance(part, Image)]
+    return [part for message in turns_of(conversation) for part in message.parts if isinstance(part, Image)]
 
 
-def _encode(features: FeatureCache, images: list[Image]) -> None:
+def _encode(features: FeatureCache, conversation: Conversation) -> None:
     with suppress(VlmTrtError):  # whoever starts the conversation meets it again, and tells
-        if images:
+        if images := images_of(conversation):
             features.encode(images, StageClock())

@@ -62,7 +62,7 @@ class KVCache:
 
     def clear(self, slot: int) -> None:
         """Zeroes a slot after a non-finite value, which would otherwise reach the next sequence through the mask."""
+        self.lengths[slot] = 0
         for key, value in self._layers:
             key.zero_row(slot)
             value.zero_row(slot)
-        self.lengths[slot] = 0

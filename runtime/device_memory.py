@@ -60,13 +60,15 @@ class DeviceMemory:
             return np.zeros(shape, NUMPY_DTYPES[dtype])
         address = self.gpu.allocate_pinned(size)
         memory = (ctypes.c_uint8 * size).from_address(address)
-        weakref.finalize(memory, self._free_pinned, address)
         self._pinned[address] = size
+        weakref.finalize(memory, self._free_pinned, address)
         return np.ctypeslib.as_array(memory).view(NUMPY_DTYPES[dtype]).reshape(shape)
 
     def is_pinned(self, binding: Binding) -> bool:
         """Whether a host binding lies in pinned memory of ours."""
-        return any(start <= binding.address < start + size for start, size in self._pinned.items())
+        # A copy is made in one go, while the picture thread takes and frees memory. A lock could not be held: memory is
+        # freed by the garbage collector too, at any moment, in any thread.
+        return any(start <= binding.address < start + size for start, size in self._pinned.copy().items())
 
     def _copy(self, target: int, source: int, size_bytes: int) -> None:
         if size_bytes:

@@ -1,6 +1,7 @@
 """The three sessions and the cache: encode pictures, prefill one slot, decode many. No sampling, no text."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -8,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.config import Limits, ModelConfig
-from vlm_trt.bundle.errors import NotFiniteError
+from vlm_trt.bundle.errors import NotFiniteError, PromptError, VlmTrtError
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.families.family import PositionTable
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host
 from vlm_trt.runtime.cache import KVCache
+from vlm_trt.runtime.in_use import InUse
 
 # The window of a decode step grows in these steps, so that shapes repeat; the copy of the last few costs nothing.
 WINDOW_STEP = 32
@@ -43,6 +45,7 @@ class Engine:
     ) -> None:
         self.model, self.limits, self.precision, self.backend = model, limits, precision, backend
         self.sessions = sessions
+        self.in_use = InUse()
         self.cache = KVCache(backend, model, limits, precision)
         decoder, batch = model.decoder, limits.max_batch
         self._positions = backend.host((limits.max_seq_tokens,), "int64")
@@ -93,8 +96,14 @@ class Engine:
             table: the sequence's positions.
         Raises:
             PromptError: the slot has no room for them.
-            NotFiniteError: the logits are not finite; the slot is cleared.
+            NotFiniteError: the logits are not finite. After this and any other failed run the slot is cleared.
         """
+        with self.in_use:
+            return self._prefill(slot, ids, image_rows, features, table)
+
+    def _prefill(
+        self, slot: int, ids: Ints, image_rows: Ints, features: Binding | None, table: PositionTable
+    ) -> Floats:
         start, seq = self.cache.lengths[slot], ids.shape[0]
         self.cache.require_room(slot, seq)
         stop = start + seq
@@ -108,33 +117,71 @@ class Engine:
             "attend_until": self._positions[None, start:stop],
             "logits_index": np.array([seq - 1], dtype=np.int64),
         }
-        logits = self.run_decoder(slot, 1, inputs, features, window=stop)
-        self._require_finite(logits, slot, {slot})
+        try:
+            logits = self.run_decoder(slot, 1, inputs, features, window=stop)
+        except Exception:
+            self._clear([slot])
+            raise
+        if self._clear_broken(logits, slot):
+            raise self._not_finite()
         self.cache.advance(slot, seq)
         last: Floats = logits[0].copy()
         return last
 
     def decode(self, steps: Sequence[Step]) -> Floats:
-        """One token for each of several sequences at once; logits [len(steps), vocab] in their order.
+        """Logits [len(steps), vocab] of one step of several sequences at once, in their order.
+
+        Raises:
+            PromptError, NotFiniteError, VlmTrtError: of the first sequence that failed; see `decode_each`.
+        """
+        found = self.decode_each(steps)
+        for one in found:
+            if isinstance(one, Exception):
+                raise one
+        return np.stack([one for one in found if not isinstance(one, Exception)])
+
+    def decode_each(self, steps: Sequence[Step]) -> list[Floats | Exception]:
+        """One token for each of several sequences at once: logits [vocab] of each, in their order, or why it has none.
 
         Slots between the first and the last that take no step ride along: they write one position beyond their
         end, which their next token overwrites.
 
-        Raises:
-            PromptError: a slot is full.
-            NotFiniteError: a sequence's logits are not finite; its slot is cleared.
+        A slot that is full is a PromptError; logits that are not finite are a NotFiniteError, and clear their slot; a
+        run that fails clears the slots of its steps.
         """
+        with self.in_use:
+            return self._decode_each(steps)
+
+    def _decode_each(self, steps: Sequence[Step]) -> list[Floats | Exception]:
+        found: dict[int, Floats | Exception] = {}  # by slot
+        fitting = []
         for step in steps:
-            self.cache.require_room(step.slot, 1)
-        logits = np.empty((len(steps), self.model.decoder.vocab_size), dtype=np.float32)
-        for run in self._runs(steps):
-            first, count = run[0].slot, run[-1].slot - run[0].slot + 1
+            try:
+                self.cache.require_room(step.slot, 1)
+                fitting.append(step)
+            except PromptError as error:
+                found[step.slot] = error
+        for run in self._runs(fitting):
+            found.update(self._stepped(run))
+        return [found[step.slot] for step in steps]
+
+    def _stepped(self, run: Sequence[Step]) -> dict[int, Floats | Exception]:
+        """What `decode_each` says of the slots of one run."""
+        first, count = run[0].slot, run[-1].slot - run[0].slot + 1
+        try:
             rows = self._decode_run(first, count, run)
-            self._require_finite(rows, first, {step.slot for step in run})
-            for step in run:
-                logits[steps.index(step)] = rows[step.slot - first]
+        except Exception as error:  # a backend raises whatever it stumbles over
+            self._clear([step.slot for step in run])
+            return {step.slot: error for step in run}
+        broken = self._clear_broken(rows, first)
+        found: dict[int, Floats | Exception] = {}
+        for step in run:
+            if step.slot in broken:
+                found[step.slot] = self._not_finite()
+            else:
+                found[step.slot] = rows[step.slot - first].copy()
                 self.cache.advance(step.slot, 1)
-        return logits
+        return found
 
     def _runs(self, steps: Sequence[Step]) -> Iterator[list[Step]]:
         """Steps by slot, split where a full slot, which cannot ride along, lies between two of them."""
@@ -197,16 +244,23 @@ class Engine:
         self.sessions[Component.DECODER].run({**inputs, **past}, outputs)
         return self._logits[:count]
 
-    def _require_finite(self, logits: Floats, first: int, stepped: set[int]) -> None:
+    def _clear_broken(self, logits: Floats, first: int) -> set[int]:
         """Clears each slot whose logits are not finite, since 0·NaN under a mask is NaN; the others keep theirs."""
         broken = {first + int(row) for row in np.flatnonzero(~np.isfinite(logits).all(axis=1))}
-        for slot in broken:
-            self.cache.clear(slot)
-        if broken & stepped:
-            raise NotFiniteError(
-                f"the decoder's logits are not finite in {self.precision}; the sequences of this step are lost. "
-                "Use a bf16 or fp32 export of this checkpoint, or see which nodes are to blame: vlm-trt diagnose"
-            )
+        self._clear(broken)
+        return broken
+
+    def _clear(self, slots: Iterable[int]) -> None:
+        """After a failure: nobody knows what the slots hold."""
+        for slot in slots:
+            with suppress(VlmTrtError):  # of a GPU that failed; what failed is already on its way to the user
+                self.cache.clear(slot)
+
+    def _not_finite(self) -> NotFiniteError:
+        return NotFiniteError(
+            f"the decoder's logits are not finite in {self.precision}, so this answer ends here. "
+            "Use a bf16 or fp32 export of this checkpoint, or see which nodes are to blame: vlm-trt diagnose"
+        )
 
     def _zeros(self, *shape: int) -> Array:
         return np.zeros(shape, dtype=NUMPY_DTYPES[self.precision.dtype])

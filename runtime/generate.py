@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vlm_trt.bundle.errors import PromptError, UsageError, VlmTrtError
+from vlm_trt.bundle.errors import PromptError, VlmTrtError
 from vlm_trt.families.family import Family, PositionTable, Tokenizer
 from vlm_trt.families.messages import Prompt
 from vlm_trt.runtime.continuation import Continuation
-from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.engine import Engine, Floats, Step
 from vlm_trt.runtime.features import FeatureCache, ImageFeatures, together
-from vlm_trt.runtime.sampler import Sampler, Sampling
+from vlm_trt.runtime.sampler import Sampler, Sampling, require_in_range
 from vlm_trt.runtime.slots import Key, Slot, SlotTable
 from vlm_trt.runtime.text_stream import TextStream
 from vlm_trt.runtime.timing import StageClock
@@ -28,8 +28,11 @@ class Request:
     ignore_eos: bool = False  # end-of-text is never chosen and the other stop ids do not stop
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens}; it must be 1 or more")
+        """
+        Raises:
+            UsageError: max_new_tokens is no such number.
+        """
+        require_in_range("max_new_tokens", self.max_new_tokens)
 
 
 @dataclass
@@ -46,11 +49,16 @@ class Running:
     reused_tokens: int  # positions of the prompt that the slot held already
     ids: list[int] = field(default_factory=list)
     text: str = ""
-    finish_reason: str | None = None  # "stop", "length", or "error" after a failed step
+    finish_reason: str | None = None  # "stop", "length", or "error"
+    error: Exception | None = None  # why it ended with "error"
 
 
 class Generator:
-    """Starts sequences and steps them. Sequences may start and end at any time between two steps."""
+    """Starts sequences and steps them. Sequences may start and end at any time between two steps.
+
+    A failure belongs to one sequence: it ends with "error" and its slot is free again; the others go on.
+    Every call may raise a UsageError: another thread uses the engine.
+    """
 
     def __init__(self, engine: Engine, family: Family, tokenizer: Tokenizer, prefill_chunk_tokens: int = 512) -> None:
         self.engine, self._family, self._tokenizer = engine, family, tokenizer
@@ -64,8 +72,24 @@ class Generator:
         Raises:
             PromptError: the prompt is empty, longer than the cache, or holds ids that the model does not have.
             UsageError: no slot is free, or a stop string is empty.
+            NotFiniteError: the logits are not finite.
         """
-        clock = StageClock() if clock is None else clock
+        with self.engine.in_use:
+            return self._start(request, StageClock() if clock is None else clock)
+
+    @property
+    def free_slots(self) -> int:
+        """Sequences that can be started now."""
+        return self._slots.free
+
+    def require_slot(self) -> None:
+        """
+        Raises:
+            UsageError: no sequence can be started now.
+        """
+        self._slots.require_free()
+
+    def _start(self, request: Request, clock: StageClock) -> Running:
         prompt, limits, decoder = request.prompt, self.engine.limits, self.engine.model.decoder
         _require_usable(prompt, limits.max_seq_tokens, decoder.vocab_size)
         # All that may be refused comes before a slot is taken.
@@ -82,12 +106,15 @@ class Generator:
         except BaseException:
             self._slots.release(slot)
             raise
+        if running.error is not None:
+            raise running.error
         return running
 
     def forget(self) -> None:
         """Beginnings and pictures of earlier sequences are not used again."""
-        self.features.forget()
-        self._slots.forget()
+        with self.engine.in_use:
+            self.features.forget()
+            self._slots.forget()
 
     def continuation(self, prompt: Prompt) -> Continuation:
         """The prompt in the first slot, for its logits under given tokens. No sequence may be in flight; beginnings and
@@ -96,6 +123,10 @@ class Generator:
         Raises:
             PromptError: as `start` has it.
         """
+        with self.engine.in_use:
+            return self._continuation(prompt)
+
+    def _continuation(self, prompt: Prompt) -> Continuation:
         limits, decoder = self.engine.limits, self.engine.model.decoder
         _require_usable(prompt, limits.max_seq_tokens, decoder.vocab_size)
         self.forget()
@@ -107,41 +138,55 @@ class Generator:
     def step(self, sequences: Iterable[Running]) -> None:
         """One decode step of all unfinished sequences together; each gains a token and may finish.
 
-        Raises:
-            VlmTrtError: the step failed; its sequences have finished with "error".
+        A sequence that fails ends with "error" and keeps what ended it; nothing of it reaches the others.
         """
-        active = [sequence for sequence in sequences if sequence.finish_reason is None]
-        if not active:
-            return
-        self._require_caches(active)
-        steps = [Step(sequence.slot.index, sequence.ids[-1], sequence.table) for sequence in active]
-        clock = StageClock()
-        try:
-            with clock.stage("decode_step"):
-                logits = self.engine.decode(steps)
-        except VlmTrtError:
-            for sequence in active:
-                self.stop(sequence, "error")
-            raise
-        for row, sequence in zip(logits, active, strict=True):
-            sequence.clock.spans += clock.spans
-            sequence.slot.keys.append(sequence.ids[-1])
-            self._take(sequence, row)
+        with self.engine.in_use:
+            self._step([sequence for sequence in sequences if sequence.finish_reason is None])
 
     def stop(self, sequence: Running, reason: str = "stop") -> None:
         """Ends a sequence and frees its slot; its cached beginning stays usable."""
-        if sequence.finish_reason is None:
-            sequence.finish_reason = reason
+        if sequence.finish_reason is not None:
+            return
+        self._end(sequence, reason)
+        try:
             sequence.text += sequence.text_stream.finish()
-            self._slots.release(sequence.slot)
+        except Exception as error:  # whatever a tokenizer stumbles over
+            sequence.finish_reason, sequence.error = "error", error
 
-    def _require_caches(self, active: Sequence[Running]) -> None:
-        """What the slots hold is what their sequences wrote; a failed or interrupted step may have taken it away."""
-        lost = [one for one in active if self.engine.cache.lengths[one.slot.index] != len(one.slot.keys)]
-        for sequence in lost:
-            self.stop(sequence, "error")
-        if lost:
-            raise VlmTrtError(f"the cache of {len(lost)} sequence(s) was lost in a step that failed; start them again")
+    def _end(self, sequence: Running, reason: str, error: Exception | None = None) -> None:
+        sequence.finish_reason, sequence.error = reason, error
+        self._slots.release(sequence.slot)
+
+    def _step(self, sequences: Sequence[Running]) -> None:
+        active = [sequence for sequence in sequences if self._has_cache(sequence)]
+        if not active:
+            return
+        steps = [Step(sequence.slot.index, sequence.ids[-1], sequence.table) for sequence in active]
+        clock = StageClock()
+        found: Sequence[Floats | Exception]
+        try:
+            with clock.stage("decode_step"):
+                found = self.engine.decode_each(steps)
+        except Exception as error:
+            found = [error] * len(steps)
+        for logits, sequence in zip(found, active, strict=True):
+            sequence.clock.spans += clock.spans
+            if isinstance(logits, Exception):
+                self._end(sequence, "error", logits)
+                continue
+            sequence.slot.keys.append(sequence.ids[-1])
+            try:
+                self._take(sequence, logits)
+            except Exception as error:  # a tokenizer's or a family's, of this sequence alone
+                self._end(sequence, "error", error)
+
+    def _has_cache(self, sequence: Running) -> bool:
+        """Whether the slot holds what its sequence wrote; a failed or interrupted step may have taken it away."""
+        if self.engine.cache.lengths[sequence.slot.index] == len(sequence.slot.keys):
+            return True
+        lost = VlmTrtError("the cache of this sequence was lost in a step that failed; start it again")
+        self._end(sequence, "error", lost)
+        return False
 
     def _prefill(self, running: Running, keys: Sequence[Key]) -> None:
         prompt, start = running.request.prompt, running.reused_tokens
@@ -160,7 +205,7 @@ class Generator:
         running.sampler.observe(prompt.ids)
         self._take(running, logits)
 
-    def _take(self, sequence: Running, logits: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
+    def _take(self, sequence: Running, logits: Floats) -> None:
         """Samples the next token and decides whether the sequence ends with it."""
         request, clock = sequence.request, sequence.clock
         with clock.stage("sampling"):

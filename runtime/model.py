@@ -4,43 +4,24 @@ from collections.abc import Generator as Pieces
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
-from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import Family, Tokenizer, family
-from vlm_trt.families.messages import Grounding, Image, Message, Part, Prompt, Text
+from vlm_trt.families.messages import Conversation, Grounding, Message, Prompt, turns_of
 from vlm_trt.runtime.ahead import one_ahead
 from vlm_trt.runtime.backend import Backend
 from vlm_trt.runtime.backends import choose_backend, choose_precision
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.generate import Generator, Request, Running
+from vlm_trt.runtime.in_use import OpenAnswer, Piece
 from vlm_trt.runtime.load import open_engine, require_verified
-from vlm_trt.runtime.sampler import Sampling
+from vlm_trt.runtime.options import DEFAULTS, Options
 from vlm_trt.runtime.timing import StageClock
 from vlm_trt.runtime.tracing import trace_as_asked
-
-
-@dataclass(frozen=True)
-class Options:
-    """How one answer is generated; None takes what the checkpoint's generation_config.json says."""
-
-    max_new_tokens: int | None = None
-    greedy: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int = 0
-    stop_strings: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-
-DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
@@ -59,10 +40,13 @@ class Answer:
     decode_step_ms: tuple[float, ...]
     image_sizes: tuple[tuple[int, int], ...] = ()  # width and height of the conversation's pictures, pixels
     malformed_places: int = 0  # boxes and quads of the text that could not be read
+    first_token_ms: float = 0.0  # from the conversation to its first token
+    output_tokens_per_second: float | None = None  # after the first; None where that is all
 
 
 class VisionLanguageModel:
-    """A bundle ready to answer. Not safe for concurrent calls: give each thread its own, or use the Generator."""
+    """A bundle ready to answer, one thread at a time: a call from another thread meanwhile is a UsageError, which
+    changes nothing. Answers that one thread has open take turns, each in slots of its own."""
 
     def __init__(
         self, manifest: Manifest, engine: Engine, family: Family, tokenizer: Tokenizer, load_ms: float = 0.0
@@ -71,9 +55,7 @@ class VisionLanguageModel:
         self._family, self.tokenizer = family, tokenizer
         self.generator = Generator(engine, family, tokenizer)
 
-    def generate(
-        self, prompt: str | Sequence[Message], images: Sequence[bytes] = (), options: Options = Options()
-    ) -> Answer:
+    def generate(self, prompt: Conversation, images: Sequence[bytes] = (), options: Options = DEFAULTS) -> Answer:
         """The answer to one prompt.
 
         Args:
@@ -84,42 +66,68 @@ class VisionLanguageModel:
         Raises:
             PromptError: the prompt does not fit. ImageError: a picture cannot be used.
         """
-        return self.generate_batch([_messages(prompt, images)], options)[0]
+        return self.generate_batch([turns_of(prompt, images)], options)[0]
 
-    def generate_batch(self, conversations: Sequence[Sequence[Message]], options: Options = DEFAULTS) -> list[Answer]:
-        """The answers to several conversations, decoded together in as many slots as the bundle has."""
-        answers = dict(self.answer_each(conversations, options))
+    def generate_batch(self, conversations: Sequence[Conversation], options: Options = DEFAULTS) -> list[Answer]:
+        """The answers to several conversations, decoded together in as many slots as the bundle has.
+
+        Raises:
+            Exception: of the first conversation that failed, which a note numbers; `answer_each` goes on with the
+                others.
+        """
+        answers: dict[int, Answer] = {}
+        with closing(self.answer_each(conversations, options)) as outcomes:
+            for at, outcome in outcomes:
+                if isinstance(outcome, Exception):
+                    if len(conversations) > 1:
+                        outcome.add_note(f"in conversation {at + 1} of {len(conversations)}")
+                    raise outcome
+                answers[at] = outcome
         return [answers[at] for at in range(len(conversations))]
 
     def answer_each(
-        self, conversations: Iterable[Sequence[Message]], options: Options = DEFAULTS
-    ) -> Iterator[tuple[int, Answer]]:
+        self, conversations: Iterable[Conversation], options: Options = DEFAULTS
+    ) -> Pieces[tuple[int, Answer | Exception], None, None]:
         """Number and answer of each conversation, as the answers end, which is not the order they began in.
 
-        Decoded together in as many slots as the bundle has. A conversation is taken when there is a slot for it (one
-        earlier with TensorRT, which encodes its pictures meanwhile), so an iterator may read its pictures that late.
-        The slots stay busy until the last answer, or `close()`.
+        Where one fails, what ended it stands in place of its answer, and nothing of it reaches the others. Decoded
+        together in as many slots as are free. A conversation is taken when there is a slot for it (one earlier with
+        TensorRT, which encodes its pictures meanwhile), so an iterator may read its pictures that late. The slots stay
+        busy until the last answer, or `close()`.
 
         Args:
             conversations: any number of them; numbered from 0 in their order.
             options: of all of them.
+        Raises:
+            UsageError: every slot is taken by answers that are open, or another thread uses the model.
         """
-        waiting: Iterator[tuple[int, Sequence[Message]]] = enumerate(conversations)
+        return OpenAnswer(self.engine.in_use, self._outcomes(conversations, options))
+
+    def _outcomes(
+        self, conversations: Iterable[Conversation], options: Options
+    ) -> Pieces[tuple[int, Answer | Exception], None, None]:
+        waiting: Iterator[tuple[int, Conversation]] = enumerate(conversations)
         if self.engine.backend.overlaps:
             waiting = one_ahead(waiting, self.generator.features)
         running: list[tuple[int, Running]] = []
         try:
             while True:
-                for at, conversation in islice(waiting, self.engine.limits.max_batch - len(running)):
-                    running.append((at, self._start(conversation, options)))
+                while (self.generator.free_slots or not running) and (taken := next(waiting, None)) is not None:
+                    self.generator.require_slot()
+                    at, conversation = taken
+                    started = self._started(conversation, options)
+                    if isinstance(started, Exception):
+                        yield at, started
+                    else:
+                        running.append((at, started))
                 if not running:
                     return
                 self.generator.step(sequence for _, sequence in running)
                 ended = [(at, sequence) for at, sequence in running if sequence.finish_reason]
                 running = [(at, sequence) for at, sequence in running if not sequence.finish_reason]
-                yield from ((at, self._answer(sequence)) for at, sequence in ended)
+                yield from ((at, self._outcome(sequence)) for at, sequence in ended)
         finally:
-            for _, sequence in running:  # one conversation failed: the others give their slots back
+            for _, sequence in running:  # whoever leaves early gives the slots back
                 self.generator.stop(sequence)
 
     def build_prompt(self, conversation: Sequence[Message]) -> Prompt:
@@ -132,10 +140,17 @@ class VisionLanguageModel:
         return self._family.build_prompt(conversation, self.tokenizer, self.engine.model, limits.max_seq_tokens)
 
     def stream(
-        self, prompt: str | Sequence[Message], images: Sequence[bytes] = (), options: Options = Options()
+        self, prompt: Conversation, images: Sequence[bytes] = (), options: Options = DEFAULTS
     ) -> Pieces[str | Answer, None, None]:
         """Pieces of text as they become safe to show, and at last the Answer; `close()` frees the slot early."""
-        sequence = self._start(_messages(prompt, images), options)
+        return self.open(self._pieces(turns_of(prompt, images), options))
+
+    def open(self, pieces: Pieces[Piece, None, None]) -> Pieces[Piece, None, None]:
+        """A generator that works on this model, made safe to be read piece by piece."""
+        return OpenAnswer(self.engine.in_use, pieces)
+
+    def _pieces(self, conversation: Sequence[Message], options: Options) -> Pieces[str | Answer, None, None]:
+        sequence = self._start(conversation, options)
         shown = 0
         try:
             while True:
@@ -147,7 +162,21 @@ class VisionLanguageModel:
                 self.generator.step([sequence])
         finally:
             self.generator.stop(sequence)  # a caller that leaves early gives the slot back
+        if sequence.error is not None:
+            raise sequence.error
         yield self._answer(sequence)
+
+    def _started(self, conversation: Conversation, options: Options) -> Running | Exception:
+        try:
+            return self._start(turns_of(conversation), options)
+        except Exception as error:
+            return error
+
+    def _outcome(self, sequence: Running) -> Answer | Exception:
+        try:
+            return sequence.error or self._answer(sequence)
+        except Exception as error:
+            return error
 
     def _start(self, conversation: Sequence[Message], options: Options) -> Running:
         clock = StageClock()
@@ -157,22 +186,13 @@ class VisionLanguageModel:
         return self.generator.start(
             Request(
                 prompt=built,
-                sampling=self._sampling(options),
+                sampling=options.sampling(defaults),
                 max_new_tokens=defaults.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
-                stop_strings=options.stop_strings,
+                stop_strings=tuple(options.stop_strings),
                 ignore_eos=options.ignore_eos,
             ),
             clock,
         )
-
-    def _sampling(self, options: Options) -> Sampling:
-        defaults = self.engine.model.generation
-        values = {
-            name: getattr(defaults if getattr(options, name) is None else options, name)
-            for name in ("temperature", "top_k", "top_p", "repetition_penalty")
-        }
-        greedy = not defaults.do_sample if options.greedy is None else options.greedy
-        return Sampling(**values, greedy=greedy, seed=options.seed)
 
     def _answer(self, sequence: Running) -> Answer:
         assert sequence.finish_reason is not None
@@ -191,6 +211,8 @@ class VisionLanguageModel:
             decode_step_ms=tuple(sequence.clock.decode_step_ms),
             image_sizes=sizes,
             malformed_places=parsed.malformed,
+            first_token_ms=sequence.clock.first_token_ms,
+            output_tokens_per_second=sequence.clock.tokens_per_second,
         )
 
 
@@ -271,30 +293,3 @@ def load(
         prepack=prepack,
         allow_unverified=allow_unverified,
     ).load()
-
-
-def _messages(prompt: str | Sequence[Message], images: Sequence[bytes]) -> Sequence[Message]:
-    if isinstance(prompt, str):
-        return [Message("user", (*(Image(data) for data in images), Text(prompt)))]
-    if images:
-        raise UsageError("a conversation carries its pictures in its messages; leave `images` empty")
-    return prompt
-
-
-class Chat:
-    """A conversation with one model: each turn prefills only what is new."""
-
-    def __init__(self, model: VisionLanguageModel, system: str | None = None) -> None:
-        self._model = model
-        self.messages: list[Message] = [] if system is None else [Message("system", (Text(system),))]
-
-    def stream(self, parts: Sequence[Part], options: Options = DEFAULTS) -> Pieces[str | Answer, None, None]:
-        """The answer to the user's next turn, piece by piece, and at last the Answer; then it is remembered."""
-        asked = [*self.messages, Message("user", tuple(parts))]
-        with closing(self._model.stream(asked, options=options)) as pieces:
-            for piece in pieces:
-                if isinstance(piece, Answer):
-                    stop_ids = self._model.tokenizer.stop_ids
-                    said = piece.ids[:-1] if piece.ids and piece.ids[-1] in stop_ids else piece.ids
-                    self.messages = [*asked, Message("assistant", (Text(piece.text),), ids=said)]
-                yield piece

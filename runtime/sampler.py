@@ -1,6 +1,6 @@
 """Logits → the next token id: greedy, or sampled from the distribution that Hugging Face's warpers make."""
 
-import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +15,51 @@ _LEAST = 0.001
 
 
 @dataclass(frozen=True)
+class Range:
+    """What a value may be."""
+
+    kind: type  # int, or float, which takes both
+    least: float
+    most: float
+    words: str
+
+    def holds(self, value: object) -> bool:
+        numbers = (int, np.integer) if self.kind is int else (int, float, np.integer, np.floating)
+        if not isinstance(value, numbers) or isinstance(value, bool):
+            return False
+        return self.least <= (value.item() if isinstance(value, np.generic) else value) <= self.most
+
+
+# One place for command line, Python API and checkpoint defaults.
+RANGES = {
+    "max_new_tokens": Range(int, 1, 2**31 - 1, "1 or more, and below 2^31"),
+    "temperature": Range(float, _LEAST, sys.float_info.max, f"at least {_LEAST}, or 0 for greedy"),
+    "top_k": Range(int, 0, 2**31 - 1, "0 (all tokens) or more, and below 2^31"),
+    "top_p": Range(float, sys.float_info.min, 1, "above 0 and at most 1"),
+    "repetition_penalty": Range(float, _LEAST, 1 / _LEAST, f"{_LEAST}…{1 / _LEAST:.0f}"),
+    "seed": Range(int, 0, 2**64 - 1, "0 or more, and below 2^64"),
+}
+
+
+def require_in_range(name: str, value: object) -> None:
+    """
+    Raises:
+        UsageError: it is no such number.
+    """
+    allowed = RANGES[name]
+    if not allowed.holds(value):
+        kind = "a whole number, " if allowed.kind is int and not isinstance(value, int) else ""
+        raise UsageError(f"{name} is {_shown(value)}; it must be {kind}{allowed.words}")
+
+
+def _shown(value: object) -> str:
+    """In a sentence: nobody reads a number of a thousand digits, and Python refuses to write longer ones."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a number of more than 20 digits"
+    return repr(value)
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How to choose; repetition penalty, temperature, top-k and top-p apply in that order."""
 
@@ -26,17 +71,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        temperature, penalty = self.temperature, self.repetition_penalty
-        checks = (
-            ("temperature", temperature, _LEAST <= temperature < math.inf, f"at least {_LEAST} (or --greedy)"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 (all tokens) or more"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", penalty, _LEAST <= penalty <= 1 / _LEAST, f"{_LEAST}…{1 / _LEAST:.0f}"),
-            ("seed", self.seed, self.seed >= 0, "0 or more"),
-        )
-        for name, value, valid, allowed in checks:
-            if not valid:
-                raise UsageError(f"{name} is {value}; it must be {allowed}")
+        """
+        Raises:
+            UsageError: a value outside its range.
+        """
+        for name in ("temperature", "top_k", "top_p", "repetition_penalty", "seed"):
+            require_in_range(name, getattr(self, name))
 
 
 class Sampler:

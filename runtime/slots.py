@@ -28,6 +28,22 @@ class SlotTable:
         self._slots = [Slot(i) for i in range(len(cache.lengths))]
         self._uses = 0
 
+    @property
+    def free(self) -> int:
+        """How many slots hold no running sequence."""
+        return sum(not slot.busy for slot in self._slots)
+
+    def require_free(self) -> None:
+        """
+        Raises:
+            UsageError: every slot is busy.
+        """
+        if not self.free:
+            raise UsageError(
+                f"all {len(self._slots)} sequence slots of the bundle are busy; wait for one to finish or export "
+                "with a larger --max-batch"
+            )
+
     def acquire(self, keys: Sequence[Key], rope_alpha: float) -> Slot:
         """A free slot, the one that holds the longest beginning of `keys`; its cache is cut back to that beginning.
 
@@ -36,12 +52,8 @@ class SlotTable:
         Raises:
             UsageError: every slot is busy.
         """
+        self.require_free()
         free = [slot for slot in self._slots if not slot.busy]
-        if not free:
-            raise UsageError(
-                f"all {len(self._slots)} sequence slots of the bundle are busy; wait for one to finish or export "
-                "with a larger --max-batch"
-            )
         slot = max(free, key=lambda s: (self._shared(s, keys, rope_alpha), -s.last_use, -s.index))
         shared = self._shared(slot, keys, rope_alpha)
         self._cache.truncate(slot.index, shared)

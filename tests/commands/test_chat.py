@@ -34,7 +34,7 @@ def test_an_interrupted_turn_is_forgotten_and_its_picture_kept(
 ) -> None:
     """Ctrl-C in the middle of each of five answers, more than there are slots; then one is answered."""
     calls, pictures = 0, []
-    decode, start = Engine.decode, Generator.start
+    decode, start = Engine.decode_each, Generator.start
 
     def interrupted(self: Engine, steps: Any) -> Any:
         nonlocal calls
@@ -47,7 +47,7 @@ def test_an_interrupted_turn_is_forgotten_and_its_picture_kept(
         pictures.append(len(request.prompt.images))
         return start(self, request, clock)
 
-    monkeypatch.setattr(Engine, "decode", interrupted)
+    monkeypatch.setattr(Engine, "decode_each", interrupted)
     monkeypatch.setattr(Generator, "start", counted)
     stdin = f"/image {PICTURE}\n" + "What is this?\n" * 6 + "And now?\n/quit\n"
     done = vlm_trt("chat", verified("ntk-256"), "--greedy", "--max-new-tokens", 6, "--ignore-eos", stdin=stdin)

@@ -17,7 +17,9 @@ from vlm_trt.evaluation.scenes.questions import tagged
 from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import Image, Text
-from vlm_trt.runtime.model import Answer, Chat, Options, VisionLanguageModel, load
+from vlm_trt.runtime.chat import Chat
+from vlm_trt.runtime.model import Answer, VisionLanguageModel, load
+from vlm_trt.runtime.options import Options
 
 PICTURE = (FOLDER / "scene.png").read_bytes()
 THINGS = {thing.colour: thing for thing in SCENE.things}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.runtime.sequences import (
     generator_of,
     request,
 )
-from vlm_trt.bundle.errors import ImageError, PromptError, UsageError, VlmTrtError
+from vlm_trt.bundle.errors import ImageError, NotFiniteError, PromptError, UsageError
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import Prompt
 from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
@@ -214,9 +215,10 @@ def test_logits_that_are_not_finite_are_an_error_and_do_not_poison_the_slot(bund
     cache._layers[0][1].read()[0, 0, 600] = float("nan")  # far beyond the sequence's end, so outside the window
     generator.step([sequence])
     cache._layers[0][1].read()[0, 0, 1] = float("nan")
-    with pytest.raises(VlmTrtError, match="logits are not finite in fp32; the sequences of this step are lost"):
-        generator.step([sequence])
+    generator.step([sequence])
     assert sequence.finish_reason == "error"
+    with pytest.raises(NotFiniteError, match="logits are not finite in fp32, so this answer ends here"):
+        raise sequence.error or AssertionError
     assert alone(bundle, "x", tokens=8) == finish(generator, [generator.start(request(generator, "x", tokens=8))])[0]
 
 
@@ -225,10 +227,9 @@ def test_a_failed_step_takes_nothing_from_a_sequence_that_took_no_part(bundle: P
     generator = generator_of(bundle)
     first, second, third = (generator.start(request(generator, text, tokens=12)) for text in ("a", "bb", "ccc"))
     generator.engine.cache._layers[0][1].read()[0, 0, 1] = float("nan")
-    with pytest.raises(VlmTrtError, match="logits are not finite"):
-        generator.step([first, third])
-    assert (first.finish_reason, second.finish_reason, third.finish_reason) == ("error", None, "error")
-    assert finish(generator, [second])[0] == alone(bundle, "bb")
+    generator.step([first, third])
+    assert (first.finish_reason, second.finish_reason, third.finish_reason) == ("error", None, None)
+    assert finish(generator, [second, third]) == [alone(bundle, "bb"), alone(bundle, "ccc")]
 
 
 def test_a_sequence_whose_cache_was_lost_ends_with_an_error_and_not_with_nonsense(bundle: Path) -> None:
@@ -236,9 +237,9 @@ def test_a_sequence_whose_cache_was_lost_ends_with_an_error_and_not_with_nonsens
     first, second, third = (generator.start(request(generator, text, tokens=12)) for text in ("a", "bb", "ccc"))
     generator.engine.cache._layers[0][1].read()[1, 0, 1] = float("nan")
     generator.step([first, third])  # the middle one rides along, and is cleared
-    with pytest.raises(VlmTrtError, match=r"the cache of 1 sequence\(s\) was lost in a step that failed; start them"):
-        generator.step([first, second, third])
+    generator.step([first, second, third])
     assert second.finish_reason == "error"
+    assert str(second.error) == "the cache of this sequence was lost in a step that failed; start it again"
     assert finish(generator, [first, third]) == [alone(bundle, "a"), alone(bundle, "ccc")]
     assert finish(generator, [generator.start(request(generator, "bb"))])[0] == alone(bundle, "bb")
 
@@ -256,9 +257,58 @@ def test_an_interrupted_step_is_noticed(bundle: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(generator.engine.cache, "advance", interrupted)
         generator.step([sequence])
-    with pytest.raises(VlmTrtError, match="was lost in a step that failed"):
-        generator.step([sequence])
+    generator.step([sequence])
+    assert "was lost in a step that failed" in str(sequence.error)
     assert finish(generator, [generator.start(request(generator, "a"))])[0] == alone(bundle, "a")
+
+
+def raising(*_: object, **__: object) -> Any:
+    raise ZeroDivisionError("not ours")
+
+
+@pytest.mark.parametrize("broken", ["text_stream.push", "sampler.next_id", "text_stream.finish"])
+def test_what_breaks_in_one_sequence_ends_that_sequence_alone(bundle: Path, broken: str) -> None:
+    """A tokenizer, a sampler, a stop string: whatever raises whatever. The slot is free again, and used again."""
+    generator = generator_of(bundle)
+    first, second, third = (generator.start(request(generator, text)) for text in ("a", "bb", "ccc"))
+    part, name = broken.split(".")
+    setattr(getattr(second, part), name, raising)
+    assert finish(generator, [first, second, third])[::2] == [alone(bundle, "a"), alone(bundle, "ccc")]
+    assert (second.finish_reason, str(second.error)) == ("error", "not ours")
+    assert generator.free_slots == 3
+    assert finish(generator, [generator.start(request(generator, "bb"))])[0] == alone(bundle, "bb")
+
+
+def test_a_run_that_fails_ends_the_sequences_of_that_run(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full slot between two makes two runs of a step; the second one fails."""
+    generator = generator_of(bundle)
+    limit = generator.engine.limits.max_seq_tokens
+    first = generator.start(request(generator, "a"))
+    generator.start(replace(request(generator, "a"), prompt=Prompt((65,) * limit, (), ())))
+    third = generator.start(request(generator, "ccc"))
+    real = generator.engine._decode_run
+
+    def failing(first_slot: int, *rest: Any) -> Any:
+        return raising() if first_slot == 2 else real(first_slot, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generator.engine, "_decode_run", failing)
+        generator.step([first, third])
+    assert (first.finish_reason, third.finish_reason, str(third.error)) == (None, "error", "not ours")
+    assert finish(generator, [first])[0] == alone(bundle, "a")
+    assert finish(generator, [generator.start(request(generator, "ccc"))])[0] == alone(bundle, "ccc")
+
+
+def test_a_prompt_that_breaks_gives_its_slot_back(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = generator_of(bundle)
+    running = generator.start(request(generator, "a"))
+    for name in ("run_decoder", "_clear_broken"):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(generator.engine, name, raising)
+            generator.start(request(generator, "bb"))
+    assert generator.free_slots == 2
+    second = generator.start(request(generator, "bb"))
+    assert finish(generator, [running, second]) == [alone(bundle, "a"), alone(bundle, "bb")]
 
 
 def test_what_is_refused_takes_no_slot(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import PIL.Image
 import pytest
 
 from tests.runtime.sequences import OTHER_PICTURE, PICTURE, TOKENIZER
-from vlm_trt.bundle.errors import ImageError, PromptError, UsageError, VlmTrtError
+from vlm_trt.bundle.errors import ImageError, NotFiniteError, PromptError, UsageError, VlmTrtError
 from vlm_trt.families.messages import Image, Message, Text
-from vlm_trt.runtime.model import Answer, Chat, Options, VisionLanguageModel, load
+from vlm_trt.runtime.chat import Chat
+from vlm_trt.runtime.model import Answer, VisionLanguageModel, load
+from vlm_trt.runtime.options import Options
 from vlm_trt.runtime.text_stream import TextStream
 
 GREEDY = Options(greedy=True, max_new_tokens=8, ignore_eos=True)
@@ -38,6 +41,52 @@ def test_one_bad_conversation_gives_all_slots_back(model: VisionLanguageModel) -
     assert len(model.generate_batch([user("a"), user("b"), user("c")], GREEDY)) == 3
 
 
+def test_one_bad_conversation_takes_nothing_from_the_others(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that is none, a prompt that is too long, logits that are not finite, a parser that breaks."""
+    good = [user("one"), user("two", PICTURE), user("three"), user("four")]
+    expected = [model.generate(one, options=GREEDY) for one in good]
+    broken_text = model.generate("breaks the parser", options=GREEDY).text
+    parse, decode = model._family.parse_answer, model.engine._decode_run
+
+    def parses(text: str, sizes: Any) -> Any:
+        if text == broken_text:
+            raise ZeroDivisionError("not ours")
+        return parse(text, sizes)
+
+    def decodes(first: int, count: int, run: Any) -> Any:
+        logits = decode(first, count, run)
+        for step in run:
+            if model.generator._slots._slots[step.slot].keys[:-1] == poisoned:
+                logits[step.slot - first, 5] = float("nan")
+        return logits
+
+    poisoned = list(model.build_prompt(user("poison")).ids)
+    monkeypatch.setattr(model, "_family", replace(model._family, parse_answer=parses))
+    monkeypatch.setattr(model.engine, "_decode_run", decodes)
+    batch = [good[0], user("x", b"no picture"), good[1], user("poison"), good[2], user("breaks the parser"),
+             user("x" * 5000), good[3], []]  # fmt: skip
+    found = dict(model.answer_each(batch, GREEDY))
+    answered = [one for _, one in sorted(found.items()) if isinstance(one, Answer)]
+    assert [(one.ids, one.text) for one in answered] == [(one.ids, one.text) for one in expected]
+    failed = {at: type(one) for at, one in found.items() if isinstance(one, Exception)}
+    assert failed == {1: ImageError, 3: NotFiniteError, 5: ZeroDivisionError, 6: PromptError, 8: PromptError}
+    assert model.generator.free_slots == 3
+    with pytest.raises(NotFiniteError) as caught:
+        model.generate_batch(batch[2:], GREEDY)
+    assert caught.value.__notes__ == ["in conversation 2 of 7"]
+    assert model.generator.free_slots == 3
+
+
+def test_an_answer_says_how_fast_it_came(model: VisionLanguageModel) -> None:
+    for answer in model.generate_batch([user("one"), user("two", PICTURE)], GREEDY):
+        assert 0 < answer.first_token_ms <= sum(answer.stages_ms.values()) * 10
+        assert answer.output_tokens_per_second is not None and answer.output_tokens_per_second > 0
+    one = model.generate("one", options=Options(greedy=True, max_new_tokens=1))
+    assert one.first_token_ms > 0 and one.output_tokens_per_second is None
+
+
 def test_conversations_are_taken_as_slots_become_free(model: VisionLanguageModel) -> None:
     """Three slots: never more than three conversations ahead of the answers, which come as they end."""
     taken = 0
@@ -50,7 +99,7 @@ def test_conversations_are_taken_as_slots_become_free(model: VisionLanguageModel
 
     found: dict[int, Answer] = {}
     for at, answer in model.answer_each(conversations(), GREEDY):
-        assert taken <= len(found) + 3
+        assert taken <= len(found) + 3 and isinstance(answer, Answer)
         found[at] = answer
     assert sorted(found) == [0, 1, 2, 3, 4]
     assert found[3].ids == model.generate("four", options=GREEDY).ids
@@ -60,7 +109,7 @@ def test_a_batch_left_early_gives_its_slots_back(model: VisionLanguageModel) -> 
     for _ in range(3):
         answers = model.answer_each([user("one"), user("two"), user("three"), user("four")], GREEDY)
         next(answers)
-        answers.close()  # type: ignore[attr-defined]
+        answers.close()
     assert len(model.generate_batch([user("a"), user("b"), user("c")], GREEDY)) == 3
 
 
@@ -92,7 +141,7 @@ def test_whatever_breaks_a_stream_gives_the_slot_back(
     model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     whole = model.generate("hi", options=GREEDY)
-    real = model.engine.decode
+    real = model.engine.decode_each
     for failing in range(1, 6):  # more than there are slots
         calls = 0
 
@@ -104,7 +153,7 @@ def test_whatever_breaks_a_stream_gives_the_slot_back(
             return real(*arguments)
 
         with monkeypatch.context() as patch, pytest.raises(error):
-            patch.setattr(model.engine, "decode", breaking)
+            patch.setattr(model.engine, "decode_each", breaking)
             list(model.stream("hi", options=GREEDY))
     assert model.generate("hi", options=GREEDY).ids == whole.ids
 

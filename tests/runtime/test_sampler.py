@@ -94,7 +94,7 @@ def test_the_extremes_that_are_allowed_overflow_nothing(penalty: float) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("temperature", 0.0, r"temperature is 0\.0; it must be at least 0\.001 \(or --greedy\)"),
+        ("temperature", 0.0, r"temperature is 0\.0; it must be at least 0\.001, or 0 for greedy"),
         ("temperature", 1e-40, "temperature is 1e-40"),
         ("temperature", float("inf"), "temperature is inf"),
         ("temperature", float("nan"), "temperature is nan"),

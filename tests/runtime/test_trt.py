@@ -18,9 +18,11 @@ from vlm_trt.families.family import family
 from vlm_trt.families.messages import Image, Message, Text
 from vlm_trt.families.qwen_vl.positions import position_table
 from vlm_trt.runtime.backend import Binding
+from vlm_trt.runtime.chat import Chat
 from vlm_trt.runtime.engine import Engine, Step
 from vlm_trt.runtime.load import open_engine, require_verified
-from vlm_trt.runtime.model import Chat, Options, VisionLanguageModel
+from vlm_trt.runtime.model import VisionLanguageModel
+from vlm_trt.runtime.options import Options
 from vlm_trt.runtime.ort import CpuBackend
 from vlm_trt.runtime.session import EngineSession
 from vlm_trt.runtime.trt import TensorRtBackend

@@ -253,7 +253,7 @@ def test_dropped_history_costs_nothing() -> None:
     [
         ([], "ends with the user's message"),
         ([Message("assistant", (Text("x"),))], "ends with the user's message"),
-        ([Message("tool", (Text("x"),)), Message("user", (Text("x"),))], "role 'tool' may not stand"),
+        ([Message("user", "x"), Message("system", "x"), Message("user", "x")], "role 'system' may not stand inside"),
     ],
 )
 def test_what_is_no_conversation_is_refused(messages: list[Message], sentence: str) -> None:
