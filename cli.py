@@ -183,6 +183,7 @@ def verify(bundle: Path, **options: Any) -> None:
 @click.option("--image", "images", type=FOLDER, multiple=True, help="A picture; may be repeated, in order.")
 @click.option("--draw", type=FOLDER, help="Write the picture with the answer's boxes drawn into it.")
 @click.option("--json", "as_json", is_flag=True, help="Print ids, text, boxes and milliseconds as JSON.")
+@click.option("--quiet", is_flag=True, help="Say nothing of the speed at the end.")
 @load_options
 @answer_options
 def generate(bundle: Path, prompt: str, **options: Any) -> None:

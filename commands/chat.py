@@ -2,20 +2,21 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
 
-from vlm_trt.bundle.errors import PromptError, UsageError
+from vlm_trt.bundle.errors import PromptError, UsageError, VlmTrtError
 from vlm_trt.commands.generate import load_with, read_images, show_end
 from vlm_trt.commands.terminal import printable, say
+from vlm_trt.commands.typed_paths import complete_with, completed, typed_paths
 from vlm_trt.families.messages import Image, Part, Text
 from vlm_trt.runtime.chat import Chat
 from vlm_trt.runtime.model import Answer, VisionLanguageModel
 
-HELP = """/image PATH   add a picture to the next turn
+HELP = """/image PATH   add a picture to the next turn; tab completes the path, blanks stand in quotes or as they are
 /reset        forget the conversation
 /help         this text
 /quit         leave (or Ctrl-D)"""
@@ -26,8 +27,7 @@ def run(bundle: Path, images: Sequence[Path], system: str | None, **rest: Any) -
     model, options = load_with(bundle, **rest)
     if model.manifest.model.generation.chat_format == "raw":
         raise UsageError(f"{bundle} is of the base model, which continues one text and does not chat; use generate")
-    with suppress(ImportError):
-        import readline  # noqa: F401  # arrow keys and a history at the prompt
+    complete_with(completed_lines)  # arrow keys and a history at the prompt, too
     chat = Chat(model, system)
     say(f"{model.manifest.model.family} in {model.engine.precision} on {model.engine.backend.name}; /help for help")
     while True:
@@ -46,7 +46,7 @@ def run(bundle: Path, images: Sequence[Path], system: str | None, **rest: Any) -
                 chat, pending = Chat(model, system), []
                 click.echo("The conversation is forgotten.")
             case "/image":
-                pending += _picture(argument.strip())
+                pending += _pictures(argument.strip())
             case _ if command.startswith("/"):
                 click.echo(f"{command} is no command; /help lists them, and a turn may not start with a slash")
             case _:
@@ -54,8 +54,18 @@ def run(bundle: Path, images: Sequence[Path], system: str | None, **rest: Any) -
                     pending = []
 
 
+def completed_lines(line: str) -> list[str]:
+    """All that a line may become when the tab key is pressed: a command, or one with its path."""
+    command, blank, path = line.partition(" ")
+    if blank:
+        return [f"{command} {one}" for one in completed(path)] if command == "/image" else []
+    return [one for one in ("/help", "/image ", "/quit", "/reset") if line and one.startswith(line)]
+
+
 def _typed() -> str | None:
     """The user's next line, None at the end; a pipe sees no prompt between the answers."""
+    if sys.stdin is None:  # closed before the program began
+        return None
     try:
         if sys.stdin.isatty():
             return str(click.prompt("You", prompt_suffix="> ", default="", show_default=False)).strip()
@@ -68,17 +78,15 @@ def _typed() -> str | None:
         raise PromptError(f"what was typed is no UTF-8 text ({error.reason}); convert it") from None
 
 
-def _picture(path: str) -> list[Image]:
-    """The picture at that path, or nothing and a line that says why."""
-    if not path:
-        click.echo("/image needs the path of a picture")
-        return []
+def _pictures(typed: str) -> list[Image]:
+    """The pictures at the paths typed, or nothing and a line that says why."""
     try:
-        found = read_images([Path(path).expanduser()])
+        found = read_images(typed_paths(typed))
     except UsageError as error:
-        click.echo(str(error))
+        click.echo(printable(str(error)))
         return []
-    click.echo(f"{found[0].name} goes with your next turn.")
+    for one in found:
+        click.echo(f"{printable(one.name)} goes with your next turn.")
     return found
 
 
@@ -92,8 +100,8 @@ def _turn(model: VisionLanguageModel, chat: Chat, parts: Sequence[Part], options
                     show_end(piece, model)
                 else:
                     click.echo(printable(piece), nl=False)
-    except UsageError as error:
-        click.echo(str(error))
+    except VlmTrtError as error:
+        click.echo(printable(str(error)))
         return False
     except KeyboardInterrupt:
         click.echo("\n(stopped; this turn is forgotten)")

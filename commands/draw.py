@@ -7,7 +7,7 @@ from pathlib import Path
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.output import require_output, write_output
 from vlm_trt.commands.terminal import say
-from vlm_trt.families.images import decode_image
+from vlm_trt.families.images import decode_image, picture_size
 from vlm_trt.families.messages import Image, Part
 from vlm_trt.runtime.model import Answer
 
@@ -22,15 +22,37 @@ _FORMATS = {
 }
 
 
-def require_drawable(target: Path) -> None:
+# Pixels a side. Sources: WebP's VP8 frame header has 14 bits for each side, JPEG's has 16, and libjpeg stops before.
+_LONGEST = {"WEBP": 16383, "JPEG": 65500}
+
+
+def require_drawable(target: Path, sources: Sequence[Path], parts: Sequence[Part]) -> None:
     """Asked before an answer is generated, which may take minutes.
 
+    Args:
+        target: the file to write.
+        sources: the files of the pictures, which stay as they are.
+        parts: of the prompt; its last picture is drawn into.
     Raises:
-        UsageError: the name's ending is that of no picture format.
+        UsageError: no picture to draw into; the name's ending is that of no picture format, or of one that cannot hold
+            the picture; the target is one of the sources.
         StorageError: the file cannot be written.
     """
-    if target.suffix.lower() not in _FORMATS:
+    pictures = [part for part in parts if isinstance(part, Image)]
+    if not pictures:
+        raise UsageError("--draw needs a picture to draw on; give one with --image")
+    kind = _FORMATS.get(target.suffix.lower())
+    if kind is None:
         raise UsageError(f"--draw {target}: the name's ending chooses the format; use one of {', '.join(_FORMATS)}")
+    size = picture_size(pictures[-1].data, pictures[-1].name)
+    if max(size) > _LONGEST.get(kind, max(size)):
+        raise UsageError(
+            f"--draw {target}: {kind} holds at most {_LONGEST[kind]} pixels a side, and the picture is "
+            f"{size[0]}×{size[1]}; use .png"
+        )
+    for source in sources:
+        if _same_file(target, source):
+            raise UsageError(f"--draw {target} would overwrite the picture {source}; choose another file")
     require_output(target)
 
 
@@ -49,3 +71,11 @@ def write_drawing(answer: Answer, parts: Sequence[Part], target: Path) -> None:
     drawn.save(encoded, format=_FORMATS[target.suffix.lower()], quality=95)
     write_output(target, encoded.getvalue())
     say(f"wrote {target}" + ("" if places else ": the answer names no place, so it is the picture as it was"))
+
+
+def _same_file(target: Path, source: Path) -> bool:
+    """By path, by a link of either kind, or on a disk that ignores case."""
+    try:
+        return target.samefile(source)
+    except (OSError, ValueError):  # there is no such target yet, or it cannot be one
+        return False

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from vlm_trt.bundle.errors import PromptError, UsageError
+from vlm_trt.bundle.errors import PromptError
 from vlm_trt.commands.draw import require_drawable, write_drawing
 from vlm_trt.commands.terminal import printable, say
 from vlm_trt.families.images import decode_image, read_picture
@@ -20,13 +20,18 @@ from vlm_trt.runtime.options import Options
 
 
 def run(
-    bundle: Path, prompt: str, images: Sequence[Path], draw: Path | None, as_json: bool, system: str | None, **rest: Any
+    bundle: Path,
+    prompt: str,
+    images: Sequence[Path],
+    draw: Path | None,
+    as_json: bool,
+    quiet: bool,
+    system: str | None,
+    **rest: Any,
 ) -> None:
     parts: list[Part] = [*read_images(images), Text(_standard_input() if prompt == "-" else prompt)]
     if draw is not None:
-        if not images:
-            raise UsageError("--draw needs a picture to draw on; give one with --image")
-        require_drawable(draw)
+        require_drawable(draw, images, parts)
     model, options = load_with(bundle, **rest)
     messages = [Message("user", tuple(parts))]
     if system is not None:
@@ -37,6 +42,8 @@ def run(
     else:
         answer = show(model, messages, options)
         show_end(answer, model)
+        if not quiet:
+            say(speed(answer))
     if draw is not None:
         write_drawing(answer, parts, draw)
 
@@ -44,14 +51,17 @@ def run(
 def load_with(
     bundle: Path, precision: str | None, backend: str, threads: int | None, unverified: bool, **sampling: Any
 ) -> tuple[VisionLanguageModel, Options]:
-    """The model and the options that `generate` and `chat` share."""
+    """The model and the options that `generate` and `chat` share; wrong options are refused before it is loaded."""
+    options = Options(**sampling)
     model = load(bundle, precision=precision, backend=backend, threads=threads, allow_unverified=unverified)
     if unverified:
         say(f"warning: {model.engine.precision} graphs are used without being verified")
-    return model, Options(**sampling)
+    return model, options
 
 
 def _standard_input() -> str:
+    if sys.stdin is None:  # closed before the program began
+        raise PromptError("there is no standard input to read the prompt from; give the prompt itself instead of -")
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -99,6 +109,14 @@ def show_end(answer: Answer, model: VisionLanguageModel) -> None:
         say(f"(cut off after {len(answer.ids)} tokens: --max-new-tokens)")
 
 
+def speed(answer: Answer) -> str:
+    """How long the first token took, and how fast the others came."""
+    rate = answer.output_tokens_per_second
+    after = "" if rate is None else f", then {rate:.1f} tokens/s"
+    tokens = f"{len(answer.ids)} token{'s' * (len(answer.ids) != 1)}"
+    return f"({tokens}: the first after {answer.first_token_ms:.0f} ms{after})"
+
+
 def as_document(answer: Answer, model: VisionLanguageModel) -> dict[str, Any]:
     """What `--json` prints."""
     decode = answer.decode_step_ms
@@ -117,4 +135,6 @@ def as_document(answer: Answer, model: VisionLanguageModel) -> dict[str, Any]:
         "precision": model.engine.precision.value,
         "stages_ms": {"load": model.load_ms, **answer.stages_ms},
         "decode_ms_per_token": sum(decode) / len(decode) if decode else None,
+        "first_token_ms": answer.first_token_ms,
+        "output_tokens_per_second": answer.output_tokens_per_second,
     }

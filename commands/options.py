@@ -81,7 +81,7 @@ answer_options = with_options(
     click.option("--system", help="System text.  [default: the model's own]"),
     click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer.  [default: the model's]"),
     click.option("--greedy", is_flag=True, default=None, help="Always take the likeliest token."),
-    click.option("--temperature", type=float, help="Sampling temperature.  [default: the model's]"),
+    click.option("--temperature", type=float, help="Sampling temperature; 0: as --greedy.  [default: the model's]"),
     click.option("--top-k", type=int, help="Sample among this many tokens; 0: all.  [default: the model's]"),
     click.option("--top-p", type=float, help="Sample within this probability mass.  [default: the model's]"),
     click.option("--repetition-penalty", type=float, help="Above 1: repeat less.  [default: the model's]"),
