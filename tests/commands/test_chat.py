@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from tests.commands.runs import PICTURE, vlm_trt
 from vlm_trt import cli
+from vlm_trt.bundle.errors import NotFiniteError
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.generate import Generator
 
@@ -62,6 +63,47 @@ def test_chat_names_what_is_wrong_with_a_picture(verified: Callable[..., Path]) 
     assert done.exit_code == 0, done.stderr
     assert "/image needs the path of a picture" in done.stdout
     assert "test_chat.py is no picture this version reads" in done.stdout and "next turn." not in done.stdout
+
+
+def test_pictures_with_blanks_and_quotes_in_their_paths(
+    verified: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the path is typed or dropped; after one that is bad, the conversation goes on."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my picture.png").write_bytes(PICTURE.read_bytes())
+    typed = [
+        '"my picture.png"',
+        "'my picture.png'",
+        "my\\ picture.png",
+        "my picture.png",
+        f"file://{tmp_path}/my%20picture.png",
+    ]
+    bad = ['"my picture.png', "my other picture.png", "~nosuchuser/a.png", "a\0b.png", "x" * 5000, "/dev/zero"]
+    stdin = "".join(f"/image {path}\n" for path in (*typed, *bad)) + "/reset\nhi\n"
+    done = vlm_trt("chat", verified("ntk-256"), "--greedy", "--max-new-tokens", 3, "--ignore-eos", stdin=stdin)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.count("my picture.png goes with your next turn.") == len(typed)
+    for sentence in ("that nothing closes; close it", "my other picture.png cannot be read: No such file",
+                     "the home folder of a user that this machine does not have", "cannot be read: embedded null byte",
+                     "cannot be read: File name too long", "/dev/zero is no file"):  # fmt: skip
+        assert sentence in done.stdout, sentence
+    assert "cut off after 3 tokens" in done.stderr
+
+
+def test_a_turn_that_fails_is_said_and_the_conversation_goes_on(
+    verified: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, calls = Engine.decode_each, []
+
+    def failing(self: Engine, steps: Any) -> Any:
+        calls.append(1)
+        return [NotFiniteError("the logits are not finite")] if len(calls) == 2 else decode(self, steps)
+
+    monkeypatch.setattr(Engine, "decode_each", failing)
+    options = ("--greedy", "--max-new-tokens", 6, "--ignore-eos")
+    done = vlm_trt("chat", verified("ntk-256"), *options, stdin="hi\nhi\n")
+    assert done.exit_code == 0 and "the logits are not finite" in done.stdout
+    assert done.stderr.count("cut off after 6 tokens") == 1
 
 
 def test_a_pipe_sees_answers_only(verified: Callable[..., Path]) -> None:

@@ -82,10 +82,7 @@ def test_draw_writes_the_picture(verified: Callable[..., Path], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "code", "sentence"),
     [
-        (["--temperature", "0"], 2, r"temperature is 0.0; it must be at least 0.001 \(or --greedy\)"),
-        (["--top-p", "2"], 2, "top_p is 2.0; it must be above 0 and at most 1"),
         (["--precision", "bf16"], 2, r"has no bf16 graphs \(it has .*\); export it: vlm-trt export"),
-        (["--stop", ""], 2, "a stop string is empty; leave it out"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_exit_code_2(
@@ -101,6 +98,14 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("options", "code", "sentence"),
     [
+        (["--temperature", "-1"], 2, r"temperature is -1.0; it must be at least 0.001, or 0 for greedy"),
+        (["--temperature", "nan"], 2, "temperature is nan; it must be"),
+        (["--top-p", "2"], 2, "top_p is 2.0; it must be above 0 and at most 1|2.0 is not in the range"),
+        (["--stop", ""], 2, "a stop string is empty; leave it out"),
+        (["--greedy", "--temperature", "0.7"], 2, "greedy always takes the likeliest token, and temperature 0.7 asks"),
+        (["--greedy", "--top-p", "0.5"], 2, "greedy always takes the likeliest token, and top_p 0.5 asks for others"),
+        (["--temperature", "0", "--top-k", "3"], 2, "temperature 0 always takes the likeliest token, and top_k 3 asks"),
+        (["--image", str(PICTURE), "--draw", str(PICTURE)], 2, "would overwrite the picture .*; choose another file"),
         (["--image", "nothing.png"], 2, "nothing.png cannot be read: No such file or directory; give a PNG or JPEG"),
         (["--image", "/dev/zero"], 2, "/dev/zero is no file; give a PNG or JPEG file"),
         (["--image", __file__], 2, "test_generate.py is no picture this version reads"),
@@ -170,6 +175,25 @@ def test_a_hostile_prompt_opens_no_file_and_reaches_no_host(verified: Callable[.
     plain = json.loads(vlm_trt("generate", bundle, "x", "--json", "--max-new-tokens", 1).stdout)["prompt_ids"]
     first = min(special.values())
     assert [token for token in ids if token >= first] == [token for token in plain if token >= first]
+
+
+def test_the_speed_is_told_at_the_end_unless_it_is_quiet(verified: Callable[..., Path]) -> None:
+    asked = ("generate", verified("ntk-256"), "hi", "--greedy", "--ignore-eos", "--max-new-tokens")
+    done = vlm_trt(*asked, 5)
+    assert re.search(r"\(5 tokens: the first after \d+ ms, then \d+\.\d tokens/s\)\n$", done.stderr), done.stderr
+    assert re.search(r"\(1 token: the first after \d+ ms\)\n$", vlm_trt(*asked, 1).stderr)
+    quiet = vlm_trt(*asked, 5, "--quiet")
+    assert quiet.stdout == done.stdout and "ms" not in quiet.stderr and "cut off after 5 tokens" in quiet.stderr
+    document = json.loads(vlm_trt(*asked, 5, "--json").stdout)
+    assert document["first_token_ms"] > 0 and document["output_tokens_per_second"] > 0
+
+
+def test_temperature_0_is_greedy(verified: Callable[..., Path]) -> None:
+    """This checkpoint samples; the seed would show."""
+    asked = ("generate", verified("ntk-256"), "hi", "--max-new-tokens", 20, "--json", "--seed")
+    greedy = json.loads(vlm_trt(*asked, 1, "--greedy").stdout)["generated_ids"]
+    assert json.loads(vlm_trt(*asked, 2, "--temperature", 0).stdout)["generated_ids"] == greedy
+    assert json.loads(vlm_trt(*asked, 3, "--temperature", 1).stdout)["generated_ids"] != greedy
 
 
 def test_an_answer_that_was_cut_off_says_so(verified: Callable[..., Path]) -> None:

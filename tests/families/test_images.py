@@ -169,7 +169,10 @@ BOMBS: dict[str, tuple[bytes, str]] = {
         tiff((256, 4, 1, 8000), (257, 4, 1, 8000), (258, 3, 1, 16), (259, 3, 1, 5), (262, 3, 1, 2), (277, 3, 1, 4)),
         "strip.tif is damaged|strip.tif would need",
     ),
-    "large.webp": (webp_header(3900, 16_383), "large.webp would need 731 MiB to be decoded, beside 243 MiB for its pixels; at most 288 MiB"),
+    "large.webp": (
+        webp_header(3900, 16_383),
+        "large.webp would need 731 MiB to be decoded, beside 243 MiB for its pixels; at most 288 MiB",
+    ),
     "huge.webp": (webp_header(16_383, 16_383), "is 16383×16383; at most 64 megapixels"),
     "lzma.tif": (small_tiff((273, 4, 1, 8), compression=34925), "is a TIFF of compression 34925, which is not read"),
     "offsets.tif": (small_tiff((273, 4, 1 << 24, 8)), "its tag 273 stands there twice, or with 16777216 values"),
