@@ -14,6 +14,26 @@ from vlm_trt.runtime.load import require_verified
 NAMES = ("auto", *MODULES, "cuda", "cuda-graph", "cpu")
 
 
+# ONNX Runtime starts as many as it is told to, which takes minutes from some thousands on.
+MAX_THREADS = 1024
+
+
+def require_known(precision: str | None, backend: str, threads: int | None) -> None:
+    """Asked before anything is read.
+
+    Raises:
+        UsageError: no such precision or backend, or a number of threads that no machine has.
+    """
+    if precision is not None and precision not in tuple(Precision):
+        raise UsageError(f"precision {precision!r} is unknown; choose one of {', '.join(Precision)}")
+    if backend not in NAMES:
+        raise UsageError(f"backend {backend!r} is unknown; choose one of {', '.join(NAMES)}")
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
+        shown = threads if not whole or abs(threads) < 10**20 else "a number of more than 20 digits"
+        raise UsageError(f"threads is {shown}; it must be a whole number, 1…{MAX_THREADS}")
+
+
 def choose_backend(
     name: str, threads: int | None = None, *, prepack: bool | None = None, bundle: Bundle | None = None
 ) -> Backend:
@@ -23,13 +43,12 @@ def choose_backend(
     CUDA with the runs that repeat captured as CUDA graphs.
 
     Raises:
-        UsageError: no such backend.
+        UsageError: no such backend, or no such number of threads.
         IncompatibleError: it is not installed, or does not start here.
     """
+    require_known(None, name, threads)
     if name in MODULES:
         return _tensorrt(name)
-    if name not in NAMES:
-        raise UsageError(f"backend {name!r} is unknown; choose one of {', '.join(NAMES)}")
     if name == "auto" and bundle is not None and (found := _with_engines(bundle)) is not None:
         return found
     try:
@@ -59,10 +78,11 @@ def choose_precision(backend: Backend, bundle: Bundle, wanted: str | None) -> Pr
     """The wanted precision, or the backend's preferred one of those the bundle has.
 
     Raises:
-        UsageError: the bundle lacks it. IncompatibleError: the backend cannot run any of them.
+        UsageError: there is no such precision, or the bundle lacks it. IncompatibleError: the backend cannot run any of them.
     """
     available = bundle.manifest.precisions()
     if wanted is not None:
+        require_known(wanted, "auto", None)
         meant = _meant(backend, available, Precision(wanted))
         if meant not in available:
             raise UsageError(

@@ -14,7 +14,7 @@ from vlm_trt.families.family import Family, Tokenizer, family
 from vlm_trt.families.messages import Conversation, Grounding, Message, Prompt, turns_of
 from vlm_trt.runtime.ahead import one_ahead
 from vlm_trt.runtime.backend import Backend
-from vlm_trt.runtime.backends import choose_backend, choose_precision
+from vlm_trt.runtime.backends import choose_backend, choose_precision, require_known
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.generate import Generator, Request, Running
 from vlm_trt.runtime.in_use import OpenAnswer, Piece
@@ -253,6 +253,7 @@ def choose(
 ) -> Choice:
     """Which graphs of a bundle run where; arguments and errors are those of `load`, at the price of a moment."""
     started = perf_counter()
+    require_known(precision, backend, threads)
     bundle = Bundle.open(Path(path))
     chosen = choose_backend(backend, threads, prepack=prepack, bundle=bundle)
     kind = choose_precision(chosen, bundle, precision)
@@ -277,11 +278,12 @@ def load(
         precision: "fp32", "fp16" or "bf16"; by default the backend's preferred one that the bundle has.
         backend: "tensorrt", "tensorrt-rtx", "cuda", "cuda-graph" or "cpu"; "auto" takes verified engines where they
             run, else CUDA where it starts, else the CPU.
-        threads: CPU threads; by default one per core.
+        threads: CPU threads, 1…1024; by default one per core.
         prepack: on the CPU, faster vision, prefill and batches for more memory and a slower load; by default
             graphs below 512 MiB and quantized ones.
         allow_unverified: answer from graphs that were not shown equal to the model.
     Raises:
+        UsageError: no such precision, backend or number of threads, or the bundle lacks that precision.
         VerificationError: the graphs are unverified or failed.
         BundleError, IncompatibleError: the bundle is damaged, or nothing in it runs here.
     """

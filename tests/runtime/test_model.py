@@ -210,6 +210,27 @@ def test_control_tokens_are_not_shown(model: VisionLanguageModel) -> None:
     assert TOKENIZER.visible_bytes(TOKENIZER.special["<box>"]) == b"<box>"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"precision": "fp99"}, "precision 'fp99' is unknown; choose one of fp32, fp16, bf16"),
+        ({"precision": 16}, "precision 16 is unknown"),
+        ({"backend": "gpu"}, "backend 'gpu' is unknown; choose one of auto"),
+        ({"threads": -3}, "threads is -3; it must be a whole number, 1…1024"),
+        ({"threads": 0}, "threads is 0; it must be"),
+        ({"threads": 10_000}, "threads is 10000; it must be"),
+        ({"threads": 10**5000}, "threads is a number of more than 20 digits; it must be"),
+        ({"threads": 1.5}, "threads is 1.5; it must be a whole number"),
+    ],
+)
+def test_values_that_nothing_can_follow_are_refused_before_the_bundle_is_read(
+    arguments: dict[str, Any], sentence: str
+) -> None:
+    """There is no such bundle, and that is not what is said."""
+    with pytest.raises(UsageError, match=sentence):
+        load("no-such-bundle", **arguments)
+
+
 def test_pictures_beside_a_conversation_are_refused(model: VisionLanguageModel) -> None:
     with pytest.raises(UsageError, match="carries its pictures in its messages"):
         model.generate(user("hi"), images=[PICTURE])
