@@ -96,9 +96,10 @@ def turns_of(conversation: Conversation, images: Sequence[bytes] = ()) -> Sequen
         return [Message("user", [*(Image(data) for data in images), conversation])]
     if images:
         raise UsageError("a conversation carries its pictures in its messages; leave `images` empty")
-    if not isinstance(conversation, Sequence) or not all(isinstance(turn, Message) for turn in conversation):
+    turns: Sequence[Message] = conversation
+    if not isinstance(turns, Sequence) or not all(isinstance(turn, Message) for turn in turns):
         raise PromptError("a prompt is a text or a list of vlm_trt.Message; give one of them")
-    return conversation
+    return turns
 
 
 @dataclass(frozen=True)
