@@ -78,7 +78,8 @@ def choose_precision(backend: Backend, bundle: Bundle, wanted: str | None) -> Pr
     """The wanted precision, or the backend's preferred one of those the bundle has.
 
     Raises:
-        UsageError: there is no such precision, or the bundle lacks it. IncompatibleError: the backend cannot run any of them.
+        UsageError: there is no such precision, or the bundle lacks it.
+        IncompatibleError: the backend cannot run any of them.
     """
     available = bundle.manifest.precisions()
     if wanted is not None:
