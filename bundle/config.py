@@ -4,22 +4,43 @@ A family's config reader (`families/<family>/config.py`) makes them from the che
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.fields import Within
+
+# What a number of a model may be: far beyond any model there is, and small enough that nothing overflows, loops for
+# ever or asks for more memory than there is before a sentence is said.
+SIDE = Within(1, 16_384)  # pixels, and those of a patch
+GRID = Within(1, 4_096)
+LAYERS = Within(1, 1_024)
+HEADS = Within(1, 4_096)
+HEAD_DIM = Within(2, 4_096)
+WIDTH = Within(1, 131_072)
+MLP_WIDTH = Within(1, 4_194_304)
+TOKENS = Within(1, 1 << 24)  # of a vocabulary, a picture, a sequence
+TRAINED_TOKENS = Within(2, 1 << 24)  # log-n attention divides by its logarithm
+EPSILON = Within(1e-12, 0.1)
+ROPE_BASE = Within(1.0, 1e10)
+TEMPERATURE = Within(0.001, 100.0)  # greedy is `do_sample: false`; logits divided by less could overflow fp32
+PENALTY = Within(0.001, 1000.0)
+TOP_K = Within(0, 1 << 24)  # 0: off
+TOP_P = Within(1e-9, 1.0)
+AT_ONCE = Within(1, 1_024)  # sequences, and pictures of one run
 
 
 @dataclass(frozen=True)
 class VisionConfig:
     """The vision encoder: pixels [images, 3, image_size, image_size] → features [images, patches, width]."""
 
-    image_size: int
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-    norm_eps: float
-    position_grid: int  # side of the stored position table; interpolated when it differs from `grid`
+    image_size: Annotated[int, SIDE]
+    patch_size: Annotated[int, SIDE]
+    width: Annotated[int, WIDTH]
+    layers: Annotated[int, LAYERS]
+    heads: Annotated[int, HEADS]
+    mlp_width: Annotated[int, MLP_WIDTH]
+    norm_eps: Annotated[float, EPSILON]
+    position_grid: Annotated[int, GRID]  # side of the stored position table; interpolated when it differs from `grid`
 
     @property
     def grid(self) -> int:
@@ -39,11 +60,11 @@ class VisionConfig:
 class ResamplerConfig:
     """The resampler: features [images, patches, vision_width] → image tokens [images, queries, hidden]."""
 
-    queries: int  # tokens per image
-    vision_width: int
-    hidden: int
-    heads: int
-    norm_eps: float
+    queries: Annotated[int, TOKENS]  # tokens per image
+    vision_width: Annotated[int, WIDTH]
+    hidden: Annotated[int, WIDTH]
+    heads: Annotated[int, HEADS]
+    norm_eps: Annotated[float, EPSILON]
 
     @property
     def head_dim(self) -> int:
@@ -54,18 +75,20 @@ class ResamplerConfig:
 class DecoderConfig:
     """The language model with its KV cache."""
 
-    vocab_size: int
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_width: int
-    norm_eps: float
-    rotary_dim: int
-    rope_base: float
-    trained_tokens: int  # the training length (`seq_length`): dynamic NTK and log-n start beyond it
-    max_positions: int
+    vocab_size: Annotated[int, TOKENS]
+    hidden: Annotated[int, WIDTH]
+    layers: Annotated[int, LAYERS]
+    heads: Annotated[int, HEADS]
+    kv_heads: Annotated[int, HEADS]
+    head_dim: Annotated[int, HEAD_DIM]
+    mlp_width: Annotated[int, MLP_WIDTH]
+    norm_eps: Annotated[float, EPSILON]
+    rotary_dim: Annotated[int, HEAD_DIM]
+    rope_base: Annotated[float, ROPE_BASE]
+    trained_tokens: Annotated[
+        int, TRAINED_TOKENS
+    ]  # the training length (`seq_length`): dynamic NTK and log-n start beyond it
+    max_positions: Annotated[int, TOKENS]
     dynamic_ntk: bool
     logn_attention: bool
 
@@ -75,13 +98,13 @@ class GenerationDefaults:
     """How the checkpoint asks to be sampled; a request overrides any of it."""
 
     chat_format: str  # "chatml" or "raw"
-    max_new_tokens: int
+    max_new_tokens: Annotated[int, TOKENS]
     do_sample: bool
-    temperature: float
-    top_k: int  # 0: off
-    top_p: float
-    repetition_penalty: float
-    max_window_tokens: int  # history beyond it is dropped, oldest turn first
+    temperature: Annotated[float, TEMPERATURE]
+    top_k: Annotated[int, TOP_K]
+    top_p: Annotated[float, TOP_P]
+    repetition_penalty: Annotated[float, PENALTY]
+    max_window_tokens: Annotated[int, TOKENS]  # history beyond it is dropped, oldest turn first
 
 
 @dataclass(frozen=True)
@@ -97,9 +120,9 @@ class ModelConfig:
 class Limits:
     """What a bundle is built for. One block drives cache sizes, profiles, request checks and error texts."""
 
-    max_seq_tokens: int
-    max_batch: int
-    max_images: int  # pictures per vision-encoder run
+    max_seq_tokens: Annotated[int, TOKENS]
+    max_batch: Annotated[int, AT_ONCE]
+    max_images: Annotated[int, AT_ONCE]  # pictures per vision-encoder run
 
 
 DEFAULT_MAX_BATCH = 4

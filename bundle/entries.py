@@ -1,8 +1,10 @@
 """What a manifest lists: files, graphs, and engines with the profiles they were built for."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from vlm_trt.bundle.config import Limits
+from vlm_trt.bundle.fields import SHARE
 from vlm_trt.bundle.signature import Component, Precision
 
 Range = tuple[int, int, int]  # min, opt, max
@@ -35,6 +37,17 @@ class GraphEntry:
     def identity(self) -> str:
         """What a verdict is about: changes with any byte of graph or weights."""
         return f"{self.component}:{self.graph.sha256}:{self.weights.sha256}"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How quantized graphs were made: what decides whether they may answer, and by which questions that is told."""
+
+    precision: Precision
+    floats: tuple[str, ...]  # identities of the graphs they were made from, sorted
+    max_drop: Annotated[float, SHARE]  # of any task's score that they may cost
+    samples: str | None  # sha256 of what was calibrated on; None where nothing was
+    pictures: tuple[str, ...]  # sha256 of pictures that were calibrated on, which may not judge; sorted
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,27 @@
-"""The manifest `bundle.json`: the only state of a bundle, as frozen data, read strictly."""
+"""The manifest `bundle.json`: the only state of a bundle, as frozen data, read strictly.
+
+It vouches for every file, and by `sha256`, over its own content, for itself.
+"""
 
 import json
-import math
 import re
-import types
 from collections import Counter
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from enum import StrEnum
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import PurePosixPath
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 from vlm_trt.bundle.config import Limits, ModelConfig
-from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry
+from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, Quantization
 from vlm_trt.bundle.errors import BundleError, IncompatibleError
+from vlm_trt.bundle.fields import ANYTHING, Origin
+from vlm_trt.bundle.reading import parse_json, shown
 from vlm_trt.bundle.signature import Component, Precision
 
-SCHEMA = 2
+SCHEMA = 3
+SEAL = "sha256"  # the field that holds the hash of all others
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Verification:
-    """A verdict, valid for exactly the graphs, and the engines, that it names."""
+    """A verdict, valid for exactly the graphs, the engines and the rest of the bundle that it names."""
 
     precision: Precision
     backend: str
@@ -37,7 +43,8 @@ class Verification:
     graphs: tuple[str, ...]  # identities, sorted
     engines: tuple[str, ...]  # identities, sorted; none where the graphs themselves ran
     created: str
-    figures: dict[str, float]
+    figures: dict[str, Annotated[float, ANYTHING]]
+    about: dict[str, str]  # sha256 of what else answers depend on, as `Manifest.about` has it
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Manifest:
     tokenizer: FileEntry
     graphs: tuple[GraphEntry, ...] = ()
     engines: tuple[EngineEntry, ...] = ()
+    quantizations: tuple[Quantization, ...] = ()
     verifications: tuple[Verification, ...] = ()
 
     def graph(self, component: Component, precision: Precision) -> GraphEntry | None:
@@ -72,25 +80,97 @@ class Manifest:
         graph = self.graph(engine.component, engine.precision)
         return graph is None or graph.identity != engine.graph
 
+    def quantization(self, precision: Precision) -> Quantization | None:
+        """How the graphs of that precision were made; None for those that were exported."""
+        return next((one for one in self.quantizations if one.precision is precision), None)
+
+    def about(self, precision: Precision) -> dict[str, str]:
+        """What a verdict on graphs of that precision is about beside their files, each by its sha256."""
+        made = self.quantization(precision)
+        parts: dict[str, Any] = {"model": self.model, "limits": self.limits}
+        if made is not None:
+            parts["quantization"] = made
+        return {
+            "tokenizer": self.tokenizer.sha256,
+            **{name: _digest(asdict(part)) for name, part in parts.items()},
+        }
+
     def verification(self, precision: Precision, engines: tuple[EngineEntry, ...] = ()) -> Verification | None:
         """The verdict on the graphs as they are now, or on those engines of them; one about others does not count."""
-        entries = [self.graph(component, precision) for component in Component]
-        now = tuple(sorted(entry.identity for entry in entries if entry is not None))
+        found = self._latest(precision, engines)
+        return None if found is None or self.changed_since(found) else found
+
+    def outdated(self, precision: Precision, engines: tuple[EngineEntry, ...] = ()) -> tuple[str, ...]:
+        """What has changed since the graphs, or those engines, had a verdict; nothing where they never had one."""
+        found = self._latest(precision, engines)
+        return () if found is None else self.changed_since(found)
+
+    def changed_since(self, verdict: Verification) -> tuple[str, ...]:
+        """What is no longer what the verdict is about: "graphs", or a key of `about`."""
+        now = self.about(verdict.precision)
+        differs = [part for part in (*now, *verdict.about) if now.get(part) != verdict.about.get(part)]
+        graphs = self.identities(verdict.precision)
+        if len(graphs) != len(Component) or graphs != verdict.graphs:
+            differs.insert(0, "graphs")
+        return tuple(dict.fromkeys(differs))
+
+    def identities(self, precision: Precision) -> tuple[str, ...]:
+        """Those of the graphs of that precision, sorted."""
+        return tuple(sorted(one.identity for one in self.graphs if one.precision is precision))
+
+    def verdict(
+        self,
+        precision: Precision,
+        backend: str,
+        passed: bool,
+        report: str,
+        figures: Mapping[str, float],
+        engines: tuple[EngineEntry, ...] = (),
+    ) -> Verification:
+        """A verdict of now about these graphs, or the engines built from them, and all that it depends on.
+
+        Args:
+            precision: which graphs.
+            backend: where they ran.
+            passed: whether they were shown equal to the model, or their answers good enough.
+            report: its path in the bundle.
+            figures: the worst of what was measured.
+            engines: those that ran; none where the graphs themselves did.
+        """
+        return Verification(
+            precision=precision,
+            backend=backend,
+            passed=passed,
+            report=report,
+            graphs=self.identities(precision),
+            engines=tuple(sorted(engine.identity for engine in engines)),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            figures=dict(figures),
+            about=self.about(precision),
+        )
+
+    def _latest(self, precision: Precision, engines: tuple[EngineEntry, ...]) -> Verification | None:
         run = tuple(sorted(engine.identity for engine in engines))
-        found = (v for v in self.verifications if (v.precision, v.graphs, v.engines) == (precision, now, run))
-        return next(found, None) if len(now) == len(Component) else None
+        return next((v for v in self.verifications if (v.precision, v.engines) == (precision, run)), None)
 
     def without(self, graphs: set[tuple[Component, Precision]]) -> "Manifest":
-        """The manifest without those graphs and without verdicts that named them; their engines stay, stale."""
+        """The manifest without those graphs and without what was said of them; their engines stay, stale."""
         kept = tuple(one for one in self.graphs if (one.component, one.precision) not in graphs)
         identities = {one.identity for one in kept}
         verdicts = tuple(v for v in self.verifications if set(v.graphs) <= identities)
-        return replace(self, graphs=kept, verifications=verdicts)
+        changed = {precision for _, precision in graphs}
+        made = tuple(one for one in self.quantizations if one.precision not in changed)
+        return replace(self, graphs=kept, quantizations=made, verifications=verdicts)
 
-    def with_graphs(self, graphs: tuple[GraphEntry, ...]) -> "Manifest":
-        """The manifest with those graphs added or replaced."""
+    def with_graphs(self, graphs: tuple[GraphEntry, ...], made: Quantization | None = None) -> "Manifest":
+        """The manifest with those graphs added or replaced; `made` says how quantized ones were."""
         base = self.without({(one.component, one.precision) for one in graphs})
-        return replace(base, graphs=(*base.graphs, *graphs))
+        quantizations = (*base.quantizations, *([] if made is None else [made]))
+        return replace(base, graphs=(*base.graphs, *graphs), quantizations=quantizations)
+
+    def alone(self, graphs: tuple[GraphEntry, ...]) -> "Manifest":
+        """The manifest of a bundle that holds only those graphs, of which nothing is known yet."""
+        return replace(self, graphs=graphs, engines=(), quantizations=(), verifications=())
 
     def without_engines(self, paths: set[str]) -> "Manifest":
         """The manifest without the engines whose plans lie there, and without verdicts that named them."""
@@ -116,35 +196,70 @@ class Manifest:
         return (self.tokenizer, *graphs, *(engine.plan for engine in self.engines))
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """What stands in the file, the hash of the rest included."""
+        return sealed(asdict(self))
 
     def dumps(self) -> str:
         return json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
 
 
-def loads(text: str, where: str) -> Manifest:
+def loads(text: str | bytes, where: str) -> Manifest:
     """The manifest from its JSON text.
 
     Args:
         text: content of bundle.json.
         where: named in errors.
     Raises:
-        BundleError: not JSON, a field missing, unknown, mistyped, or a path that leaves the bundle.
+        BundleError: not JSON, not what was written, a field missing, unknown, mistyped or out of its range, or a path
+            that leaves the bundle.
         IncompatibleError: written by another schema.
     """
     try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        raw = parse_json(text)
+    except ValueError as error:
         raise BundleError(f"{where} is not JSON ({error}); export the checkpoint again") from None
     schema = raw.get("schema") if isinstance(raw, dict) else None
-    if schema != SCHEMA:
+    if schema != SCHEMA or isinstance(schema, bool):
         raise IncompatibleError(
-            f"{where} has schema {schema!r}, this version reads {SCHEMA}; export the checkpoint again with this version"
+            f"{where} has schema {shown(schema)}, this version reads {SCHEMA}; export the checkpoint again with this "
+            "version"
         )
-    manifest = _build(Manifest, raw, where, "")
+    _require_sealed(raw, where)
+    content = {name: value for name, value in raw.items() if name != SEAL}
+    manifest = Origin(where, BundleError, _REMEDY).build(Manifest, content)
     _require_paths(manifest, where)
     _require_single(manifest, where)
     return manifest
+
+
+_REMEDY = "export the checkpoint again"
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a manifest with its hash, first after schema and version."""
+    values = {name: value for name, value in content.items() if name != SEAL}
+    seal = {SEAL: _digest(values)}
+    return {name: values[name] for name in ("schema", "version") if name in values} | seal | values
+
+
+def _require_sealed(raw: dict[str, Any], where: str) -> None:
+    """
+    Raises:
+        BundleError: the content is not what was written.
+    """
+    if SEAL not in raw:
+        raise _wrong(where, SEAL, "is missing")
+    if raw[SEAL] != sealed(raw)[SEAL]:
+        raise BundleError(
+            f"{where} is not as it was written (its {SEAL} does not fit its content): it is damaged, or was edited by "
+            "hand; bring the original back from a copy, or export the checkpoint again"
+        )
+
+
+def _digest(values: Any) -> str:
+    """sha256 of JSON values, however they are laid out."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return sha256(text.encode()).hexdigest()
 
 
 def _require_paths(manifest: Manifest, where: str) -> None:
@@ -154,6 +269,9 @@ def _require_paths(manifest: Manifest, where: str) -> None:
         parts = PurePosixPath(path).parts
         if not parts or parts[0] == "/" or ".." in parts or "\\" in path or "\0" in path:
             raise BundleError(f"{where}: the path {path!r} leaves the bundle; do not use this bundle")
+    for engine in manifest.engines:  # the folder's name is the variant's
+        if PurePosixPath(engine.plan.path).parts[0] != "engines" or len(PurePosixPath(engine.plan.path).parts) != 3:
+            raise _wrong(where, f"the engine {shown(engine.plan.path)}", "is not in a folder of engines/")
     for file in files:
         if not re.fullmatch("[0-9a-f]{64}", file.sha256):
             raise _wrong(where, f"the sha256 of {file.path}", f"is {file.sha256!r}, no sha256")
@@ -162,58 +280,13 @@ def _require_paths(manifest: Manifest, where: str) -> None:
 def _require_single(manifest: Manifest, where: str) -> None:
     """One entry per graph, one verdict per precision: of two, a passed verdict could hide a failed one."""
     graphs = Counter(f"the {entry.precision} {entry.component} graph" for entry in manifest.graphs)
+    made = Counter(f"the quantization of {one.precision}" for one in manifest.quantizations)
     verdicts = Counter(f"the verdict on {v.precision} {' '.join(v.engines)}".rstrip() for v in manifest.verifications)
     paths = Counter(f"the path {file.path!r}" for file in manifest.files())
-    for what, count in (*graphs.items(), *verdicts.items(), *paths.items()):
+    for what, count in (*graphs.items(), *made.items(), *verdicts.items(), *paths.items()):
         if count > 1:
             raise _wrong(where, what, f"is there {count} times")
 
 
-T = TypeVar("T")
-
-
-def _build(kind: type[T], raw: Any, where: str, at: str) -> T:
-    """A dataclass from a JSON object: every field present and of its type, none unknown."""
-    if not isinstance(raw, dict):
-        raise _wrong(where, at, "is not an object")
-    assert is_dataclass(kind)
-    names = {field.name for field in fields(kind)}
-    if unknown := sorted(set(raw) - names):
-        raise _wrong(where, f"{at}{unknown[0]}", "is unknown to this version")
-    if missing := sorted(names - set(raw)):
-        raise _wrong(where, f"{at}{missing[0]}", "is missing")
-    hints = get_type_hints(kind)
-    return kind(**{name: _value(hints[name], raw[name], where, f"{at}{name}") for name in names})
-
-
-def _value(kind: Any, raw: Any, where: str, at: str) -> Any:
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        return None if raw is None else _value(next(k for k in get_args(kind) if k is not type(None)), raw, where, at)
-    if origin is tuple:
-        if not isinstance(raw, list):
-            raise _wrong(where, at, "is not a list")
-        return tuple(_value(get_args(kind)[0], item, where, f"{at}[{i}]") for i, item in enumerate(raw))
-    if origin is dict:
-        if not isinstance(raw, dict):
-            raise _wrong(where, at, "is not an object")
-        return {key: _value(get_args(kind)[1], item, where, f"{at}.{key}") for key, item in raw.items()}
-    if isinstance(kind, type) and is_dataclass(kind):
-        return _build(kind, raw, where, f"{at}.")
-    if issubclass(kind, StrEnum):
-        if raw not in list(kind):
-            raise _wrong(where, at, f"is {raw!r}, not one of {', '.join(kind)}")
-        return kind(raw)
-    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
-        return float(raw)
-    if not isinstance(raw, kind) or (isinstance(raw, bool) and kind is not bool):
-        raise _wrong(where, at, f"is {raw!r}, not of type {kind.__name__}")
-    if kind is float and not math.isfinite(raw) and not at.startswith("verifications"):  # a failed check may say NaN
-        raise _wrong(where, at, f"is {raw}, no finite number")
-    if kind is int and raw < 0:
-        raise _wrong(where, at, f"is {raw}, a negative number")
-    return raw
-
-
 def _wrong(where: str, at: str, what: str) -> BundleError:
-    return BundleError(f"{where}: {at.rstrip('.') or 'the top level'} {what}; export the checkpoint again")
+    return BundleError(f"{where}: {at} {what}; {_REMEDY}")

@@ -5,13 +5,14 @@ temporary file `.<name>.writing-<8 hex>` by itself. What nobody holds is removed
 """
 
 import fcntl
-import json
 import os
 import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
+
+from vlm_trt.bundle.reading import read_json
 
 LOCK = ".lock"
 MOVED = ".moved"  # in a staging folder: the names that are being moved to the folder around it, in order
@@ -95,7 +96,7 @@ def remove(path: Path) -> None:
 
 def _take_back(staging: Path) -> None:
     try:
-        names = json.loads((staging / MOVED).read_text(encoding="utf-8"))
+        names = read_json(staging / MOVED)
     except FileNotFoundError:
         return
     if os.path.lexists(staging / names[-1]):  # else the last one was moved, so all of it is published

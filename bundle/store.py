@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vlm_trt.bundle.digests import DigestCache, sha256_of
-from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry
+from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, Quantization
 from vlm_trt.bundle.errors import BundleError, StorageError, UsageError
 from vlm_trt.bundle.manifest import Manifest, Verification, loads
+from vlm_trt.bundle.reading import read_bytes, require_regular
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import (
     in_turn,
@@ -101,8 +102,12 @@ class Bundle:
 
     def _require(self, file: FileEntry) -> Path:
         path = self.path / file.path
-        if not path.is_file():
-            raise BundleError(f"{path} is missing; {_remedy(file)}")
+        try:
+            require_regular(path)
+        except FileNotFoundError:
+            raise BundleError(f"{path} is missing; {_remedy(file)}") from None
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({error.strerror}); {_remedy(file)}") from None
         if path.is_symlink() or not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"{path} is a link that leaves the bundle; copy the file in its place or export again")
         stat = path.stat()
@@ -188,8 +193,10 @@ def publish_new(staging: Path, target: Path, manifest: Manifest) -> None:
         publish_folder(staging, target)
 
 
-def publish_graphs(bundle: Bundle, staging: Path, graphs: tuple[GraphEntry, ...]) -> None:
-    """Moves staged graphs into an existing bundle.
+def publish_graphs(
+    bundle: Bundle, staging: Path, graphs: tuple[GraphEntry, ...], made: Quantization | None = None
+) -> None:
+    """Moves staged graphs into an existing bundle; `made` says how quantized ones were.
 
     In between, a kill leaves a bundle that opens and lacks these graphs: first the manifest forgets them, then the
     files take their places, then the manifest names them. All content is on disk before the first of these steps.
@@ -199,7 +206,7 @@ def publish_graphs(bundle: Bundle, staging: Path, graphs: tuple[GraphEntry, ...]
         sync(staging / path)
     with in_turn(bundle.path), storage_errors(bundle.path):
         bare = _read_manifest(bundle.path).without({(entry.component, entry.precision) for entry in graphs})
-        _exchange(bundle, staging, bare, bare.with_graphs(graphs), files)
+        _exchange(bundle, staging, bare, bare.with_graphs(graphs, made), files)
 
 
 def publish_engines(bundle: Bundle, staging: Path, engines: tuple[EngineEntry, ...]) -> None:
@@ -242,9 +249,9 @@ def _read_manifest(path: Path) -> Manifest:
     if where.is_symlink():
         raise BundleError(f"{where} is a link; copy the file in its place or export again")
     try:
-        text = where.read_text(encoding="utf-8")
+        text = read_bytes(where)
     except FileNotFoundError:
         raise BundleError(f"{path} holds no {MANIFEST}, so it is no bundle; export a checkpoint to it") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{where} cannot be read: {error}") from None
+    except OSError as error:
+        raise BundleError(f"{where} cannot be read ({error.strerror}); export the checkpoint again") from None
     return loads(text, str(where))

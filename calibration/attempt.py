@@ -95,6 +95,5 @@ def _staged(job: Job, staging: Path, entries: tuple[GraphEntry, ...]) -> Choice:
     manifest, tokenizer = job.bundle.manifest, job.bundle.manifest.tokenizer.path
     (staging / tokenizer).parent.mkdir()
     shutil.copyfile(job.bundle.path / tokenizer, staging / tokenizer)
-    alone = replace(manifest, graphs=entries, engines=(), verifications=())
-    replace_file(staging / MANIFEST, alone.dumps())
+    replace_file(staging / MANIFEST, manifest.alone(entries).dumps())
     return Choice(Bundle.open(staging), as_stored(job.precision), job.precision, 0)

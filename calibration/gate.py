@@ -3,14 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from vlm_trt.bundle.manifest import Verification
 from vlm_trt.bundle.progress import MakeBar
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.divergence import Divergence, Followed, chosen, divergence, follow
+from vlm_trt.calibration.recipe import require_max_drop
 from vlm_trt.calibration.rewrite import LayerError
 from vlm_trt.evaluation.baseline import Comparison, Difference, compare
 from vlm_trt.evaluation.dataset import DataSet
@@ -54,22 +53,26 @@ def judge(before: Asked, after: Asked, max_drop: float) -> Verdict:
 
     A task of few questions may lose the share of one answer: less cannot be told from chance. All of them together may
     not, and where the float graphs answer next to nothing right, no answer of others can be called worse.
+
+    Raises:
+        UsageError: `max_drop` is no share, so that it would let nothing or anything pass.
     """
+    require_max_drop(max_drop)
     now = after.result
     comparison = compare(now.evaluation, now.setup.tokenizer_sha256, as_baseline(before.result))
     failures = [
         f"{one.task} fell from {one.baseline_score:.3f} to {one.baseline_score + one.difference:.3f}, by more than "
         f"{allowed(one, max_drop):.3f}"
         for one in comparison.tasks
-        if -one.difference > allowed(one, max_drop) + 1e-9
+        if not -one.difference <= allowed(one, max_drop) + 1e-9
     ]
     overall = comparison.overall
-    if -overall.difference > max_drop + 1e-9:
+    if not -overall.difference <= max_drop + 1e-9:
         fell_to = overall.baseline_score + overall.difference
         failures.append(
             f"all together fell from {overall.baseline_score:.3f} to {fell_to:.3f}, by more than {max_drop:.3f}"
         )
-    if overall.baseline_score < _LEAST_SCORE:
+    if not overall.baseline_score >= _LEAST_SCORE:
         failures.append(
             f"the float graphs answer next to nothing right ({overall.baseline_score:.3f}), so these questions cannot "
             "judge; give some with --evaluate that the model can answer"
@@ -81,22 +84,15 @@ def judge(before: Asked, after: Asked, max_drop: float) -> Verdict:
 
 def record(bundle: Bundle, precision: Precision, verdict: Verdict, report: Mapping[str, Any]) -> None:
     """The verdict into the manifest, about the bundle's graphs as they are, and the report beside it."""
-    overall, path = verdict.comparison.overall, report_path(precision)
-    graphs = [bundle.graph(component, precision) for component in Component]
-    entry = Verification(
-        precision=precision,
-        backend=CpuBackend.name,
-        passed=verdict.passed,
-        report=path,
-        graphs=tuple(sorted(graph.identity for graph in graphs)),
-        engines=(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        figures={
-            "score": overall.baseline_score + overall.difference,
-            "difference": overall.difference,
-            "divergence": verdict.divergence.mean,
-        },
-    )
+    overall = verdict.comparison.overall
+    figures = {
+        "score": overall.baseline_score + overall.difference,
+        "difference": overall.difference,
+        "max_drop": verdict.max_drop,
+        "divergence": verdict.divergence.mean,
+    }
+    path = report_path(precision)
+    entry = bundle.manifest.verdict(precision, CpuBackend.name, verdict.passed, path, figures)
     bundle.record(entry, as_text({**report, "judged": as_json(verdict)}))
 
 

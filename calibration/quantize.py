@@ -19,7 +19,16 @@ from vlm_trt.calibration.gate import Asked, Verdict, ask, costliest, judge, reco
 from vlm_trt.calibration.gate import as_json as verdict_json
 from vlm_trt.calibration.planning import name_of, planned
 from vlm_trt.calibration.prepare import Choices, Job, prepare
-from vlm_trt.calibration.report import Report, as_json, read_report, report_of, write_picture, write_report
+from vlm_trt.calibration.recipe import require_max_drop
+from vlm_trt.calibration.report import (
+    Report,
+    as_json,
+    quantization_of,
+    read_report,
+    report_of,
+    write_picture,
+    write_report,
+)
 from vlm_trt.calibration.rewrite import Plan
 from vlm_trt.calibration.samples import require_apart
 from vlm_trt.calibration.search import fewest_kept
@@ -108,10 +117,12 @@ def judge_published(
         say: told what killed runs had left.
     Raises:
         VerificationError: the float graphs are not verified, or not those the quantized ones were made from.
+        UsageError: `max_drop` is no share.
         DataSetError: a question is about a picture that was calibrated on.
         BundleError: graphs are missing or damaged.
         PromptError, ImageError: a question cannot be asked.
     """
+    require_max_drop(max_drop)
     bundle = open_to_write(path, say)
     floats = bundle.manifest.verification(precision.floating)
     if floats is None or not floats.passed:
@@ -119,17 +130,17 @@ def judge_published(
             f"{path}: the {precision.floating} graphs, which the answers are compared with, were not shown equal to "
             f"the model; run: vlm-trt verify {path} --precision {precision.floating}"
         )
-    report = read_report(bundle, precision)
-    if report.get("floats", list(floats.graphs)) != list(floats.graphs):
+    made = bundle.manifest.quantization(precision)
+    if made is None or made.floats != floats.graphs:
         raise VerificationError(
             f"{path}: the {precision} graphs were made from other {precision.floating} graphs than those there; "
             f"{how_to_make(precision, path)} --force"
         )
-    require_apart(set((report.get("samples") or {}).get("pictures", ())), questions.examples, questions.name)
+    require_apart(set(made.pictures), questions.examples, questions.name)
     before = ask(Choice(bundle, as_stored(precision), precision.floating, 0), questions, count_bar)
     after = ask(Choice(bundle, as_stored(precision), precision, 0), questions, count_bar, before)
     verdict = judge(before, after, max_drop)
-    record(bundle, precision, verdict, report)
+    record(bundle, precision, verdict, read_report(bundle, precision))
     return verdict
 
 
@@ -150,7 +161,7 @@ def _publish(job: Job, report: Report, staging: Path, entries: tuple[GraphEntry,
             f"--max-drop. All of it is in {target}"
         )
     _require_unchanged(job)
-    publish_graphs(job.bundle, staging, entries)
+    publish_graphs(job.bundle, staging, entries, quantization_of(job))
     if verdict is not None and job.verified:
         record(job.bundle, job.precision, verdict, made)
     else:

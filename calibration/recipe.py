@@ -1,6 +1,5 @@
 """What to quantize and how: data, read from TOML. The shipped ones are in `calibration/recipes/`."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.fields import SHARE, Within
+from vlm_trt.bundle.reading import read_toml, shown
 
 SHIPPED = Path(__file__).parent / "recipes"
 BLOCKS = (16, 32, 64, 128, 256)
@@ -80,8 +81,10 @@ def read_recipe(name: str) -> Recipe:
     if not path.is_file():
         raise UsageError(f"there is no recipe {name}; give a TOML file, or one of {', '.join(shipped())}")
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raw = read_toml(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); give a TOML file") from None
+    except ValueError as error:
         raise UsageError(f"{path} is no TOML ({error}); docs/quantization.md shows a recipe") from None
     return recipe_of(raw, str(path))
 
@@ -102,7 +105,7 @@ def recipe_of(raw: Mapping[str, Any], where: str) -> Recipe:
 
 def _kind(raw: Any, where: str) -> Kind:
     if raw not in list(Kind):
-        raise UsageError(f"{where} is {raw!r}; choose one of {', '.join(Kind)}")
+        raise UsageError(f"{where} is {shown(raw)}; choose one of {', '.join(Kind)}")
     return Kind(raw)
 
 
@@ -114,14 +117,23 @@ def _quantized(raw: Any, where: str) -> Kind:
 
 def _observer(raw: Any, where: str) -> Observer:
     if raw not in list(Observer):
-        raise UsageError(f"{where} is {raw!r}; choose one of {', '.join(Observer)}")
+        raise UsageError(f"{where} is {shown(raw)}; choose one of {', '.join(Observer)}")
     return Observer(raw)
 
 
-def _number(low: float, high: float) -> Any:
+def require_max_drop(share: float) -> None:
+    """
+    Raises:
+        UsageError: no share from 0 to 1; NaN would let anything pass.
+    """
+    if share not in SHARE:
+        raise UsageError(f"the score that a task may lose is {share}; give --max-drop a share {SHARE}")
+
+
+def _number(within: Within) -> Any:
     def read(raw: Any, where: str) -> float:
-        if isinstance(raw, bool) or not isinstance(raw, int | float) or not low <= raw <= high:
-            raise UsageError(f"{where} is {raw!r}; give a number from {low:g} to {high:g}")
+        if isinstance(raw, bool) or not isinstance(raw, int | float) or raw not in within:
+            raise UsageError(f"{where} is {shown(raw)}; give a number {within}")
         return float(raw)
 
     return read
@@ -129,7 +141,7 @@ def _number(low: float, high: float) -> Any:
 
 def _block(raw: Any, where: str) -> int:
     if raw not in BLOCKS or isinstance(raw, bool):
-        raise UsageError(f"{where} is {raw!r}; choose one of {', '.join(map(str, BLOCKS))}")
+        raise UsageError(f"{where} is {shown(raw)}; choose one of {', '.join(map(str, BLOCKS))}")
     return int(raw)
 
 
@@ -137,18 +149,18 @@ def _balance(raw: Any, where: str) -> Balance:
     if raw == "search":
         return "search"
     try:
-        return float(_number(0, 1)(raw, where))
+        return float(_number(SHARE)(raw, where))
     except UsageError:
-        raise UsageError(f"{where} is {raw!r}; give a number from 0 to 1, or 'search'") from None
+        raise UsageError(f"{where} is {shown(raw)}; give a number from 0 to 1, or 'search'") from None
 
 
 def _layers(raw: Any, where: str) -> dict[str, Kind]:
     if not isinstance(raw, dict):
-        raise UsageError(f'{where} is {raw!r}; write a table [layers] of lines like "decoder.lm_head" = "float"')
+        raise UsageError(f'{where} is {shown(raw)}; write a table [layers] of lines like "decoder.lm_head" = "float"')
     return {pattern: _kind(kind, f"{where}.{pattern}") for pattern, kind in raw.items()}
 
 
 _READERS: dict[str, Any] = {
-    "kind": _quantized, "max_drop": _number(0, 1), "block": _block, "observer": _observer,
-    "percentile": _number(50, 100), "balance": _balance, "layers": _layers,
+    "kind": _quantized, "max_drop": _number(SHARE), "block": _block, "observer": _observer,
+    "percentile": _number(Within(50, 100)), "balance": _balance, "layers": _layers,
 }  # fmt: skip

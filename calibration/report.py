@@ -1,11 +1,12 @@
 """What a quantization did and what it costs, as it is stored beside the graphs."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_trt.bundle.entries import Quantization
+from vlm_trt.bundle.reading import read_json
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import replace_file, storage_errors
 from vlm_trt.bundle.store import Bundle
@@ -76,6 +77,18 @@ def as_json(job: Job, report: Report) -> dict[str, Any]:
     }
 
 
+def quantization_of(job: Job) -> Quantization:
+    """What the manifest says of how the graphs were made: a report is for readers, and decides nothing."""
+    samples = job.samples
+    return Quantization(
+        precision=job.precision,
+        floats=tuple(sorted(work.entry.identity for work in job.work.values())),
+        max_drop=job.max_drop,
+        samples=None if samples is None else samples.sha256,
+        pictures=() if samples is None else tuple(sorted(samples.pictures)),
+    )
+
+
 def write_report(target: Path, content: Mapping[str, Any]) -> None:
     with storage_errors(target):
         target.parent.mkdir(exist_ok=True)
@@ -91,7 +104,7 @@ def write_picture(report: Report, target: Path) -> None:
 def read_report(bundle: Bundle, precision: Precision) -> dict[str, Any]:
     """What a bundle says of how its quantized graphs were made; nothing where it cannot be read."""
     try:
-        found = json.loads((bundle.path / report_path(precision)).read_text(encoding="utf-8"))
+        found = read_json(bundle.path / report_path(precision))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

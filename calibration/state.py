@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm_trt.bundle.reading import LARGE_BYTES, read_bytes
 from vlm_trt.bundle.signature import Component
 from vlm_trt.bundle.staging import replace_file
 from vlm_trt.calibration.observers import Seen
@@ -35,7 +36,7 @@ def save(path: Path, seen: Mapping[tuple[Component, str], Seen], samples: int) -
 def load(path: Path) -> tuple[Seens, int]:
     """What was saved there, and after how many samples; nothing, after none, where nothing usable is there."""
     try:
-        with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+        with np.load(BytesIO(read_bytes(path, LARGE_BYTES)), allow_pickle=False) as stored:
             arrays = dict(stored)
         return _seen(arrays), int(arrays["samples"])
     except (OSError, ValueError, KeyError, BadZipFile, EOFError):

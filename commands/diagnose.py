@@ -122,14 +122,14 @@ def _quantized(
 
 def _recipe(bundle: Bundle, found: Diagnosis, layers: tuple[str, ...]) -> Recipe:
     """The one that the graphs were made by, with those layers in float."""
-    known = read_report(bundle, found.precision).get("recipe")
-    if not isinstance(known, dict):
+    made, known = bundle.manifest.quantization(found.precision), read_report(bundle, found.precision).get("recipe")
+    if made is None or not isinstance(known, dict):
         raise UsageError(
             f"{bundle.path}: how the {found.precision} graphs were made is not recorded; quantize them again by a "
             "recipe with the lines above"
         )
     kept = {**known.get("layers", {}), **dict.fromkeys(layers, Kind.FLOAT)}
-    return recipe_of({**known, "layers": kept}, f"the recipe of {bundle.path}")
+    return recipe_of({**known, "max_drop": made.max_drop, "layers": kept}, f"the recipe of {bundle.path}")
 
 
 def _write(bundle: Bundle, found: Diagnosis, more: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,10 @@ import click
 
 from vlm_trt.bundle.errors import UsageError, VerificationError
 from vlm_trt.bundle.signature import FLOATS, Precision
-from vlm_trt.bundle.store import Bundle
+from vlm_trt.bundle.store import Bundle, how_to_make
 from vlm_trt.bundle.tensorrt import MODULES
 from vlm_trt.calibration.gate import as_json as verdict_json
 from vlm_trt.calibration.quantize import judge_published
-from vlm_trt.calibration.recipe import read_recipe
-from vlm_trt.calibration.report import read_report
 from vlm_trt.commands.quantize import questions, shown
 from vlm_trt.commands.terminal import count_bar, say, table
 from vlm_trt.evaluation.dataset import SYNTHETIC
@@ -67,10 +65,10 @@ def _judge(
     opened = Bundle.open(bundle)
     flavours = precision.flavours(FLOATS)
     precision = next((one for one in flavours if one in opened.manifest.precisions()), precision)
-    assert precision.quantization is not None
-    made = read_report(opened, precision).get("recipe", {}).get("max_drop")
-    allowed = made if max_drop is None else max_drop
-    allowed = read_recipe(precision.quantization).max_drop if allowed is None else allowed
+    made = opened.manifest.quantization(precision)
+    if made is None:
+        raise UsageError(f"{bundle} has no {precision} graphs that were quantized; {how_to_make(precision, bundle)}")
+    allowed = made.max_drop if max_drop is None else max_drop
     verdict = judge_published(
         bundle, precision, questions(bundle, evaluate or SYNTHETIC, None), allowed, count_bar, say
     )

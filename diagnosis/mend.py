@@ -87,8 +87,7 @@ def _staged(bundle: Bundle, entries: list[GraphEntry], folder: Path) -> Bundle:
     for file in files:
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.path / file.path, folder / file.path)
-    alone = replace(bundle.manifest, graphs=tuple(entries), engines=(), verifications=())
-    replace_file(folder / MANIFEST, alone.dumps())
+    replace_file(folder / MANIFEST, bundle.manifest.alone(tuple(entries)).dumps())
     return Bundle.open(folder)
 
 

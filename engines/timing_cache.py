@@ -4,12 +4,12 @@ TensorRT-RTX compiles on the GPU that runs the engine and times nothing while bu
 """
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vlm_trt.bundle.errors import StorageError
 from vlm_trt.bundle.output import require_output, write_output
+from vlm_trt.bundle.reading import LARGE_BYTES, read_bytes
 from vlm_trt.bundle.staging import storage_errors
 
 
@@ -24,8 +24,15 @@ class TimingCache:
         if self._path is None:
             return
         stored = b""
-        with suppress(FileNotFoundError), storage_errors(self._path):
-            stored = self._path.read_bytes()
+        try:
+            stored = read_bytes(self._path, LARGE_BYTES)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StorageError(
+                f"the timing cache {self._path} cannot be read ({error.strerror}); choose another file with "
+                "--timing-cache"
+            ) from None
         cache = self._config.create_timing_cache(stored)
         if cache is None or not self._config.set_timing_cache(cache, False):
             self._config.set_timing_cache(self._config.create_timing_cache(b""), False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_trt.bundle.errors import DataSetError, ImageError
+from vlm_trt.bundle.reading import LARGE_BYTES, parse_json, read_bytes
 from vlm_trt.evaluation.metrics import METRICS, Reference
 from vlm_trt.families.images import decode_image, read_picture
 from vlm_trt.families.messages import Answered
@@ -110,7 +111,7 @@ def _lines(path: Path) -> tuple[Path, list[str]]:
     """The file that is meant, and its lines."""
     file = _find(path)
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = read_bytes(file, LARGE_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise DataSetError(f"{file} cannot be read: {error.strerror}; give a JSONL file") from None
     except UnicodeDecodeError as error:
@@ -185,10 +186,10 @@ class _Line:
         if not text.strip():
             raise self._wrong("the line is empty; remove it")
         try:
-            raw = json.loads(text, object_pairs_hook=_unique)
+            raw = parse_json(text)
             # Half of a surrogate pair can be written as an escape, and is no text.
             json.dumps(raw, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise self._wrong(f"no JSON that can be read ({error}); write one object per line") from None
         if not isinstance(raw, dict):
             raise self._wrong(f"{_shown(raw)} is no object; every line needs {', '.join(required)}")
@@ -227,14 +228,6 @@ class _Line:
 
     def _wrong(self, what: str) -> DataSetError:
         return DataSetError(f"{self.file}:{self.number}: {what}")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys all differ: of two equal ones, JSON readers drop the first in silence."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError(f"a key stands twice: {', '.join(key for key, _ in pairs)}")
-    return found
 
 
 def _inside(path: Path, folder: Path) -> bool:

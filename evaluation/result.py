@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.reading import LARGE_BYTES, read_json
 from vlm_trt.bundle.signature import Component
 from vlm_trt.evaluation.baseline import Baseline, Comparison, EarlierAnswer
 from vlm_trt.evaluation.dataset import DataSet
@@ -110,7 +111,7 @@ def read_baseline(path: Path) -> Baseline:
         UsageError: no such file, or no document of this version.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path, LARGE_BYTES)
         if _field(raw, "schema", int) != SCHEMA:
             raise ValueError(f"its schema is {raw['schema']}, this version reads {SCHEMA}")
         data, setup = _field(raw, "data", dict), _field(raw, "setup", dict)
@@ -123,7 +124,7 @@ def read_baseline(path: Path) -> Baseline:
         )
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; give a result file or a bundle") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(
             f"{path} is no result that this version reads ({error}); make one: "
             f"vlm-trt evaluate BUNDLE --data DATA -o {path}"

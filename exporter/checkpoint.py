@@ -4,7 +4,6 @@ One safetensors file, safetensors shards with an index, or `pytorch_model*.bin` 
 that lies in the folder (`auto_map`) is never run.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -14,6 +13,7 @@ import torch
 
 from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.errors import CheckpointError
+from vlm_trt.bundle.reading import LARGE_BYTES, read_json, require_regular
 from vlm_trt.exporter.bin_file import BinFile
 from vlm_trt.exporter.safetensors_file import SafetensorsFile
 from vlm_trt.families.weights import WeightMap
@@ -111,7 +111,10 @@ class Checkpoint:
 
         Hashing 19 GB would cost a full read each time; what the shards hold is what verification compares.
         """
-        small = {name: sha256_of(self.folder / name) for name in (*_SMALL_FILES, tokenizer_file)}
+        small = {}
+        for name in (*_SMALL_FILES, tokenizer_file):
+            with _read_errors(self.folder / name):
+                small[name] = sha256_of(self.folder / name)
         paths = {shard.path for shard in self._shard_of.values()}
         return small | {path.name: f"size:{path.stat().st_size}" for path in sorted(paths)}
 
@@ -132,7 +135,7 @@ def _shards(folder: Path) -> dict[str, Shard]:
 
 def _indexed(folder: Path, index: Path) -> dict[str, Shard]:
     with _json_errors(index):
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index, LARGE_BYTES)["weight_map"]
         names = {str(tensor): str(file) for tensor, file in weight_map.items()}
     for tensor, file in names.items():
         _require_inside(file, index)
@@ -143,6 +146,12 @@ def _indexed(folder: Path, index: Path) -> dict[str, Shard]:
     for tensor, file in names.items():
         if tensor not in shards[file].tensors:
             raise CheckpointError(f"{index} says that {tensor} is in {file}, and it is not; download both again")
+    for tensor, file in ((name, file) for file, shard in shards.items() for name in shard.tensors):
+        if names.get(tensor, file) != file:
+            raise CheckpointError(
+                f"{folder} holds {tensor} twice, in {names[tensor]} and in {file}, so one of them is wrong; download "
+                "the checkpoint again"
+            )
     unnamed = sorted(name for shard in shards.values() for name in shard.tensors if name not in names)
     if unnamed:
         raise CheckpointError(f"{index} does not name {_some(unnamed)}; download it again")
@@ -151,6 +160,7 @@ def _indexed(folder: Path, index: Path) -> dict[str, Shard]:
 
 def _open(path: Path) -> Shard:
     with _read_errors(path):
+        require_regular(path)
         return BinFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
 
 
@@ -169,7 +179,9 @@ def _read_errors(path: Path) -> Iterator[None]:
 def _json_errors(index: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{index} is not an index of shards ({error.strerror}); download it again") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not an index of shards ({error!r}); download it again") from None
 
 

@@ -4,7 +4,6 @@ Mapped pages would count as resident memory, and a 19 GB checkpoint must pass th
 Source: the safetensors format description (8-byte header length, JSON header, data).
 """
 
-import json
 import os
 import struct
 from dataclasses import dataclass
@@ -15,9 +14,13 @@ from typing import Any, TypeGuard
 import torch
 
 from vlm_trt.bundle.errors import CheckpointError
+from vlm_trt.bundle.fields import Within
+from vlm_trt.bundle.reading import open_file, parse_json
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_HEADER_BYTES = 100 << 20
+_MOST_AXES = 16
+_POSITIONS = Within(0, 1 << 50)  # bytes of a file, and the length of an axis
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class SafetensorsFile:
         words: Any = values.view(torch.uint8).reshape(-1).numpy() if values.numel() else b""
         view = memoryview(words)
         position = stored.start + start * row_bytes
-        with self.path.open("rb", buffering=0) as file:
+        with open_file(self.path, buffering=0) as file:
             while view:
                 got = os.preadv(file.fileno(), [view], position)
                 if got == 0:
@@ -59,14 +62,14 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         CheckpointError: truncated, not safetensors, or entries that do not add up.
     """
     file_bytes = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path) as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(_MAX_HEADER_BYTES, file_bytes - 8):
             raise CheckpointError(f"{path} is truncated or no safetensors file; download it again")
         try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
+            header = parse_json(file.read(length))
+        except ValueError as error:
             raise CheckpointError(f"{path}: its header is not JSON ({error}); download it again") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its header is no table of tensors; download it again")
@@ -95,7 +98,7 @@ def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTens
             f"{path}: {name} has type {code}; weights must be F32, F16 or BF16 (a quantized checkpoint cannot be "
             "exported: use the original one)"
         )
-    if min(shape, default=0) < 0 or start < 0 or stop - start != prod(shape) * _DTYPES[code].itemsize:
+    if stop - start != prod(shape) * _DTYPES[code].itemsize:
         raise CheckpointError(
             f"{path}: {name} has {stop - start} bytes for shape {list(shape)}; download the file again"
         )
@@ -103,4 +106,8 @@ def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTens
 
 
 def _whole_numbers(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(number) is int for number in value)
+    return (
+        isinstance(value, list)
+        and len(value) <= _MOST_AXES
+        and all(type(number) is int and number in _POSITIONS for number in value)
+    )

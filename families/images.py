@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_trt.bundle.errors import ImageError
+from vlm_trt.bundle.reading import read_bytes, require_regular
 from vlm_trt.families.picture_files import PictureFile, picture_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -129,11 +130,8 @@ def read_picture(path: Path) -> bytes:
         ImageError: no file, one that cannot be read, or one larger than MAX_BYTES.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise ImageError(f"{path} is no file; give a PNG or JPEG file")
-        if path.stat().st_size > MAX_BYTES:
+        if require_regular(path).st_size > MAX_BYTES:
             raise ImageError(f"{path} has more than {MAX_BYTES >> 20} MiB; scale the picture down")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a name that holds a NUL
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ImageError(f"{path} cannot be read: {why}; give a PNG or JPEG file") from None
+        return read_bytes(path, MAX_BYTES)
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror}; give a PNG or JPEG file") from None

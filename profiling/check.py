@@ -1,12 +1,12 @@
 """A profile against an earlier one of the same work: which stages have become slower by more than chance."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.reading import read_json
 from vlm_trt.profiling.recorded import Recorded, RecordedPoint, Times, recorded
 from vlm_trt.profiling.workload import Workload
 
@@ -119,10 +119,10 @@ def read_profile(path: Path) -> Recorded:
         UsageError: it cannot be read, or is no profile of this version.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; give a profile's JSON file") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{path} is no JSON ({error}); give a profile's JSON file") from None
     try:
         return recorded(found)

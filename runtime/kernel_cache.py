@@ -6,6 +6,7 @@ from typing import Any
 
 from vlm_trt.bundle.digests import cache_folder
 from vlm_trt.bundle.errors import StorageError
+from vlm_trt.bundle.reading import LARGE_BYTES, read_bytes
 from vlm_trt.bundle.staging import replace_file
 
 
@@ -23,7 +24,7 @@ class KernelCache:
         self._known = b""
         if self._file is not None:
             with suppress(OSError):  # there is none yet, or it cannot be read: the kernels are compiled again
-                self._known = self._file.read_bytes()
+                self._known = read_bytes(self._file, LARGE_BYTES)
                 held.deserialize(self._known)
             atexit.register(self.save)
 

@@ -40,13 +40,16 @@ def require_verified(bundle: Bundle, precision: Precision, backend: Backend) -> 
     verdict = bundle.manifest.verification(precision, engines)
     if verdict is not None and verdict.passed:
         return
+    if changed := bundle.manifest.outdated(precision, engines):
+        unknown = f"are not verified as they are now (changed since: {', '.join(changed)})"
+    else:
+        unknown = "were built and never run" if engines else "are not verified"
+    state = unknown if verdict is None else "failed verification"
     if engines:
-        what = f"engines of {engines[0].variant} " + (
-            "were built and never run" if verdict is None else "failed verification"
-        )
+        what = f"engines of {engines[0].variant} {state}"
         command = f"vlm-trt verify {bundle.path} --precision {precision} --backend {backend.name}"
     else:
-        what = f"graphs {'are not verified' if verdict is None else 'failed verification'}"
+        what = f"graphs {state}"
         command = f"vlm-trt verify {bundle.path} --precision {precision}"
     raise VerificationError(
         f"{bundle.path}: the {precision} {what}, so their answers cannot be trusted; run `{command}`, or accept that "

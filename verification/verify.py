@@ -5,13 +5,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vlm_trt.bundle.entries import EngineEntry
-from vlm_trt.bundle.errors import UsageError, VerificationError
+from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.leftovers import open_to_write
-from vlm_trt.bundle.manifest import Verification
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.exporter.references import require_references
 from vlm_trt.families.family import Family, family
@@ -26,10 +24,8 @@ from vlm_trt.verification.checks import Outcome, check_engine
 from vlm_trt.verification.expected import Truth, expect
 from vlm_trt.verification.figures import Figures
 from vlm_trt.verification.graph_reference import GraphReference
+from vlm_trt.verification.identity import checkpoint_of
 from vlm_trt.verification.memory import require_memory, runs_in_parts
-
-if TYPE_CHECKING:  # torch, which only the comparison with the model itself needs
-    from vlm_trt.exporter.checkpoint import Checkpoint
 
 Progress = Callable[[str], None]
 
@@ -120,7 +116,7 @@ def _backends(backend: Backend, bundle: Bundle, precision: Precision, progress: 
 def _model(bundle: Bundle, against: Path | None, precision: Precision, members: Family, progress: Progress) -> Truth:
     from vlm_trt.verification.streamed import StreamedReference
 
-    source = _source(bundle, against, members.tokenizer_file)
+    source = checkpoint_of(bundle, against)
     require_memory(members, bundle.manifest.model, bundle.manifest.limits, precision)
     return StreamedReference(source, bundle.manifest.model, members, progress)
 
@@ -141,27 +137,6 @@ def _graphs(
     require_judged(bundle, precision)
     backend = next(iter(_backends(CpuBackend(), bundle, precision, progress).values()))
     return GraphReference(bundle, precision, backend, members)
-
-
-def _source(bundle: Bundle, against: Path | None, tokenizer_file: str) -> "Checkpoint":
-    """The checkpoint to compare with, which must be the one the bundle was made from."""
-    from vlm_trt.exporter.checkpoint import Checkpoint
-
-    source = bundle.manifest.source
-    folder = Path(source.checkpoint) if against is None else against
-    if not folder.is_dir():
-        raise VerificationError(
-            f"the checkpoint {folder} is not there, so there is nothing to compare with; give its folder with --against"
-        )
-    checkpoint = Checkpoint(folder)
-    found = checkpoint.source_hashes(tokenizer_file)
-    changed = sorted(name for name in source.files if source.files[name] != found.get(name))
-    if changed:
-        raise VerificationError(
-            f"{folder} is not the checkpoint this bundle was exported from: {', '.join(changed[:3])} differ; "
-            "give the right one with --against, or export again"
-        )
-    return checkpoint
 
 
 def _require_references(bundle: Bundle, precision: Precision) -> None:
@@ -186,17 +161,7 @@ def _report(precision: Precision, backend: str, outcomes: list[Outcome], started
 
 
 def _publish(bundle: Bundle, report: Report, engines: tuple[EngineEntry, ...]) -> None:
-    """Report and verdict into the bundle; the verdict names the graphs and engines it is about by their hashes."""
+    """Report and verdict into the bundle; the verdict names all that it is about by hashes."""
     path = f"reports/verification-{engines[0].variant if engines else report.precision}.json"
-    graphs = [bundle.manifest.graph(component, report.precision) for component in Component]
-    verdict = Verification(
-        precision=report.precision,
-        backend=report.backend,
-        passed=report.passed,
-        report=path,
-        graphs=tuple(sorted(entry.identity for entry in graphs if entry is not None)),
-        engines=tuple(sorted(engine.identity for engine in engines)),
-        created=report.created,
-        figures=report.worst(),
-    )
+    verdict = bundle.manifest.verdict(report.precision, report.backend, report.passed, path, report.worst(), engines)
     bundle.record(verdict, json.dumps(asdict(report), indent=2) + "\n")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import CheckpointError
+from vlm_trt.bundle.reading import require_regular
 from vlm_trt.families.contract import Family
 from vlm_trt.families.qwen_vl.config import FAMILY as NAME
 from vlm_trt.families.qwen_vl.config import read_config, read_image_start_id
@@ -27,8 +28,14 @@ def check_checkpoint(folder: Path, model: ModelConfig) -> None:
         CheckpointError: the tokenizer is missing or not the one of this config.
     """
     path = folder / TOKENIZER_FILE
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; copy it from the published checkpoint")
+    try:
+        require_regular(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; copy it from the published checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}); copy it from the published checkpoint"
+        ) from None
     tokenizer = load_tokenizer(path, model)
     image_start = read_image_start_id(folder)
     if image_start is not None and image_start != tokenizer.image_start:

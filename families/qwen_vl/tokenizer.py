@@ -14,6 +14,7 @@ from typing import Literal
 import tiktoken
 
 from vlm_trt.bundle.errors import BundleError, PromptError
+from vlm_trt.bundle.reading import read_bytes
 
 # Source: Qwen's published tokenizer.
 PATTERN = (
@@ -146,7 +147,7 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
     """Token → rank, the ranks 0…n−1."""
     ranks: dict[bytes, int] = {}
     try:
-        for line in path.read_bytes().splitlines():
+        for line in read_bytes(path).splitlines():
             if line:
                 token, rank = line.split()
                 ranks[base64.b64decode(token, validate=True)] = int(rank)

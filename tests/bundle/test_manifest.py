@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import GOLDEN
+from tests.manifests import set_field
 from vlm_trt.bundle.config import Limits
-from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, Profile
+from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, Profile, Quantization
 from vlm_trt.bundle.errors import BundleError, IncompatibleError
-from vlm_trt.bundle.manifest import SCHEMA, Manifest, Source, Verification, loads
+from vlm_trt.bundle.manifest import SCHEMA, SEAL, Manifest, Source, Verification, loads, sealed
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.families.qwen_vl.config import read_config
 
@@ -36,10 +37,7 @@ def manifest() -> Manifest:
 
 
 def verdict(of: Manifest) -> Verification:
-    identities = tuple(sorted(entry.identity for entry in of.graphs))
-    return Verification(
-        Precision.FP16, "onnxruntime-cpu", True, "reports/x.json", identities, (), "2026-01-01", {"cosine": 1.0}
-    )
+    return of.verdict(Precision.FP16, "onnxruntime-cpu", True, "reports/x.json", {"cosine": 1.0})
 
 
 def engine(of: Manifest, component: Component, digest: str = "9") -> EngineEntry:
@@ -94,7 +92,7 @@ def test_a_verdict_on_engines_is_none_on_the_graphs_nor_on_other_engines() -> No
 def broken(change: Any) -> str:
     raw = json.loads(manifest().dumps())
     change(raw)
-    return json.dumps(raw)
+    return json.dumps(sealed(raw))
 
 
 @pytest.mark.parametrize(
@@ -103,9 +101,9 @@ def broken(change: Any) -> str:
         (lambda raw: raw.update(schema=99), IncompatibleError, f"has schema 99, this version reads {SCHEMA}"),
         (lambda raw: raw.pop("limits"), BundleError, "limits is missing"),
         (lambda raw: raw.update(extra=1), BundleError, "extra is unknown to this version"),
-        (lambda raw: raw["limits"].update(max_batch="2"), BundleError, "limits.max_batch is '2', not of type int"),
-        (lambda raw: raw["limits"].update(max_batch=True), BundleError, "limits.max_batch is True, not of type int"),
-        (lambda raw: raw["limits"].update(max_batch=-1), BundleError, "limits.max_batch is -1, a negative number"),
+        (lambda raw: raw["limits"].update(max_batch="2"), BundleError, "limits.max_batch is '2', not a whole number"),
+        (lambda raw: raw["limits"].update(max_batch=True), BundleError, "limits.max_batch is True, not a whole number"),
+        (lambda raw: raw["limits"].update(max_batch=-1), BundleError, "limits.max_batch is -1, not a whole number"),
         (lambda raw: raw["graphs"][0].update(precision="fp4"), BundleError, r"graphs\[0\].precision is 'fp4'"),
         (lambda raw: raw.update(graphs={}), BundleError, "graphs is not a list"),
         (lambda raw: raw["model"].update(vision=3), BundleError, "model.vision is not an object"),
@@ -115,7 +113,7 @@ def broken(change: Any) -> str:
         (lambda raw: raw["tokenizer"].update(path=""), BundleError, "the path '' leaves the bundle"),
         (lambda raw: raw["tokenizer"].update(path="a\0b"), BundleError, "leaves the bundle"),
         (lambda raw: raw["tokenizer"].update(sha256="d" * 63), BundleError, "the sha256 of tokenizer/qwen.tiktoken is"),
-        (lambda raw: raw["model"]["vision"].update(norm_eps=float("nan")), BundleError, "norm_eps is nan, no finite"),
+        (lambda raw: raw["model"]["vision"].update(norm_eps=float("nan")), BundleError, "norm_eps is nan, not a num"),
         (lambda raw: raw["graphs"].append(raw["graphs"][0]), BundleError, "fp16 vision_encoder graph is there 2 times"),
         (lambda raw: raw["graphs"][0].update(graph=raw["graphs"][1]["graph"]), BundleError, "resampler.onnx' is there"),
     ],
@@ -123,6 +121,101 @@ def broken(change: Any) -> str:
 def test_what_is_not_right_is_named(change: Any, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         loads(broken(change), "bundle.json")
+
+
+ABSURD = [0, -1, 10**30, 10**400, 1e308, float("nan"), float("inf"), True, "1", None, [1]]
+
+
+@pytest.mark.parametrize("value", ABSURD, ids=lambda value: str(value)[:8])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "model.vision.image_size", "model.vision.heads", "model.vision.layers", "model.vision.patch_size",
+        "model.vision.norm_eps", "model.resampler.queries", "model.resampler.heads", "model.decoder.layers",
+        "model.decoder.heads", "model.decoder.rope_base", "model.decoder.trained_tokens", "model.decoder.vocab_size",
+        "model.generation.temperature", "model.generation.repetition_penalty", "limits.max_seq_tokens",
+        "limits.max_batch", "limits.max_images",
+    ],
+)  # fmt: skip
+def test_every_number_has_a_range(field: str, value: Any) -> None:
+    with pytest.raises(BundleError, match=rf"{field} is .*, not a (whole )?number from \S+ to \S+; export"):
+        loads(broken(lambda raw: set_field(raw, field, value)), "bundle.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model.decoder.rope_base", 90000.0),
+        ("model.decoder.dynamic_ntk", False),
+        ("model.generation.chat_format", "raw"),
+        ("limits.max_batch", 3),
+        ("version", "0.1.1"),
+    ],
+)
+def test_a_manifest_that_was_edited_is_told_by_its_own_hash(field: str, value: Any) -> None:
+    raw = json.loads(manifest().dumps())
+    set_field(raw, field, value)
+    sentence = "bundle.json is not as it was written .*: it is damaged, or was edited by hand; bring the original back"
+    with pytest.raises(BundleError, match=sentence):
+        loads(json.dumps(raw), "bundle.json")
+
+
+def test_how_the_text_is_laid_out_does_not_matter() -> None:
+    raw = json.loads(manifest().dumps())
+    assert loads(json.dumps(dict(sorted(raw.items()))), "bundle.json") == manifest()
+
+
+def test_a_manifest_of_an_older_schema_has_no_hash_and_is_told_by_its_schema() -> None:
+    raw = {**json.loads(manifest().dumps()), "schema": 2}
+    del raw[SEAL]
+    with pytest.raises(IncompatibleError, match=f"has schema 2, this version reads {SCHEMA}; export the checkpoint"):
+        loads(json.dumps(raw), "bundle.json")
+
+
+def test_a_key_that_stands_twice_is_refused() -> None:
+    text = manifest().dumps().replace('"rope_base"', '"rope_base": 1.0, "rope_base"')
+    with pytest.raises(BundleError, match=r"is not JSON \(the key 'rope_base' stands twice\)"):
+        loads(text, "bundle.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda m: replace(m, limits=replace(m.limits, max_batch=3)), "limits"),
+        (lambda m: replace(m, model=replace(m.model, decoder=replace(m.model.decoder, rope_base=2e4))), "model"),
+        (lambda m: replace(m, tokenizer=replace(m.tokenizer, sha256="e" * 64)), "tokenizer"),
+        (lambda m: replace(m, graphs=(graph(Component.DECODER, digest="e"), *m.graphs[:2])), "graphs"),
+        (lambda m: replace(m, quantizations=(made(m),)), "quantization"),
+    ],
+    ids=["limits", "model", "tokenizer", "graphs", "quantization"],
+)
+def test_a_verdict_is_void_when_anything_it_names_has_changed(change: Any, part: str) -> None:
+    full = manifest().with_verification(verdict(manifest()))
+    assert full.verification(Precision.FP16) is not None and full.outdated(Precision.FP16) == ()
+    changed = change(full)
+    assert changed.verification(Precision.FP16) is None
+    assert changed.outdated(Precision.FP16) == (part,)
+
+
+def made(of: Manifest, max_drop: float = 0.01) -> Quantization:
+    return Quantization(Precision.FP16, of.identities(Precision.FP16), max_drop, None, ())
+
+
+@pytest.mark.parametrize("drop", [float("nan"), float("inf"), 1e9, -0.1, True, "0.1"])
+def test_the_drop_that_is_allowed_is_a_share(drop: Any) -> None:
+    raw = json.loads(replace(manifest(), quantizations=(made(manifest()),)).dumps())
+    raw["quantizations"][0]["max_drop"] = drop
+    with pytest.raises(BundleError, match=r"quantizations\[0\].max_drop is .*, not a number from 0 to 1"):
+        loads(json.dumps(sealed(raw)), "bundle.json")
+
+
+def test_how_graphs_were_made_goes_with_them() -> None:
+    int8 = tuple(graph(component, Precision.INT8) for component in Component)
+    entry = replace(made(manifest()), precision=Precision.INT8)
+    full = manifest().with_graphs(int8, entry)
+    assert full.quantization(Precision.INT8) == entry and loads(full.dumps(), "bundle.json") == full
+    assert full.with_graphs((graph(Component.DECODER, digest="e"),)).quantization(Precision.INT8) == entry
+    assert full.without({(Component.DECODER, Precision.INT8)}).quantizations == ()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "[" * 200_000])
@@ -160,4 +253,4 @@ def test_every_field_of_the_file_is_required() -> None:
         without = copy.deepcopy(raw)
         del without[name]
         with pytest.raises(BundleError, match=f"{name} is missing"):
-            loads(json.dumps(without), "bundle.json")
+            loads(json.dumps(without if name == SEAL else sealed(without)), "bundle.json")

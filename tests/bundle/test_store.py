@@ -1,13 +1,16 @@
 """A bundle on disk: its promises are checked, and no reader ever sees half a change."""
 
+import mmap
 import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from vlm_trt.bundle import digests
 from vlm_trt.bundle.digests import DigestCache, sha256_of
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import BundleError, StorageError
@@ -49,13 +52,55 @@ def test_a_remembered_digest_is_not_used_for_a_changed_file(tmp_path: Path, monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "file"
     path.write_bytes(b"a" * 100)
-    monkeypatch.setattr("vlm_trt.bundle.digests._SETTLED_NS", -1)  # remember at once
+    monkeypatch.setattr(digests, "_SETTLED_NS", -1)  # remember at once
+    monkeypatch.setattr(digests, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(digests, "_tells_changes", lambda path: True)
     cache = DigestCache()
     before = cache.digest(path)
     cache.save()
     assert DigestCache()._known  # it is remembered ...
     path.write_bytes(b"b" * 100)
     assert DigestCache().digest(path) == sha256_of(path) != before  # ... and not believed
+
+
+@pytest.mark.parametrize("folder", [None, Path("/dev/shm")], ids=["disk", "memory"])
+def test_a_store_through_a_mapping_that_was_dirty_already_is_seen(
+    folder: Path | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a store changes no time of the file, and none ever does where a file system lies in memory."""
+    if folder is not None and not folder.is_dir():
+        pytest.skip(f"there is no {folder}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(digests, "_SETTLED_NS", 1)
+    with TemporaryDirectory(dir=folder or tmp_path) as place:
+        path = Path(place) / "file"
+        path.write_bytes(bytes(8192))
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+            mapping[0] = 1  # dirty from here on
+            cache = DigestCache()
+            before = cache.digest(path)
+            mapping[0] = 2
+            assert cache.digest(path) == sha256_of(path) != before
+
+
+def test_small_files_and_file_systems_that_tell_nothing_are_hashed_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "_SETTLED_NS", -1)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    cache = DigestCache()
+    cache.digest(path)
+    assert not cache._known
+    monkeypatch.setattr(digests, "_SMALL_BYTES", 0)
+    mounts = tmp_path / "mounts"
+    monkeypatch.setattr(digests, "MOUNTS", mounts)
+    for kind, remembered in (("tmpfs", False), ("nfs4", False), ("overlay", False), ("ext4", True)):
+        mounts.write_text(f"/dev/a / ext4 rw 0 0\nx {tmp_path} {kind} rw 0 0\ny {tmp_path}-other ext4 rw 0 0\n")
+        cache.digest(path)
+        assert bool(cache._known) is remembered, kind
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"x": 3}', "\x00", "[" * 200_000])

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
+from tests.manifests import edit_manifest, set_field
 from vlm_trt.bundle.errors import BundleError, DataSetError, PromptError, StorageError, UsageError, VerificationError
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
@@ -259,6 +260,7 @@ def test_pictures_that_were_calibrated_on_do_not_judge_later_either(
 ) -> None:
     path = bundle()
     quantize(path, Choices(read_recipe("int8"), samples=samples), None)
+    (path / "reports" / "quantization-int8.json").unlink()  # a report is for readers, and decides nothing
     known = read_samples(Path(samples))[0]
     example = replace(questions.examples[0], images=known.images, history=())
     with pytest.raises(DataSetError, match="asks about a picture that is among the samples; calibrate and evaluate on"):
@@ -293,6 +295,32 @@ def test_quantized_graphs_are_not_compared_with_the_model(bundle: Copy, question
     quantize(path, Choices(read_recipe("int8-weight"), max_drop=0.3), questions)
     with pytest.raises(UsageError, match="graphs are not equal to the model by design; .*vlm-trt verify"):
         verify(path, precision="int8-weight", backend_name="cpu")
+
+
+@pytest.mark.parametrize("share", [float("nan"), float("inf"), -0.1, 1.5, 1e9])
+def test_a_drop_that_is_no_share_is_refused_before_anything_is_opened(
+    share: float, questions: DataSet, tmp_path: Path
+) -> None:
+    """NaN compares as if every answer were good enough."""
+    sentence = r"the score that a task may lose is \S+; give --max-drop a share from 0 to 1"
+    for choices in (Choices(read_recipe("int8"), max_drop=share), Choices(Recipe(Kind.INT8, share))):
+        with pytest.raises(UsageError, match=sentence):
+            quantize(tmp_path / "nowhere", choices, questions)
+    with pytest.raises(UsageError, match=sentence):
+        judge_published(tmp_path / "nowhere", Precision.INT8, questions, share)
+
+
+def test_a_verdict_on_answers_says_what_was_allowed_and_is_void_with_it(bundle: Copy, questions: DataSet) -> None:
+    path = bundle()
+    quantize(path, Choices(read_recipe("int8-weight"), max_drop=0.3), questions)
+    manifest = Bundle.open(path).manifest
+    verdict, made = manifest.verification(Precision.INT8_WEIGHT), manifest.quantization(Precision.INT8_WEIGHT)
+    assert verdict is not None and verdict.figures["max_drop"] == 0.3
+    assert made is not None and (made.max_drop, made.pictures) == (0.3, ())
+    assert made.floats == manifest.identities(Precision.FP32)
+    edit_manifest(path, lambda raw: set_field(raw, "quantizations.0.max_drop", 0.9))
+    with pytest.raises(VerificationError, match=r"not verified as they are now \(changed since: quantization\)"):
+        load(path, precision="int8-weight", backend="cpu")
 
 
 def test_graphs_that_nobody_judged_are_not_used_before(bundle: Copy, questions: DataSet) -> None:
@@ -331,8 +359,7 @@ def test_questions_that_nobody_answers_judge_nothing(verified: Copy, tmp_path: P
 def test_graphs_that_were_exported_again_are_not_judged_by_the_new_ones(bundle: Copy, questions: DataSet) -> None:
     path = bundle()
     quantize(path, Choices(read_recipe("int8-weight")), None)
-    report = path / "reports" / "quantization-int8-weight.json"
-    report.write_text(report.read_text().replace("decoder:", "decoder:0"))
+    edit_manifest(path, lambda raw: set_field(raw, "quantizations.0.floats", ["decoder:other"]))
     with pytest.raises(
         VerificationError, match="were made from other fp32 graphs than those there; quantize it: .*--force"
     ):

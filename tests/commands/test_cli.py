@@ -13,6 +13,7 @@ import pytest
 
 from tests.commands.runs import vlm_trt
 from tests.conftest import GOLDEN, ROOT
+from tests.manifests import edit_manifest
 from vlm_trt import cli
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
@@ -74,11 +75,10 @@ def test_export_shows_its_progress_and_the_next_step(tmp_path: Path) -> None:
 def test_exit_codes_are_distinct(verified: Callable[..., Path], tmp_path: Path) -> None:
     unverified = tmp_path / "unverified"
     shutil.copytree(verified("ntk-256"), unverified)
-    raw = json.loads((unverified / MANIFEST).read_text())
-    (unverified / MANIFEST).write_text(json.dumps(raw | {"verifications": []}))
+    edit_manifest(unverified, lambda raw: raw.update(verifications=[]))
     newer = tmp_path / "newer"
     shutil.copytree(unverified, newer)
-    (newer / MANIFEST).write_text(json.dumps(raw | {"schema": 99}))
+    edit_manifest(newer, lambda raw: raw.update(schema=99))
     other = tmp_path / "other"
     shutil.copytree(GOLDEN / "ntk-256" / "checkpoint", other)
     config = json.loads((other / "config.json").read_text())
@@ -154,9 +154,7 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
 def test_what_a_bundle_calls_itself_does_not_steer_the_terminal(verified: Callable[..., Path], tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(verified("ntk-256"), bundle)
-    raw = json.loads((bundle / MANIFEST).read_text())
-    raw["source"]["checkpoint"] = "/a\x1b[2Jb"
-    (bundle / MANIFEST).write_text(json.dumps(raw))
+    edit_manifest(bundle, lambda raw: raw["source"].update(checkpoint="/a\x1b[2Jb"))
     shown, refused = vlm_trt("inspect", bundle), vlm_trt("verify", bundle)
     assert "from /a[2Jb)" in shown.stdout and "the checkpoint /a[2Jb is not there" in refused.stderr
     assert "\x1b" not in shown.stdout + refused.stderr

@@ -13,7 +13,7 @@ import pytest
 
 from tests.commands.test_cli import vlm_trt
 from tests.evaluation.questions import FOLDER, TOKENS, golden_ids, golden_lines, write_lines
-from vlm_trt.bundle.store import MANIFEST
+from tests.manifests import edit_manifest
 from vlm_trt.commands.evaluate import stated
 from vlm_trt.commands.terminal import printable
 from vlm_trt.evaluation.dataset import Example, ImageSource
@@ -205,8 +205,7 @@ def test_a_wrong_line_is_refused_before_anything_is_loaded(
 def test_unverified_graphs_are_refused_unless_accepted(verified: Bundle, data: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "unverified"
     shutil.copytree(verified("ntk-256"), bundle)
-    raw = json.loads((bundle / MANIFEST).read_text())
-    (bundle / MANIFEST).write_text(json.dumps(raw | {"verifications": []}))
+    edit_manifest(bundle, lambda raw: raw.update(verifications=[]))
     options = ["evaluate", verified("ntk-256"), "--data", data, "--max-new-tokens", 1, "--baseline", bundle]
     refused = vlm_trt(*options)
     assert refused.exit_code == 5 and "the fp32 graphs are not verified, so their answers cannot be" in refused.stderr

@@ -1,5 +1,6 @@
 """`vlm-trt quantize` as a person runs it, and `vlm-trt verify` of what it made."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -46,6 +47,26 @@ def test_what_was_not_judged_is_judged_by_verify(bundle: Path, tmp_path: Path) -
     assert judged.exit_code == 0 and "its answers held: int8-weight, 400 questions" in judged.stderr
     answered = vlm_trt("generate", bundle, "Hello", "--precision", "int8-weight", "--backend", "cpu", "--greedy")
     assert answered.exit_code == 0, answered.stderr
+
+
+@pytest.mark.parametrize("drop", [1e9, float("nan")])
+def test_an_edited_report_does_not_let_bad_answers_pass(
+    drop: float, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activations cut where half of them lie, and a report that says any loss is allowed."""
+    monkeypatch.setattr("vlm_trt.commands.quantize.COUNT", 24)
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('kind = "int8"\nmax_drop = 0.0\nobserver = "percentile"\npercentile = 50\n')
+    done = vlm_trt("quantize", bundle, "--recipe", recipe, "--evaluate", "none")
+    assert done.exit_code == 0, done.stderr
+    report = bundle / "reports" / "quantization-int8.json"
+    written = json.loads(report.read_text())
+    written["recipe"]["max_drop"] = drop
+    report.write_text(json.dumps(written))
+    judged = vlm_trt("verify", bundle, "--precision", "int8")
+    assert judged.exit_code == 5 and "too much worse" in judged.stderr, judged.stderr
+    refused = vlm_trt("generate", bundle, "Hello", "--precision", "int8", "--backend", "cpu")
+    assert refused.exit_code == 5 and "int8 graphs failed verification" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from tests.commands.runs import vlm_trt
 from tests.conftest import OWN_VARIANTS, ROOT, SHARED_VARIANTS
 from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.errors import BundleError, ResourceError, StorageError, UsageError, VerificationError
-from vlm_trt.bundle.manifest import Verification
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import exclusive
 from vlm_trt.bundle.store import Bundle, file_entry, publish_graphs
@@ -184,10 +183,7 @@ def test_a_build_that_is_killed_leaves_the_bundle_as_it_was(copied: Copy) -> Non
 def test_graphs_that_failed_verification_are_not_built(copied: Copy) -> None:
     path = copied("ntk-256", "fp16")
     bundle = Bundle.open(path)
-    failed = Verification(
-        Precision.FP16, "onnxruntime-cpu", False, "reports/x.json",
-        tuple(sorted(entry.identity for entry in bundle.manifest.graphs)), (), "2026-01-01", {"cosine": 0.5},
-    )  # fmt: skip
+    failed = bundle.manifest.verdict(Precision.FP16, "onnxruntime-cpu", False, "reports/x.json", {"cosine": 0.5})
     bundle.record(failed, "{}")
     with pytest.raises(VerificationError, match=r"failed verification \(reports/x\.json\), so no engine is built"):
         build(path, SM89)

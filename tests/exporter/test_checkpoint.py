@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from tests.exporter.checkpoints import pickled, refused, sharded, single
+from tests.exporter.checkpoints import pickled, refused, resharded, sharded, single
 from vlm_trt.bundle.errors import CheckpointError, UnsupportedError
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.exporter.checkpoint import Checkpoint
@@ -118,7 +119,10 @@ def rewritten_header(path: Path, header: bytes) -> None:
     ("entry", "sentence"),
     [
         ({"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}, "has 8 bytes for shape"),
-        ({"dtype": "F32", "shape": [-1], "data_offsets": [0, 8]}, "has 8 bytes for shape"),
+        ({"dtype": "F32", "shape": [-1], "data_offsets": [0, 8]}, "header entry of x is broken"),
+        ({"dtype": "F32", "shape": [10**400], "data_offsets": [0, 8]}, "header entry of x is broken"),
+        ({"dtype": "F32", "shape": [1] * 10_000, "data_offsets": [0, 4]}, "header entry of x is broken"),
+        ({"dtype": "F32", "shape": [4], "data_offsets": [0, 10**30]}, "header entry of x is broken"),
         ({"dtype": "F32", "shape": [4], "data_offsets": [1 << 40, (1 << 40) + 16]}, "is truncated: x ends at byte"),
         ({"dtype": "F32", "shape": "four", "data_offsets": [0, 8]}, "header entry of x is broken"),
         ({"shape": [4]}, "header entry of x is broken"),
@@ -145,6 +149,25 @@ def test_overlapping_tensors(tmp_path: Path) -> None:
     refused(checkpoint, "overlaps another tensor")
 
 
+def test_a_tensor_that_stands_twice_in_a_header(tmp_path: Path) -> None:
+    checkpoint = single(tmp_path / "checkpoint")
+    path = checkpoint / "model.safetensors"
+    length = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    header = path.read_bytes()[8 : 8 + length].rstrip()
+    entry = json.dumps(json.loads(header)["lm_head.weight"])
+    rewritten_header(path, header[:-1] + f',"lm_head.weight":{entry}}}'.encode())
+    refused(checkpoint, "its header is not JSON .the key 'lm_head.weight' stands twice.; download it again")
+
+
+def test_a_tensor_that_lies_in_two_shards(tmp_path: Path) -> None:
+    checkpoint = resharded(tmp_path / "checkpoint")
+    one, other = sorted(checkpoint.glob("*.safetensors"))
+    tensors = load_file(other)
+    name, value = next(iter(load_file(one).items()))
+    save_file({**tensors, name: value * 2}, other)
+    refused(checkpoint, f"holds {name} twice, in {one.name} and in {other.name}, so one of them is wrong")
+
+
 def test_a_header_that_is_no_json(tmp_path: Path) -> None:
     checkpoint = single(tmp_path / "checkpoint")
     rewritten_header(checkpoint / "model.safetensors", b"{not json}")
@@ -168,7 +191,7 @@ def test_a_folder_in_the_place_of_the_weights(tmp_path: Path) -> None:
     checkpoint = single(tmp_path / "checkpoint")
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "model.safetensors").mkdir()
-    refused(checkpoint, r"model\.safetensors cannot be read \(Is a directory\); see that the file is whole")
+    refused(checkpoint, r"model\.safetensors cannot be read \(it is a folder\); see that the file is whole")
 
 
 def test_a_shard_that_disappears_while_it_is_read(tmp_path: Path) -> None:

@@ -1,19 +1,19 @@
 """Which engines of a bundle run on a machine, and what is said where none does."""
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import variant_folder
 from tests.host_engines import add_engines, host_backend
+from tests.manifests import edit_manifest
 from vlm_trt.bundle.errors import IncompatibleError, VerificationError
-from vlm_trt.bundle.manifest import Verification
 from vlm_trt.bundle.signature import Component, Precision
-from vlm_trt.bundle.store import MANIFEST, Bundle, file_entry
+from vlm_trt.bundle.store import Bundle, file_entry
 from vlm_trt.calibration.prepare import Choices
 from vlm_trt.calibration.quantize import quantize
 from vlm_trt.calibration.recipe import read_recipe
@@ -47,9 +47,7 @@ def test_a_verified_one_comes_first(bundle: Path) -> None:
     add_engines(bundle, max_batch=3)
     small = add_engines(bundle, max_batch=2)
     opened = Bundle.open(bundle)
-    graphs = tuple(sorted(entry.identity for entry in opened.manifest.graphs))
-    identities = tuple(sorted(one.identity for one in small))
-    verdict = Verification(Precision.FP32, "tensorrt-rtx", True, "reports/a.json", graphs, identities, "2026", {})
+    verdict = opened.manifest.verdict(Precision.FP32, "tensorrt-rtx", True, "reports/a.json", {}, small)
     opened.record(verdict, "{}")
     assert fitting(bundle).endswith("-2")
 
@@ -140,11 +138,13 @@ def test_a_wrong_engine_fails_verification_and_stays_refused(bundle: Path, monke
 
 def _relist(path: Path) -> None:
     """Lists the engines as they are now: what is tested is the verdict, not the digest."""
-    manifest = json.loads((path / MANIFEST).read_text())
-    for engine in manifest["engines"]:
-        entry = file_entry(path, engine["plan"]["path"])
-        engine["plan"] |= {"size": entry.size, "sha256": entry.sha256}
-    (path / MANIFEST).write_text(json.dumps(manifest))
+
+    def relist(manifest: dict[str, Any]) -> None:
+        for engine in manifest["engines"]:
+            entry = file_entry(path, engine["plan"]["path"])
+            engine["plan"] |= {"size": entry.size, "sha256": entry.sha256}
+
+    edit_manifest(path, relist)
 
 
 def test_engines_of_quantized_graphs_need_good_answers_too(copied: Callable[..., Path]) -> None:
@@ -161,11 +161,7 @@ def test_engines_of_quantized_graphs_need_good_answers_too(copied: Callable[...,
         for engine in add_engines(path)
     )
     opened.manifest = opened.manifest.with_engines(engines)
-    graphs = tuple(sorted(opened.graph(component, Precision.INT8_WEIGHT).identity for component in Component))
-    identities = tuple(sorted(engine.identity for engine in engines))
-    verdict = Verification(
-        Precision.INT8_WEIGHT, "tensorrt-rtx", True, "reports/a.json", graphs, identities, "2026", {}
-    )
+    verdict = opened.manifest.verdict(Precision.INT8_WEIGHT, "tensorrt-rtx", True, "reports/a.json", {}, engines)
     opened.manifest = opened.manifest.with_verification(verdict)
     with pytest.raises(
         VerificationError, match="the answers of the int8-weight graphs, .* were not judged; run `vlm-trt"
