@@ -59,7 +59,7 @@ def tampered(bundle: Path) -> Any:
         ("model.decoder.max_positions", 700, "model.decoder.max_positions is 700, and by the config of"),
         ("model.vision.layers", 1, "model.vision.layers is 1, and by the config of"),
         ("model.vision.position_grid", 32, "model.vision.position_grid is 32, and by the config of .* it is 16"),
-        ("model.vision.image_size", 224, "model.vision.image_size is 448, and by the config of"),
+        ("model.vision.image_size", 224, "model.vision.image_size is 224, and by the config of"),
         ("model.resampler.queries", 64, "model.resampler.queries is 64, and by the config of .* it is 256"),
         ("model.generation.chat_format", "raw", "chat_format is 'raw', and by the config of .* it is 'chatml'"),
         ("model.generation.temperature", 0.5, "generation.temperature is 0.5, and by the config of"),
