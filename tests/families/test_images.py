@@ -257,7 +257,7 @@ def test_a_size_is_told_without_decoding() -> None:
 
 
 def test_a_path_that_cannot_be_one_is_a_sentence() -> None:
-    with pytest.raises(ImageError, match="cannot be read: embedded null byte; give a PNG or JPEG file"):
+    with pytest.raises(ImageError, match="cannot be read: its name holds a NUL character; give a PNG or JPEG file"):
         read_picture(Path("a\0b.png"))
 
 
