@@ -28,15 +28,16 @@ class GraphEntry:
     opset: int
     graph: FileEntry
     weights: FileEntry
+    calibration: FileEntry | None = None  # of quantized ones: all that made them of the float ones
 
     @property
-    def files(self) -> tuple[FileEntry, FileEntry]:
-        return self.graph, self.weights
+    def files(self) -> tuple[FileEntry, ...]:
+        return tuple(file for file in (self.graph, self.weights, self.calibration) if file is not None)
 
     @property
     def identity(self) -> str:
-        """What a verdict is about: changes with any byte of graph or weights."""
-        return f"{self.component}:{self.graph.sha256}:{self.weights.sha256}"
+        """What a verdict is about: changes with any byte of the files."""
+        return ":".join([self.component, *(file.sha256 for file in self.files)])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 bundle.json                                 the manifest
 tokenizer/<file>                            as published
-graphs/<precision>/<component>.onnx         the graph, and beside it its <component>.weights
+graphs/<precision>/<component>.onnx         the graph, and beside it its <component>.weights; of a quantized one also
+                                            what made it of the float one, <component>.calibration.json
 engines/<variant>/<component>.plan          an engine; the variant names backend, version, GPU, precision and graphs
 reports/                                    what verification found
 """
@@ -157,6 +158,11 @@ def how_to_make(precision: Precision, bundle: Path | str = "BUNDLE") -> str:
 def graph_paths(component: Component, precision: Precision) -> tuple[str, str]:
     """Where a graph and its weights lie in a bundle."""
     return f"graphs/{precision}/{component}.onnx", f"graphs/{precision}/{component}.weights"
+
+
+def calibration_path(component: Component, precision: Precision) -> str:
+    """Where a bundle keeps what a quantized graph was made with."""
+    return f"graphs/{precision}/{component}.calibration.json"
 
 
 def precision_of(graph: Path) -> Precision | None:

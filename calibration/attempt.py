@@ -8,13 +8,15 @@ from pathlib import Path
 import onnx_ir as ir
 
 from vlm_trt.bundle.entries import GraphEntry
-from vlm_trt.bundle.progress import MakeBar
+from vlm_trt.bundle.progress import MakeBar, no_bar
 from vlm_trt.bundle.signature import Component
 from vlm_trt.bundle.staging import replace_file
-from vlm_trt.bundle.store import MANIFEST, Bundle, file_entry, graph_paths
+from vlm_trt.bundle.store import MANIFEST, Bundle, calibration_path, file_entry, graph_paths
 from vlm_trt.calibration.gate import Asked, Verdict, ask, judge
+from vlm_trt.calibration.plan_file import dumps
 from vlm_trt.calibration.prepare import Job
 from vlm_trt.calibration.rewrite import LayerError, Plan, rewrite
+from vlm_trt.calibration.weight_file import WeightFile
 from vlm_trt.probing.session import as_stored
 from vlm_trt.runtime.model import Choice
 
@@ -25,6 +27,9 @@ class Bars:
 
     bytes: MakeBar
     count: MakeBar
+
+
+NO_BARS = Bars(no_bar, no_bar)
 
 
 @dataclass(frozen=True)
@@ -78,14 +83,18 @@ def _write(
     model = ir.load(job.bundle.path / source.graph.path)
     with bars.bytes(f"quantize {component}", source.weights.size) as bar:
         on_bytes = (lambda _: None) if bar is None else bar.update
-        digest, errors = rewrite(model, plan, staging / weights, on_bytes)
+        with WeightFile(staging / weights, on_bytes) as file:
+            errors = rewrite(model, plan, file)
     (staging / graph).write_bytes(ir.serde.serialize_model(model).SerializeToString())
+    made_with = calibration_path(component, job.precision)
+    (staging / made_with).write_text(dumps(plan, source), encoding="utf-8")
     entry = GraphEntry(
         component=component,
         precision=job.precision,
         opset=source.opset,
         graph=file_entry(staging, graph),
-        weights=file_entry(staging, weights, digest),
+        weights=file_entry(staging, weights, file.sha256),
+        calibration=file_entry(staging, made_with),
     )
     return entry, errors
 

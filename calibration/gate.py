@@ -1,7 +1,7 @@
 """The verdict on quantized graphs: their answers against those of the graphs they were made from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ class Verdict:
     max_drop: float
     seconds_before: float = 0.0  # that the questions took the float graphs here
     seconds: float = 0.0  # and the quantized ones
+    notes: tuple[str, ...] = ()  # of the audit, where there was one
 
     @property
     def passed(self) -> bool:
@@ -96,6 +97,13 @@ def record(bundle: Bundle, precision: Precision, verdict: Verdict, report: Mappi
     bundle.record(entry, as_text({**report, "judged": as_json(verdict)}))
 
 
+def record_refusal(bundle: Bundle, precision: Precision, failures: Sequence[str], report: Mapping[str, Any]) -> None:
+    """A failed verdict, without a question asked."""
+    judged = {"passed": False, "failures": list(failures)}
+    entry = bundle.manifest.verdict(precision, CpuBackend.name, passed=False, report=report_path(precision), figures={})
+    bundle.record(entry, as_text({**report, "judged": judged}))
+
+
 def report_path(precision: Precision) -> str:
     return f"reports/quantization-{precision}.json"
 
@@ -111,6 +119,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
         "tasks": [asdict(one) for one in verdict.comparison.tasks],
         "overall": asdict(verdict.comparison.overall),
         "divergence": asdict(verdict.divergence),
+        "notes": verdict.notes,
         "seconds": {"before": round(verdict.seconds_before, 2), "after": round(verdict.seconds, 2)},
     }
 

@@ -14,8 +14,9 @@ from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import require_room, staging_folder
 from vlm_trt.bundle.store import Bundle, how_to_make, publish_graphs
 from vlm_trt.calibration import state
-from vlm_trt.calibration.attempt import Attempt, Bars, attempt
-from vlm_trt.calibration.gate import Asked, Verdict, ask, costliest, judge, record
+from vlm_trt.calibration.attempt import NO_BARS, Attempt, Bars, attempt
+from vlm_trt.calibration.audit import audit
+from vlm_trt.calibration.gate import Asked, Verdict, ask, costliest, judge, record, record_refusal
 from vlm_trt.calibration.gate import as_json as verdict_json
 from vlm_trt.calibration.planning import name_of, planned
 from vlm_trt.calibration.prepare import Choices, Job, prepare
@@ -103,20 +104,21 @@ def judge_published(
     precision: Precision,
     questions: DataSet,
     max_drop: float,
-    count_bar: MakeBar = no_bar,
+    bars: Bars = NO_BARS,
     say: Callable[[str], None] = lambda _: None,
 ) -> Verdict:
-    """A verdict on quantized graphs of a bundle, recorded in any case.
+    """A verdict on quantized graphs of a bundle, recorded in any case: first on their numbers, then on their answers.
 
     Args:
         path: the bundle, with the float graphs that they were made from.
         precision: of the quantized ones.
         questions: what the answers are judged by.
         max_drop: of any task's score that they may cost.
-        count_bar: a progress bar for a label and a number of questions.
+        bars: progress.
         say: told what killed runs had left.
     Raises:
-        VerificationError: the float graphs are not verified, or not those the quantized ones were made from.
+        VerificationError: the float graphs are not verified, or not those the quantized ones were made from; or these
+            are not what their quantization makes of those.
         UsageError: `max_drop` is no share.
         DataSetError: a question is about a picture that was calibrated on.
         BundleError: graphs are missing or damaged.
@@ -137,10 +139,17 @@ def judge_published(
             f"{how_to_make(precision, path)} --force"
         )
     require_apart(set(made.pictures), questions.examples, questions.name)
-    before = ask(Choice(bundle, as_stored(precision), precision.floating, 0), questions, count_bar)
-    after = ask(Choice(bundle, as_stored(precision), precision, 0), questions, count_bar, before)
-    verdict = judge(before, after, max_drop)
-    record(bundle, precision, verdict, read_report(bundle, precision))
+    report, numbers = read_report(bundle, precision), audit(bundle, precision, bars.bytes)
+    if numbers.failures:
+        record_refusal(bundle, precision, numbers.failures, report)
+        raise VerificationError(
+            f"{path}: the {precision} graphs are not what their quantization makes of the {precision.floating} ones: "
+            f"{'; '.join(numbers.failures)}"
+        )
+    before = ask(Choice(bundle, as_stored(precision), precision.floating, 0), questions, bars.count)
+    after = ask(Choice(bundle, as_stored(precision), precision, 0), questions, bars.count, before)
+    verdict = replace(judge(before, after, max_drop), notes=(numbers.summary,))
+    record(bundle, precision, verdict, report)
     return verdict
 
 

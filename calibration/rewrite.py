@@ -4,9 +4,8 @@ Operators of `ai.onnx` alone: ONNX Runtime fuses them into its integer kernels w
 builds the engine.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from vlm_trt.calibration.rounding import (
     fp8,
     smallest_normal,
 )
-from vlm_trt.calibration.weight_file import WeightFile
+from vlm_trt.calibration.weight_file import Weights
 
 _STORED = {Kind.INT4: ir.DataType.INT4, Kind.FP8: ir.DataType.FLOAT8E4M3FN}
 
@@ -85,35 +84,33 @@ class LayerError:
     quantized_bytes: int
 
 
-def rewrite(
-    model: ir.Model, plan: Plan, weights: Path, on_bytes: Callable[[int], None] = lambda _: None
-) -> tuple[str, tuple[LayerError, ...]]:
-    """Changes the graph and writes its weights; their sha256, and the error of every quantized product.
+def rewrite(model: ir.Model, plan: Plan, file: Weights) -> tuple[LayerError, ...]:
+    """Changes the graph and places its weights; the error of every quantized product.
 
-    One matrix is in memory at a time, as integers, and a part of it as floats.
+    One matrix is in memory at a time, as integers, and a part of it as floats. The same graph and plan give the same
+    bytes on every processor: values are multiplied, divided and rounded one by one, and sums of errors, which choose
+    between 4-bit scales, are added in one order.
 
     Args:
         model: the graph, loaded with its weights mapped; changed in place.
         plan: what is to be done to it.
-        weights: a new file beside where the graph will lie.
-        on_bytes: told of bytes written.
+        file: beside where the graph will lie, or lies.
     """
     treatments = {one.linear.weight: one for one in plan.treatments}
     folded, taken = _folded(plan), _taken(plan)
     outside = {n for n, v in model.graph.initializers.items() if isinstance(v.const_value, ir.ExternalTensor)}
     assert folded.keys() <= outside, f"weights inside the graph would be left undivided: {folded.keys() - outside}"
     errors = []
-    with WeightFile(weights, on_bytes) as file:
-        for name, value in list(model.graph.initializers.items()):
-            tensor = value.const_value
-            assert tensor is not None
-            if name in treatments:
-                errors.append(_replace(model, value, treatments[name], plan, folded.get(name), file))
-            elif isinstance(tensor, ir.ExternalTensor):
-                values = _left_in_float(tensor, taken.get(name), folded.get(name))
-                value.const_value = file.append(name, values, tensor.dtype)
-        _quantize_activations(model, plan)
-    return file.sha256, tuple(errors)
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        assert tensor is not None
+        if name in treatments:
+            errors.append(_replace(model, value, treatments[name], plan, folded.get(name), file))
+        elif isinstance(tensor, ir.ExternalTensor):
+            values = _left_in_float(tensor, taken.get(name), folded.get(name))
+            value.const_value = file.append(name, values, tensor.dtype)
+    _quantize_activations(model, plan)
+    return tuple(errors)
 
 
 def _folded(plan: Plan) -> dict[str, Floats]:
@@ -148,7 +145,7 @@ def _left_in_float(tensor: ir.TensorProtocol, factors: Floats | None, divisors: 
 
 
 def _replace(
-    model: ir.Model, value: ir.Value, treatment: Treatment, plan: Plan, divisors: Floats | None, file: WeightFile
+    model: ir.Model, value: ir.Value, treatment: Treatment, plan: Plan, divisors: Floats | None, file: Weights
 ) -> LayerError:
     """Writes one matrix as integers and puts DequantizeLinear between it and its product."""
     linear, tensor = treatment.linear, value.const_value

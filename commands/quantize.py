@@ -83,6 +83,7 @@ def shown(verdict: Verdict) -> str:
         f"next-token probabilities along {apart.answers} answers: KL {apart.mean:.4f} nats per token, largest "
         f"{apart.largest:.3f}\n"
         f"the questions took {verdict.seconds_before:.1f} s before and {verdict.seconds:.1f} s after, on this CPU"
+        + "".join(f"\n{note}" for note in verdict.notes)
     )
 
 

@@ -11,13 +11,14 @@ from vlm_trt.bundle.errors import UsageError, VerificationError
 from vlm_trt.bundle.signature import FLOATS, Precision
 from vlm_trt.bundle.store import Bundle, how_to_make
 from vlm_trt.bundle.tensorrt import MODULES
+from vlm_trt.calibration.attempt import Bars
 from vlm_trt.calibration.gate import as_json as verdict_json
 from vlm_trt.calibration.quantize import judge_published
 from vlm_trt.commands.quantize import questions, shown
-from vlm_trt.commands.terminal import count_bar, say, table
+from vlm_trt.commands.terminal import byte_bar, count_bar, say, table
 from vlm_trt.evaluation.dataset import SYNTHETIC
 from vlm_trt.verification.figures import Figures
-from vlm_trt.verification.verify import verify
+from vlm_trt.verification.verify import Report, verify
 
 
 def run(
@@ -36,7 +37,7 @@ def run(
         return
     if evaluate is not None or max_drop is not None:
         raise UsageError("--evaluate and --max-drop are about quantized graphs; name them with --precision")
-    report = verify(bundle, against, precision, backend, progress=lambda what: say(f"  {what} ..."))
+    report = verify(bundle, against, precision, backend, lambda what: say(f"  {what} ..."), byte_bar)
     if as_json:
         click.echo(json.dumps(asdict(report), indent=2))
     else:
@@ -46,14 +47,20 @@ def run(
         for sentence in report.failures:
             click.echo(click.style(f"  FAILED {sentence}", fg="red"))
     if not report.passed:
-        remedy = "report this model"
-        if report.precision is not Precision.FP32:
-            remedy = f"find out where they are off: vlm-trt diagnose {bundle} --precision {report.precision}"
         raise VerificationError(
             f"{bundle}: the {report.precision} graphs are not equal to the model ({len(report.failures)} checks "
-            f"failed); they stay refused. Export in a wider precision, or {remedy}"
+            f"failed); they stay refused. {_remedy(bundle, report)}"
         )
     say(f"verified: {report.precision} on {report.backend}, {len(report.figures)} comparisons, {report.seconds:.1f} s")
+
+
+def _remedy(bundle: Path, report: Report) -> str:
+    if any(sentence.startswith("audit: ") for sentence in report.failures):
+        return f"Their files hold something else than an export writes; {how_to_make(report.precision, bundle)} --force"
+    if report.precision is Precision.FP32:
+        return "Export in a wider precision, or report this model"
+    diagnose = f"vlm-trt diagnose {bundle} --precision {report.precision}"
+    return f"Export in a wider precision, or find out where they are off: {diagnose}"
 
 
 def _judge(
@@ -69,9 +76,8 @@ def _judge(
     if made is None:
         raise UsageError(f"{bundle} has no {precision} graphs that were quantized; {how_to_make(precision, bundle)}")
     allowed = made.max_drop if max_drop is None else max_drop
-    verdict = judge_published(
-        bundle, precision, questions(bundle, evaluate or SYNTHETIC, None), allowed, count_bar, say
-    )
+    asked = questions(bundle, evaluate or SYNTHETIC, None)
+    verdict = judge_published(bundle, precision, asked, allowed, Bars(byte_bar, count_bar), say)
     click.echo(json.dumps(verdict_json(verdict), indent=2, ensure_ascii=False) if as_json else shown(verdict))
     if not verdict.passed:
         raise VerificationError(

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 
 import onnx_ir as ir
@@ -32,6 +33,7 @@ class GraphPlan:
     weights_file: str  # beside the graph
 
 
+@lru_cache(maxsize=64)  # a process that exports and audits, as tests do, traces once
 def graph_file(plan: GraphPlan, model: ModelConfig, limits: Limits) -> bytes:
     """The ONNX file of one graph, its weights as references into `plan.weights_file`."""
     graph = trace(plan.component, model, limits, plan.precision)

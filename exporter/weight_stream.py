@@ -6,7 +6,7 @@ The main thread reads and converts; a second one hashes and writes, so that the 
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -22,7 +22,7 @@ from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import UnsupportedError
 from vlm_trt.bundle.signature import DTYPE_BYTES, FLOATS, Precision
 from vlm_trt.exporter.checkpoint import Checkpoint
-from vlm_trt.exporter.layouts import blocks
+from vlm_trt.exporter.layouts import Allocate, blocks
 from vlm_trt.exporter.modules.build import TORCH_DTYPES
 from vlm_trt.families.weights import Weight
 
@@ -79,8 +79,7 @@ def stream_weights(
     with _Writer(path, size, on_bytes) as writer:
         for weight, place in zip(weights, places, strict=True):
             writer.pad_to(place.offset)
-            convert = partial(_converted, weight=weight, dtype=place.dtype, checkpoint=checkpoint)
-            for block in blocks(weight, model, checkpoint, convert, writer.memory.take):
+            for block in converted(weight, place.dtype, model, checkpoint, writer.memory.take):
                 writer.put(block)
             assert writer.position == place.offset + place.length, f"{weight.name} does not fill its place"
         writer.pad_to(size)
@@ -95,8 +94,7 @@ def load_weights(weights: Sequence[Weight], model: ModelConfig, checkpoint: Chec
     """
     made: dict[str, torch.Tensor] = {}
     for weight in weights:
-        convert = partial(_converted, weight=weight, dtype=Precision.FP32.dtype, checkpoint=checkpoint)
-        parts = blocks(weight, model, checkpoint, convert)
+        parts = converted(weight, Precision.FP32.dtype, model, checkpoint)
         first = next(parts)
         if first.shape == weight.shape:
             made[weight.name] = first
@@ -108,6 +106,19 @@ def load_weights(weights: Sequence[Weight], model: ModelConfig, checkpoint: Chec
             at += len(block)
         made[weight.name] = whole
     return made
+
+
+def converted(
+    weight: Weight, dtype: str, model: ModelConfig, checkpoint: Checkpoint, allocate: Allocate = torch.empty
+) -> Iterator[torch.Tensor]:
+    """The weight as a graph holds it, block by block in order, contiguous.
+
+    Raises:
+        CheckpointError: NaN or Inf in a tensor.
+        UnsupportedError: a value beyond the range of the type.
+    """
+    convert = partial(_converted, weight=weight, dtype=dtype, checkpoint=checkpoint)
+    return blocks(weight, model, checkpoint, convert, allocate)
 
 
 def _converted(block: torch.Tensor, weight: Weight, dtype: str, checkpoint: Checkpoint) -> torch.Tensor:

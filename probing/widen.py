@@ -65,3 +65,19 @@ def _round_after(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
     cast.replace_input_with(0, value)
     value.name, value.type = f"{value.name}.unrounded", ir.TensorType(ir.DataType.FLOAT)
     model.graph.insert_after(node, cast)
+
+
+def widened(model: ir.Model) -> tuple[set[str], set[str]]:
+    """The nodes, and the unrounded values, that `widen` was told when it made this graph; nothing where it did not."""
+    nodes = set[str]()
+    for node in model.graph:
+        if node.op_type != "Cast" or node.name is None or node.inputs[0] is None:
+            continue
+        taken, made, name = node.inputs[0].name, node.inputs[0].producer(), node.outputs[0].name
+        if node.name == f"{name}_round" and taken == f"{name}.unrounded" and made is not None and made.name:
+            nodes.add(made.name)
+        elif node.name == f"{taken}_widen":
+            nodes |= {use.node.name for use in node.outputs[0].uses() if use.node.name}
+    makers = (node for node in model.graph if node.name in nodes)
+    made_wide = (value.name for node in makers for value in node.outputs if value.name)
+    return nodes, {name for name in made_wide if not name.endswith(".unrounded")}

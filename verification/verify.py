@@ -9,6 +9,7 @@ from pathlib import Path
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.leftovers import open_to_write
+from vlm_trt.bundle.progress import MakeBar, no_bar
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.exporter.references import require_references
@@ -57,6 +58,7 @@ def verify(
     precision: str | None = None,
     backend_name: str = "auto",
     progress: Progress = lambda _: None,
+    byte_bar: MakeBar = no_bar,
 ) -> Report:
     """Compares a bundle's graphs, or the engines built from them, with the model and records the verdict in any case.
 
@@ -66,6 +68,7 @@ def verify(
         precision: which graphs; by default the backend's preferred ones.
         backend_name: one of `runtime.backends.NAMES`; a TensorRT runs the engines built from the graphs.
         progress: told what runs now.
+        byte_bar: a progress bar for a label and a number of bytes.
     Returns:
         The report, also written to `reports/` and the manifest.
     Raises:
@@ -80,13 +83,15 @@ def verify(
     engines = backend.engines(bundle, chosen)
     members = family(bundle.manifest.model.family)
     _require_references(bundle, chosen)
+    outcomes = list[Outcome]()
     if chosen.quantization is None:
+        progress("audit every weight and constant")
+        outcomes.append(_audited(bundle, against, chosen, byte_bar))
         truth = _model(bundle, against, chosen, members, progress)
     else:
         truth = _graphs(bundle, chosen, members, engines, progress)
     tokenizer = members.load_tokenizer(bundle.path / bundle.manifest.tokenizer.path, bundle.manifest.model)
     expected = expect(truth, *asked(members, tokenizer, bundle.manifest.model, bundle.manifest.limits))
-    outcomes = list[Outcome]()
     for at, (label, one) in enumerate(_backends(backend, bundle, chosen, progress).items()):
         what = f"engines of {engines[0].variant}" if engines else "graphs"
         progress(f"load the {chosen} {what} on {backend.name}{label}")
@@ -111,6 +116,14 @@ def _backends(backend: Backend, bundle: Bundle, precision: Precision, progress: 
     stored: Backend = InParts(True, progress) if in_parts else Rounding()
     runs_here = {"": here} if precision in CpuBackend.precisions else {}
     return {" rounded as stored": stored, **runs_here}
+
+
+def _audited(bundle: Bundle, against: Path | None, precision: Precision, byte_bar: MakeBar) -> Outcome:
+    """What samples do not meet: every number of the graphs."""
+    from vlm_trt.verification.audit import audit
+
+    numbers = audit(bundle, precision, checkpoint_of(bundle, against), byte_bar)
+    return Outcome(failures=numbers.failures, notes=(numbers.summary, *numbers.notes))
 
 
 def _model(bundle: Bundle, against: Path | None, precision: Precision, members: Family, progress: Progress) -> Truth:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 import pytest
 from PIL import Image
 
+from tests.calibration.drawn import write_samples
 from tests.conftest import ROOT
 from tests.manifests import edit_manifest, set_field
 from vlm_trt.bundle.errors import BundleError, DataSetError, PromptError, StorageError, UsageError, VerificationError
@@ -32,7 +33,6 @@ from vlm_trt.calibration.recipe import Kind, Observer, Recipe, read_recipe
 from vlm_trt.engines.build import Choices as BuildChoices
 from vlm_trt.engines.build import build
 from vlm_trt.evaluation.dataset import DataSet, read_samples
-from vlm_trt.evaluation.scenes.dataset import calibration_samples
 from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.runtime.model import load
 from vlm_trt.runtime.options import Options
@@ -50,15 +50,7 @@ def questions() -> DataSet:
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Sixteen of the drawn samples, as a user's file."""
-    folder, lines = tmp_path_factory.mktemp("samples"), []
-    for sample in calibration_samples(16, 3):
-        for image in sample.images:
-            (folder / image.name).write_bytes(image.read())
-        names = [image.name for image in sample.images]
-        answer = {} if sample.answer is None else {"answer": sample.answer}
-        lines.append(json.dumps({"images": names, "prompt": sample.prompt, **answer}))
-    (folder / "samples.jsonl").write_text("\n".join(lines))
-    return str(folder)
+    return write_samples(tmp_path_factory.mktemp("samples"))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from vlm_trt.calibration.linears import Fold, find_groups, find_linears, matrix_
 from vlm_trt.calibration.recipe import Kind
 from vlm_trt.calibration.rewrite import Activation, LayerError, Plan, Treatment, rewrite, treatment
 from vlm_trt.calibration.rounding import by_output
+from vlm_trt.calibration.weight_file import WeightFile
 from vlm_trt.exporter.references import require_references
 
 Exported = Callable[..., Path]
@@ -34,7 +35,8 @@ def treatments(graph: Path, component: Component, kind: Kind) -> tuple[Treatment
 
 def rewritten(graph: Path, plan: Plan, folder: Path) -> tuple[Path, tuple[LayerError, ...]]:
     model, target = ir.load(graph), folder / graph.name
-    _, errors = rewrite(model, plan, target.with_suffix(".weights"))
+    with WeightFile(target.with_suffix(".weights")) as file:
+        errors = rewrite(model, plan, file)
     target.write_bytes(ir.serde.serialize_model(model).SerializeToString())
     require_references(target, target.with_suffix(".weights"))
     onnx.checker.check_model(str(target), full_check=True)
