@@ -6,7 +6,6 @@ model = load("bundle")
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ __all__ = ["Answer", "Chat", "Image", "Message", "Options", "Region", "Text", "V
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version  # as long to import as all the rest
+
         return version("vlm-trt")
     if name not in _HOMES:
         raise AttributeError(f"vlm_trt has no {name}; it has {', '.join(__all__)}")

@@ -1,5 +1,8 @@
 """The command line: one short function per command, which imports its stage when it runs."""
 
+import vlm_trt.commands.interrupt  # noqa: F401  # first: Ctrl-C is one line from here on
+
+# isort: split
 from pathlib import Path
 from typing import Any
 
@@ -7,18 +10,20 @@ import click
 
 from vlm_trt.commands.group import Main
 from vlm_trt.commands.options import (
-    BACKENDS,
-    COMPONENTS,
-    FLOATS,
-    FOLDER,
-    LEAST_SCORE,
-    PRECISIONS,
     answer_options,
     build_options,
+    data_options,
+    diagnose_options,
+    evaluate_options,
+    export_options,
+    json_option,
     load_options,
+    plan_options,
     profile_options,
     quantize_options,
+    verify_options,
 )
+from vlm_trt.commands.values import PATH, TEXT
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,19 +39,14 @@ def main() -> None:
 
     \b
     Exit codes: 0 done, 2 usage, 3 bad checkpoint, 4 unsupported, 5 not verified, 6 incompatible,
-    7 bad bundle, 8 out of memory, 9 storage, 10 scores below --min-score.
+    7 bad bundle, 8 out of memory, 9 storage, 10 scores below --min-score, 130 interrupted.
     """
 
 
 @main.command()
-@click.argument("checkpoint", type=FOLDER)
-@click.argument("bundle", type=FOLDER)
-@click.option("--precision", type=FLOATS, default="fp16", show_default=True, help="Type of weights and cache.")
-@click.option("--max-seq-tokens", type=click.IntRange(min=64), help="Cache length.  [default: the training length]")
-@click.option("--max-batch", type=click.IntRange(min=1), help="Sequences at once.  [default: 4]")
-@click.option("--max-images", type=click.IntRange(min=1), help="Pictures per vision-encoder run.  [default: 4]")
-@click.option("--component", "components", type=COMPONENTS, multiple=True, help="Only this graph; may be repeated.")
-@click.option("--force", is_flag=True, help="Replace graphs that the bundle already has.")
+@click.argument("checkpoint", type=PATH)
+@click.argument("bundle", type=PATH)
+@export_options
 def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
     """Split CHECKPOINT into three ONNX graphs in BUNDLE.
 
@@ -62,23 +62,18 @@ def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("path", metavar="BUNDLE|CHECKPOINT", type=FOLDER)
-@click.option("--precision", type=PRECISIONS, help="What must fit.  [default: fp16]")
-@click.option("--max-seq-tokens", type=click.IntRange(min=64), help="Cache length.  [default: the export's]")
-@click.option("--max-batch", type=click.IntRange(min=1), help="Sequences at once.  [default: the export's]")
-@click.option("--gpu", help="A GPU it must fit, such as L4 or A100-80GB.")
-@click.option("--ram-gib", type=click.FloatRange(min=0), help="Of the host that builds.  [default: this one's]")
-@click.option("--vram-gib", type=click.FloatRange(min=0), help="Of the GPU, or a share of it.  [default: all it has]")
-@click.option("--disk-gib", type=click.FloatRange(min=0), help="Free there.  [default: what is free here]")
-@click.option("--json", "as_json", is_flag=True, help="Print the estimates as JSON.")
+@click.argument("path", metavar="BUNDLE|CHECKPOINT", type=PATH)
+@plan_options
 def plan(path: Path, **options: Any) -> None:
-    """Say what export, build and deployment will take, before any of it.
+    """Say what export, verification, build and deployment will take, before any of it.
 
-    Reads sizes only. Refuses what cannot fit, and names the setting that would.
+    Reads sizes only. Refuses what was asked for and cannot fit, and names the setting that would: export and
+    verification, running where a GPU or its memory is named, and what --for names instead.
 
     \b
     Example:
-      vlm-trt plan Qwen-VL-Chat --gpu L4 --max-batch 8
+      vlm-trt plan Qwen-VL-Chat --target L4 --max-batch 2
+      vlm-trt plan Qwen-VL-Chat --for build --precision int4
     """
     from vlm_trt.commands.plan import run
 
@@ -86,7 +81,7 @@ def plan(path: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("bundle", type=FOLDER)
+@click.argument("bundle", type=PATH)
 @quantize_options
 def quantize(bundle: Path, **options: Any) -> None:
     """Add graphs with 8-bit or 4-bit weights to BUNDLE, if their answers hold.
@@ -105,13 +100,8 @@ def quantize(bundle: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("bundle", type=FOLDER)
-@click.option("--precision", type=PRECISIONS, required=True, help="The graphs that are off.")
-@click.option("--samples", type=FOLDER, help="JSONL of pictures and prompts that show it.  [default: as verify]")
-@click.option("--mend", is_flag=True, help="Make the graphs again as proposed, and publish them if they pass.")
-@click.option("--against", type=FOLDER, help="The checkpoint to verify with.  [default: the bundle's]")
-@click.option("--evaluate", help="JSONL of questions that judge quantized graphs.  [default: synthetic]")
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@click.argument("bundle", type=PATH)
+@diagnose_options
 def diagnose(bundle: Path, **options: Any) -> None:
     """Find where BUNDLE's graphs leave those they should equal, and mend them.
 
@@ -130,7 +120,7 @@ def diagnose(bundle: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("bundle", type=FOLDER)
+@click.argument("bundle", type=PATH)
 @build_options
 def build(bundle: Path, **options: Any) -> None:
     """Compile BUNDLE's graphs into TensorRT engines.
@@ -149,19 +139,8 @@ def build(bundle: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("bundle", type=FOLDER)
-@click.option("--against", type=FOLDER, help="The checkpoint.  [default: the one the bundle was exported from]")
-@click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: the backend's preferred ones]")
-@click.option(
-    "--backend",
-    type=BACKENDS,
-    default="auto",
-    show_default=True,
-    help="Where they run.",
-)
-@click.option("--evaluate", help="JSONL of questions that judge quantized graphs.  [default: synthetic]")
-@click.option("--max-drop", type=click.FloatRange(0, 1), help="Of their tasks' scores.  [default: the recipe's]")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.argument("bundle", type=PATH)
+@verify_options
 def verify(bundle: Path, **options: Any) -> None:
     """Compare BUNDLE's graphs or engines with the model and record the verdict.
 
@@ -178,11 +157,11 @@ def verify(bundle: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("bundle", type=FOLDER)
-@click.argument("prompt")
-@click.option("--image", "images", type=FOLDER, multiple=True, help="A picture; may be repeated, in order.")
-@click.option("--draw", type=FOLDER, help="Write the picture with the answer's boxes drawn into it.")
-@click.option("--json", "as_json", is_flag=True, help="Print ids, text, boxes and milliseconds as JSON.")
+@click.argument("bundle", type=PATH)
+@click.argument("prompt", type=TEXT)
+@click.option("--image", "images", type=PATH, multiple=True, help="A picture; may be repeated, in order.")
+@click.option("--draw", type=PATH, help="Write the picture with the answer's boxes drawn into it.")
+@json_option
 @click.option("--quiet", is_flag=True, help="Say nothing of the speed at the end.")
 @load_options
 @answer_options
@@ -201,8 +180,8 @@ def generate(bundle: Path, prompt: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("bundle", type=FOLDER)
-@click.option("--image", "images", type=FOLDER, multiple=True, help="A picture for the first turn; may be repeated.")
+@click.argument("bundle", type=PATH)
+@click.option("--image", "images", type=PATH, multiple=True, help="A picture for the first turn; may be repeated.")
 @load_options
 @answer_options
 def chat(bundle: Path, **options: Any) -> None:
@@ -218,26 +197,10 @@ def chat(bundle: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("bundle", type=FOLDER)
-@click.option("--data", required=True, help="A JSONL file, a folder that holds one, or the word synthetic.")
-@click.option("--count", type=click.IntRange(min=1), help="Examples of synthetic.  [default: 400]")
-@click.option("--seed", type=click.IntRange(min=0), help="Of synthetic's scenes.  [default: 0]")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Longest answer.")
+@click.argument("bundle", type=PATH)
+@data_options
 @load_options
-@click.option("--baseline", type=FOLDER, help="Compare with this: a file made by -o, or a bundle, which answers first.")
-@click.option("--baseline-precision", type=PRECISIONS, help="Of a baseline bundle.  [default: the backend's preferred]")
-@click.option(
-    "--min-score",
-    "least",
-    type=LEAST_SCORE,
-    multiple=True,
-    help="End with 10 below this score, from 0 to 1, of all examples or of one task; may be repeated.",
-)
-@click.option("-o", "--output", type=FOLDER, help="Write the result with every answer to this JSON file.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
-@click.option(
-    "--show-wrong", type=click.IntRange(min=0), default=0, metavar="N", help="Print the first N wrong answers."
-)
+@evaluate_options
 def evaluate(bundle: Path, **options: Any) -> None:
     """Ask BUNDLE every question of a data set and score its greedy answers per task.
 
@@ -255,7 +218,7 @@ def evaluate(bundle: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("bundle", type=FOLDER)
+@click.argument("bundle", type=PATH)
 @load_options
 @profile_options
 def profile(bundle: Path, **options: Any) -> None:
@@ -267,7 +230,7 @@ def profile(bundle: Path, **options: Any) -> None:
     \b
     Example:
       vlm-trt profile bundle -o report
-      vlm-trt profile bundle --batch 1,2,4 --prompt-tokens 300,600 --compare int8 -o report
+      vlm-trt profile bundle --batch 1,2,4 --prompt-tokens 300,600 --baseline int8 -o report
       vlm-trt profile bundle --check report/profile.json
     """
     from vlm_trt.commands.profile import run
@@ -276,9 +239,9 @@ def profile(bundle: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("bundle", type=FOLDER)
+@click.argument("bundle", type=PATH)
 @click.option("--check", is_flag=True, help="Read every file again and compare its sha256.")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@json_option
 def inspect(bundle: Path, check: bool, as_json: bool) -> None:
     """Show what BUNDLE holds and whether it is verified.
 
@@ -292,7 +255,7 @@ def inspect(bundle: Path, check: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@json_option
 def doctor(as_json: bool) -> None:
     """Say what this machine can do and what is missing.
 

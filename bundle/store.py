@@ -49,6 +49,8 @@ class Bundle:
         """
         require_text(path)
         if not path.is_dir():
+            if path.exists():
+                raise BundleError(f"{path} is a file; a bundle is a folder, which vlm-trt export makes")
             raise BundleError(f"{path} is not a folder; make a bundle with: vlm-trt export CHECKPOINT {path}")
         bundle = cls(path, _read_manifest(path))
         for file in bundle.manifest.files():
@@ -257,7 +259,10 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         text = read_bytes(where)
     except FileNotFoundError:
-        raise BundleError(f"{path} holds no {MANIFEST}, so it is no bundle; export a checkpoint to it") from None
+        raise BundleError(
+            f"{path} holds no {MANIFEST}, so it is no bundle; export makes one in a folder that is new or empty: "
+            "vlm-trt export CHECKPOINT FOLDER"
+        ) from None
     except OSError as error:
         raise BundleError(f"{where} cannot be read ({error.strerror}); export the checkpoint again") from None
     return loads(text, str(where))

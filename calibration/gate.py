@@ -48,6 +48,18 @@ class Verdict:
     def passed(self) -> bool:
         return not self.failures
 
+    @property
+    def judges(self) -> bool:
+        """Whether the float graphs answer enough of the questions to tell by them what became worse."""
+        return self.comparison.overall.baseline_score >= _LEAST_SCORE
+
+    def refusal(self, precision: Precision) -> str:
+        """Why these answers do not pass, for a sentence."""
+        why = "; ".join(self.failures)
+        if not self.judges:
+            return f"whether the {precision} answers hold cannot be told by these questions: {why}"
+        return f"the {precision} answers are too much worse ({why})"
+
 
 def judge(before: Asked, after: Asked, max_drop: float) -> Verdict:
     """Whether no task lost more than allowed, from the float graphs' answers to the quantized ones'.
@@ -73,11 +85,11 @@ def judge(before: Asked, after: Asked, max_drop: float) -> Verdict:
         failures.append(
             f"all together fell from {overall.baseline_score:.3f} to {fell_to:.3f}, by more than {max_drop:.3f}"
         )
-    if not overall.baseline_score >= _LEAST_SCORE:
-        failures.append(
-            f"the float graphs answer next to nothing right ({overall.baseline_score:.3f}), so these questions cannot "
-            "judge; give some with --evaluate that the model can answer"
-        )
+    if not overall.baseline_score >= _LEAST_SCORE:  # what they lost of that says nothing
+        failures = [
+            f"the float graphs answer next to nothing right ({overall.baseline_score:.3f}); give questions with "
+            "--evaluate that the model can answer"
+        ]
     apart = divergence(before.followed, after.followed)
     took = before.result.evaluation.seconds, now.evaluation.seconds
     return Verdict(comparison, apart, tuple(failures), now.data, max_drop, *took)

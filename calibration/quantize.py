@@ -163,11 +163,13 @@ def _publish(job: Job, report: Report, staging: Path, entries: tuple[GraphEntry,
         target = target.with_stem(f"{target.stem}-refused")  # graphs of an earlier run keep their report
         write_report(target, {**made, "judged": verdict_json(verdict)})
         write_picture(report, target)
+        remedy = (
+            f" The layers furthest from what they were: {costliest(report.layers)}; keep some of them in float (a "
+            "recipe's [layers], or --auto, which finds them), or allow more with --max-drop."
+        )
         raise VerificationError(
-            f"{job.bundle.path}: the {job.precision} answers are too much worse, so nothing is published: "
-            f"{'; '.join(verdict.failures)}. The layers furthest from what they were: {costliest(report.layers)}; "
-            "keep some of them in float (a recipe's [layers], or --auto, which finds them), or allow more with "
-            f"--max-drop. All of it is in {target}"
+            f"{job.bundle.path}: {verdict.refusal(job.precision)}. Nothing is published.{remedy * verdict.judges} "
+            f"All of it is in {target}"
         )
     _require_unchanged(job)
     publish_graphs(job.bundle, staging, entries, quantization_of(job))

@@ -1,6 +1,5 @@
 """`vlm-trt chat`: turn by turn, streaming, with pictures."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +9,8 @@ import click
 
 from vlm_trt.bundle.errors import PromptError, UsageError, VlmTrtError
 from vlm_trt.commands.generate import load_with, read_images, show_end
-from vlm_trt.commands.terminal import printable, say
+from vlm_trt.commands.interrupt import forget
+from vlm_trt.commands.terminal import printable, say, standard_input
 from vlm_trt.commands.typed_paths import complete_with, completed, typed_paths
 from vlm_trt.families.messages import Image, Part, Text
 from vlm_trt.runtime.chat import Chat
@@ -23,6 +23,7 @@ HELP = """/image PATH   add a picture to the next turn; tab completes the path, 
 
 
 def run(bundle: Path, images: Sequence[Path], system: str | None, **rest: Any) -> None:
+    standard_input()
     pending = read_images(images)
     model, options = load_with(bundle, **rest)
     if model.manifest.model.generation.chat_format == "raw":
@@ -64,12 +65,11 @@ def completed_lines(line: str) -> list[str]:
 
 def _typed() -> str | None:
     """The user's next line, None at the end; a pipe sees no prompt between the answers."""
-    if sys.stdin is None:  # closed before the program began
-        return None
     try:
-        if sys.stdin.isatty():
+        stdin = standard_input()
+        if stdin.isatty():
             return str(click.prompt("You", prompt_suffix="> ", default="", show_default=False)).strip()
-        line = sys.stdin.readline()
+        line = stdin.readline()
         return line.strip() if line else None
     except click.Abort:
         click.echo()
@@ -104,6 +104,7 @@ def _turn(model: VisionLanguageModel, chat: Chat, parts: Sequence[Part], options
         click.echo(printable(str(error)))
         return False
     except KeyboardInterrupt:
+        forget()
         click.echo("\n(stopped; this turn is forgotten)")
         return False
     return True

@@ -16,7 +16,7 @@ from vlm_trt.calibration.quantize import quantize
 from vlm_trt.calibration.recipe import Kind, Recipe, recipe_of
 from vlm_trt.calibration.report import read_report, write_report
 from vlm_trt.commands.quantize import questions, shown
-from vlm_trt.commands.terminal import byte_bar, count_bar, say, table
+from vlm_trt.commands.terminal import byte_bar, count_bar, figure, say, table
 from vlm_trt.diagnosis.compare import Deviation
 from vlm_trt.diagnosis.diagnose import Diagnosis, as_json, diagnose, islands, samples_of, verification_samples
 from vlm_trt.diagnosis.islands import Island
@@ -109,6 +109,7 @@ def _quantized(
     say(f"half of the error is added by {len(layers)} of {len(errors)} layers; a recipe leaves them in float by")
     click.echo("[layers]\n" + "\n".join(f'"{layer}" = "float"' for layer in layers), err=printed_json)
     if not wanted:
+        _require_held(bundle, found)
         return
     recipe = _recipe(bundle, found, layers)
     choices = Choices(recipe, found.reference, SYNTHETIC if samples is None else str(samples), force=True)
@@ -118,6 +119,23 @@ def _quantized(
     assert report.verdict is not None
     click.echo(shown(report.verdict), err=printed_json)
     say(f"mended and judged: {report.precision} with {len(layers)} layers in {found.reference}; {report.path}")
+
+
+def _require_held(bundle: Bundle, found: Diagnosis) -> None:
+    """Quantized graphs are off by design: what counts is whether their answers held.
+
+    Raises:
+        VerificationError: values are off, and the answers were not judged, or did not hold.
+    """
+    verdict, command = bundle.manifest.verification(found.precision), f"{bundle.path} --precision {found.precision}"
+    if verdict is not None and verdict.passed:
+        say(f"the answers of the {found.precision} graphs held ({verdict.report}), so nothing has to be mended")
+    elif not found.sound:
+        raise VerificationError(
+            f"{bundle.path}: the {found.precision} graphs are off, and their answers "
+            f"{'were not judged' if verdict is None else 'did not hold'}; leave the layers above in float: vlm-trt "
+            f"diagnose {command} --mend, or judge them as they are: vlm-trt verify {command}"
+        )
 
 
 def _recipe(bundle: Bundle, found: Diagnosis, layers: tuple[str, ...]) -> Recipe:
@@ -155,7 +173,7 @@ def _row(one: Deviation) -> tuple[str, ...]:
     return (
         one.pair.found, one.pair.operator, one.pair.part,
         "not finite" if one.relative == float("inf") else f"{one.relative:.2e}",
-        f"{one.cosine:.6f}", f"{one.magnitude:.3g}", one.sample,
+        figure(one.cosine), f"{one.magnitude:.3g}", one.sample,
     )  # fmt: skip
 
 

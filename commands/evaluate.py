@@ -9,8 +9,9 @@ import click
 
 from vlm_trt.bundle.errors import ScoreError, UsageError
 from vlm_trt.bundle.output import STANDARD_OUTPUT, require_output, write_output
-from vlm_trt.commands.options import EVERY_TASK
+from vlm_trt.commands.baseline import chosen, is_precision
 from vlm_trt.commands.terminal import count_bar, printable, say, table
+from vlm_trt.commands.values import EVERY_TASK
 from vlm_trt.evaluation.baseline import Baseline, Difference, compare
 from vlm_trt.evaluation.dataset import SYNTHETIC, DataSet, read_data
 from vlm_trt.evaluation.evaluate import Evaluation, Judged, TaskScore, evaluate
@@ -96,17 +97,19 @@ def _choose(
     backend: str,
     threads: int | None,
     unverified: bool,
-    baseline: Path | None,
+    baseline: str | None,
     baseline_precision: str | None,
 ) -> tuple[Choice, Choice | Baseline | None]:
     """What answers, and what it is compared with; refused now rather than after a long run."""
     options: dict[str, Any] = {"backend": backend, "threads": threads, "allow_unverified": unverified}
     choice = choose(bundle, precision=precision, **options)
-    if baseline is not None and baseline.is_dir():
-        return choice, choose(baseline, precision=baseline_precision, **options)
+    if baseline is not None and (is_precision(baseline) or Path(baseline).is_dir()) and baseline_precision is None:
+        return choice, chosen(bundle, baseline, options)
+    if baseline is not None and Path(baseline).is_dir():
+        return choice, choose(Path(baseline), precision=baseline_precision, **options)
     if baseline_precision is not None:
         raise UsageError("--baseline-precision needs a bundle as --baseline; give one, or leave it out")
-    return choice, None if baseline is None else read_baseline(baseline)
+    return choice, None if baseline is None else read_baseline(Path(baseline))
 
 
 def _examples(choice: Choice, data: str, count: int | None, seed: int | None) -> DataSet:

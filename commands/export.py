@@ -1,7 +1,11 @@
-"""`vlm-trt export`: progress on stderr, the result in a line."""
+"""`vlm-trt export`: progress on stderr; the result in a line, or as JSON."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+
+import click
 
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
@@ -18,6 +22,7 @@ def run(
     max_images: int | None,
     components: Sequence[str],
     force: bool,
+    as_json: bool,
 ) -> None:
     choices = Choices(
         precision=Precision(precision),
@@ -28,6 +33,11 @@ def run(
         force=force,
     )
     done = export(checkpoint, bundle, choices, say=say, byte_bar=byte_bar)
+    if as_json:
+        entries = [Bundle.open(bundle).graph(component, choices.precision) for component in choices.components]
+        written = {"written_bytes": done.written_bytes, "seconds": round(done.seconds, 1)}
+        found = {"bundle": str(bundle), "precision": precision, **written, "graphs": [asdict(one) for one in entries]}
+        click.echo(json.dumps(found, indent=2))
     say(f"wrote {bundle}: {size(done.written_bytes)} in {done.seconds:.1f} s")
     say(f"Next: {_next(checkpoint, bundle, precision)}")
 

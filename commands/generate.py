@@ -1,7 +1,6 @@
 """`vlm-trt generate`: one prompt, one answer."""
 
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -12,7 +11,7 @@ import click
 
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.commands.draw import require_drawable, write_drawing
-from vlm_trt.commands.terminal import printable, say
+from vlm_trt.commands.terminal import printable, say, standard_input
 from vlm_trt.families.images import decode_image, read_picture
 from vlm_trt.families.messages import Image, Message, Part, Text
 from vlm_trt.runtime.model import Answer, VisionLanguageModel, load
@@ -60,10 +59,8 @@ def load_with(
 
 
 def _standard_input() -> str:
-    if sys.stdin is None:  # closed before the program began
-        raise PromptError("there is no standard input to read the prompt from; give the prompt itself instead of -")
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return standard_input().buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise PromptError(f"standard input is no UTF-8 text (byte {error.start}); convert it") from None
 

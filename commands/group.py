@@ -1,6 +1,7 @@
 """The group of all commands: every error of ours becomes one line and its exit code."""
 
 import io
+import os
 import sys
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 
 from vlm_trt.bundle.errors import IncompatibleError, StorageError, VlmTrtError
 from vlm_trt.bundle.installation import how_to_install, how_to_install_onnxruntime, package_of, requirements
+from vlm_trt.commands.interrupt import ending, listening
 from vlm_trt.commands.terminal import printable
 
 # Module → the package that brings it, of those that not every installation has.
@@ -33,11 +35,27 @@ _EXTRAS = {
 class Main(click.Group):
     """Turns every error of ours into one line on stderr and its exit code."""
 
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        _hold_standard_streams()
+        with listening():
+            return super().main(*arguments, **options)
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with ending():
+            return super().make_context(*arguments, **options)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Every command with the whole of its first sentence; click would cut it to fit a line."""
+        rows = [(name, command.get_short_help_str(limit=1000)) for name, command in sorted(self.commands.items())]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def invoke(self, ctx: click.Context) -> Any:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # for a terminal that lacks a character of the answer
         try:
-            return super().invoke(ctx)
+            with ending():
+                return super().invoke(ctx)
         except VlmTrtError as error:
             click.echo(printable(f"vlm-trt: {error}"), err=True)
             ctx.exit(error.exit_code)
@@ -64,3 +82,13 @@ def _missing(command: str, package: str) -> str:
     bringing = [extra for extra in extras if package in map(package_of, requirements(extra))]
     advice = how_to_install((bringing or extras)[0])
     return f"{package} is not installed, and {command} needs it; install what it needs: {advice}"
+
+
+def _hold_standard_streams() -> None:
+    """Opens what a shell closed (`<&-`) on nothing: else the next file that is opened, a weight file perhaps, would be
+    standard output or standard error to the libraries that write there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one

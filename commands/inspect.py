@@ -10,7 +10,7 @@ from vlm_trt.bundle.leftovers import leftovers
 from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.commands.terminal import printable, say, size, table
+from vlm_trt.commands.terminal import figure, printable, say, size, table
 
 
 def run(path: Path, check: bool, as_json: bool) -> None:
@@ -42,8 +42,8 @@ def _description(bundle: Bundle) -> list[str]:
         "",
         table(_graph_rows(manifest), ("graph", "precision", " weights", "sha256")),
         "",
-        *(_precision_line(manifest, precision) for precision in manifest.precisions()),
-        *(_engine_lines(manifest) if manifest.engines else []),
+        *(_precision_line(bundle.path, manifest, precision) for precision in manifest.precisions()),
+        *(_engine_lines(bundle.path, manifest) if manifest.engines else []),
         *_left_lines(bundle),
     ]
 
@@ -68,14 +68,25 @@ def _graph_rows(manifest: Manifest) -> list[tuple[str, ...]]:
     return rows
 
 
-def _engine_lines(manifest: Manifest) -> list[str]:
+def _engine_lines(path: Path, manifest: Manifest) -> list[str]:
     """A row per engine, with what speaks against using it."""
     rows = [
         (engine.variant, engine.component.value, size(engine.plan.size), _engine_state(manifest, variant, engine))
         for variant in manifest.variants().values()
         for engine in variant
     ]
-    return ["", table(rows, ("engines", "component", " size", "state"))]
+    hints = [hint for variant in manifest.variants().values() if (hint := _next(path, manifest, variant))]
+    return ["", table(rows, ("engines", "component", " size", "state")), "", *dict.fromkeys(hints)]
+
+
+def _next(path: Path, manifest: Manifest, variant: tuple[EngineEntry, ...]) -> str | None:
+    """What to run about engines that cannot be used yet."""
+    one, which = variant[0], f"--backend {variant[0].backend} --precision {variant[0].precision}"
+    if any(manifest.is_stale(engine) for engine in variant):
+        return f"build again: vlm-trt build {path} {which} --target {one.target}"
+    if manifest.verification(one.precision, variant) is None:
+        return f"show them equal to the model, on a GPU of {one.target}: vlm-trt verify {path} {which}"
+    return None
 
 
 def _engine_state(manifest: Manifest, variant: tuple[EngineEntry, ...], engine: EngineEntry) -> str:
@@ -87,15 +98,15 @@ def _engine_state(manifest: Manifest, variant: tuple[EngineEntry, ...], engine: 
     return f"verified {verdict.created[:10]}" if verdict.passed else f"FAILED verification, see {verdict.report}"
 
 
-def _precision_line(manifest: Manifest, precision: Precision) -> str:
+def _precision_line(path: Path, manifest: Manifest, precision: Precision) -> str:
     decoder, limits = manifest.model.decoder, manifest.limits
     position_bytes = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * DTYPE_BYTES[precision.dtype]
     cache = f"cache {size(position_bytes * limits.max_seq_tokens)} per sequence"
     verdict = manifest.verification(precision)
     if verdict is None:
-        state = "not verified: run vlm-trt verify"
+        state = f"not verified; run: vlm-trt verify {path} --precision {precision}"
     elif verdict.passed:
-        figures = ", ".join(f"{name} {value:.3g}" for name, value in verdict.figures.items())
+        figures = ", ".join(f"{name} {figure(value)}" for name, value in verdict.figures.items())
         judged = "verified" if precision.quantization is None else "its answers held"
         state = f"{judged} on {verdict.backend} {verdict.created[:10]} ({figures})"
     else:

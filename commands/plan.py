@@ -1,10 +1,10 @@
-"""`vlm-trt plan`: what the work will take, as a table, before any of it."""
+"""`vlm-trt plan`: what each stage will take, as a table, before any of it."""
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,65 +12,119 @@ from typing import Any
 import click
 
 from vlm_trt.bundle.config import Limits, ModelConfig, require_limits, usual_limits
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.bundle.signature import DTYPE_BYTES, FLOATS, Component, Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.commands.terminal import say, size, table
 from vlm_trt.engines.gpus import GPUS, Gpu, gpu_named
-from vlm_trt.engines.plan import GIB, Machine, Plan, plan, require_fit, shortfalls
+from vlm_trt.engines.plan import GIB, Machine, Plan, Stage, plan, require_fit, shortfalls
 from vlm_trt.families.family import family, family_of
 from vlm_trt.families.weights import Weight
+from vlm_trt.verification.memory import verification_needs
 
 _INT4_BLOCK = 128  # inputs that share a scale in the shipped recipe
+_EACH_BATCH = 32  # up to here every number of sequences is tried, above halves
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model with its limits, and what a bundle already has of it."""
+
+    model: ModelConfig
+    limits: Limits
+    manifest: Manifest | None  # of a bundle; None: a checkpoint
+
+    def has(self, precision: Precision) -> bool:
+        return self.manifest is not None and precision in self.manifest.precisions()
+
+    def verified(self, precision: Precision) -> bool:
+        verdict = None if self.manifest is None else self.manifest.verification(precision)
+        return verdict is not None and verdict.passed
+
+    def plan(self, precision: Precision, limits: Limits | None = None) -> Plan:
+        """The estimate for these limits, or others."""
+        chosen, floating = limits or self.limits, precision.floating
+        floats = None
+        if precision.quantization is not None:
+            floats = 0 if self.has(floating) else sum(weight_bytes(self.model, floating).values())
+        needs = verification_needs(family(self.model.family), self.model, chosen, floating)
+        return plan(self.model, chosen, precision, weight_bytes(self.model, precision), needs, floats)
 
 
 def run(
     path: Path,
     precision: str | None,
+    stages: Sequence[str],
     max_seq_tokens: int | None,
     max_batch: int | None,
-    gpu: str | None,
-    ram_gib: float | None,
-    vram_gib: float | None,
-    disk_gib: float | None,
     as_json: bool,
+    **given: Any,
 ) -> None:
-    model, known = _model(path)
+    model, known, manifest = _model(path)
     limits = replace(
         known, max_seq_tokens=max_seq_tokens or known.max_seq_tokens, max_batch=max_batch or known.max_batch
     )
     require_limits(model, limits)
-    chosen = None if gpu is None else gpu_named(gpu)
-    machine = Machine(
-        ram_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if ram_gib is None else int(ram_gib * GIB),
-        disk_bytes=_free_bytes(path) if disk_gib is None else int(disk_gib * GIB),
-        gpu=chosen,
-        vram_bytes=None if vram_gib is None else int(vram_gib * GIB),
-    )
-    (asked,) = Precision(precision or "fp16").flavours((Precision.FP16,))
-    plans = {one: plan(model, limits, one, weight_bytes(model, one)) for one in dict.fromkeys((*FLOATS, asked))}
+    asked, machine = Asked(model, limits, manifest), _machine(path, **given)
+    (wanted,) = Precision(precision or "fp16").flavours((Precision.FP16,))
+    chosen = _stages(stages, asked, wanted, machine)
+    plans = {one: asked.plan(one) for one in dict.fromkeys((*FLOATS, wanted))}
     if as_json:
-        click.echo(json.dumps(_document(plans, machine), indent=2))
+        click.echo(json.dumps(_document(plans, machine, chosen), indent=2))
     else:
         _show(path, plans, machine)
-    require_fit(plans[asked], _alternatives(model, plans, asked), machine)
-    say(f"{asked} fits {_where(machine)}")
+    require_fit(plans[wanted], _alternatives(asked, wanted), machine, chosen)
+    say(f"{wanted}: {_fits(chosen, machine)}")
 
 
-def _model(path: Path) -> tuple[ModelConfig, Limits]:
+def _machine(
+    path: Path, target: str | None, ram_gib: float | None, vram_gib: float | None, disk_gib: float | None
+) -> Machine:
+    """What was given, and of what was not, this host."""
+    return Machine(
+        ram_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if ram_gib is None else int(ram_gib * GIB),
+        disk_bytes=_free_bytes(path) if disk_gib is None else int(disk_gib * GIB),
+        gpu=None if target is None else gpu_named(target),
+        vram_bytes=None if vram_gib is None else int(vram_gib * GIB),
+    )
+
+
+def _model(path: Path) -> tuple[ModelConfig, Limits, Manifest | None]:
     """Sizes and limits of a bundle, or of a checkpoint with the limits that an export would take."""
     if (path / MANIFEST).exists():
         manifest = Bundle.open(path).manifest
-        return manifest.model, manifest.limits
+        return manifest.model, manifest.limits, manifest
     kind = family_of(path)
     model = kind.read_config(path)
     kind.check_checkpoint(path, model)
-    return model, usual_limits(model)
+    return model, usual_limits(model), None
 
 
-def _where(machine: Machine) -> str:
-    if machine.gpu is not None:
-        return f"the {machine.gpu.name}"
-    return "this host; --gpu NAME asks of a GPU, too" if machine.vram_bytes is None else "the device"
+def _stages(named: Sequence[str], asked: Asked, precision: Precision, machine: Machine) -> tuple[Stage, ...]:
+    """What has to fit: what was named, or what is left to do on this host, and running where a device is named."""
+    device = machine.device_bytes is not None
+    if Stage.RUN in named and not device:
+        raise UsageError("--for run asks of a device; name it with --target, or its memory with --vram-gib")
+    if named:
+        return tuple(stage for stage in Stage if stage in named)
+    left = (
+        (Stage.EXPORT, not asked.has(precision)),
+        (Stage.VERIFY, not asked.verified(precision)),
+        (Stage.RUN, device),
+    )
+    return tuple(stage for stage, wanted in left if wanted)
+
+
+def _fits(stages: Sequence[Stage], machine: Machine) -> str:
+    """What was asked about, and how to ask about the rest."""
+    here = [stage.value for stage in stages if stage is not Stage.RUN]
+    parts = [f"{' and '.join(here)} fit{'s' * (len(here) == 1)} this host"] if here else []
+    if Stage.RUN in stages:
+        parts.append(f"run fits the {'device' if machine.gpu is None else machine.gpu.name}")
+    more = ["--for build asks of building engines"] if Stage.BUILD not in stages else []
+    more += ["--target NAME of a GPU to run on"] if Stage.RUN not in stages else []
+    return f"{'; '.join(parts) or 'exported and verified already'}" + (f" ({', '.join(more)})" if more else "")
 
 
 def weight_bytes(model: ModelConfig, precision: Precision) -> dict[Component, int]:
@@ -93,27 +147,24 @@ def _bytes_of(weight: Weight, precision: Precision) -> int:
     return values + outputs * size
 
 
-def _alternatives(model: ModelConfig, plans: Mapping[Precision, Plan], asked: Precision) -> list[tuple[str, Plan]]:
-    """Smaller settings, the nearest first: fewer sequences, a shorter cache, half precision, 8 and 4 bits, and those
+def _alternatives(asked: Asked, precision: Precision) -> Iterator[tuple[str, Plan]]:
+    """Other settings, the nearest first: fewer sequences, a shorter cache, half precision, 8 and 4 bits, and those
     together."""
-    limits = plans[asked].limits
-    narrower = (Precision.FP16, Precision.INT8_WEIGHT_FP16, Precision.INT4_FP16)
-    smaller = dict.fromkeys((asked, *narrower) if asked.quantization is None else (asked, Precision.INT4_FP16))
-    batches = range(limits.max_batch, 0, -1)
+    limits = asked.limits
+    narrower = (Precision.FP16, *(() if precision is Precision.FP32 else (precision,)))
+    others = (*(narrower if precision.quantization is None else ()), Precision.INT8_WEIGHT_FP16, Precision.INT4_FP16)
+    batches = [*(limits.max_batch >> halvings for halvings in range(5) if limits.max_batch >> halvings > _EACH_BATCH)]
+    batches += range(min(limits.max_batch, _EACH_BATCH), 0, -1)
     lengths = [limits.max_seq_tokens // (1 << halvings) // 64 * 64 for halvings in range(8)]
-    lengths = [n for n in lengths if n >= model.resampler.queries + 64]
-    found = []
-    for precision in smaller:
-        weights = weight_bytes(model, precision)
+    lengths = [n for n in lengths if n >= asked.model.resampler.queries + 64]
+    for one in dict.fromkeys((precision, *others)):
         tried = [(batch, limits.max_seq_tokens) for batch in batches] + [(limits.max_batch, n) for n in lengths]
-        for batch, length in [*tried, *((1, n) for n in lengths)]:
-            words = [f"--precision {precision}"] if precision is not asked else []
+        for batch, length in dict.fromkeys((*tried, *((1, n) for n in lengths))):
+            words = [f"--precision {one}"] if one is not precision else []
             words += [f"--max-batch {batch}"] if batch != limits.max_batch else []
             words += [f"--max-seq-tokens {length}"] if length != limits.max_seq_tokens else []
-            other = replace(limits, max_batch=batch, max_seq_tokens=length)
             if words:
-                found.append((" ".join(words), plan(model, other, precision, weights)))
-    return found
+                yield " ".join(words), asked.plan(one, replace(limits, max_batch=batch, max_seq_tokens=length))
 
 
 def _show(path: Path, plans: Mapping[Precision, Plan], machine: Machine) -> None:
@@ -130,12 +181,8 @@ def _show(path: Path, plans: Mapping[Precision, Plan], machine: Machine) -> None
     rows += [
         ("cache of one sequence", *(size(one.kv_bytes_per_sequence) for one in columns)),
         (f"cache of {limits.max_batch}", *(size(one.kv_bytes) for one in columns)),
-        ("device memory to run", *(size(one.vram_bytes) for one in columns)),
-        ("memory to export", *(size(one.export_ram_bytes) for one in columns)),
-        ("memory to build engines", *(size(one.build_ram_bytes) for one in columns)),
-        ("disk, graphs and engines", *(size(one.disk_bytes) for one in columns)),
-        ("export, minutes", *(f"{one.export_seconds / 60:.1f}" for one in columns)),
-        ("build, minutes", *(f"{one.build_seconds / 60:.1f}" for one in columns)),
+        *_stage_rows(columns),
+        ("run: device memory", *(size(one.vram_bytes) for one in columns)),
     ]
     click.echo(table(rows, ("", *(f" {precision}" for precision in plans))))
     click.echo(
@@ -144,6 +191,21 @@ def _show(path: Path, plans: Mapping[Precision, Plan], machine: Machine) -> None
     gpus = GPUS if machine.gpu is None else (machine.gpu,)
     header = ("GPU", "target", " memory", *(f" {precision}" for precision in plans))
     click.echo(table([_gpu_row(gpu, machine, columns) for gpu in gpus], header))
+
+
+def _stage_rows(plans: Sequence[Plan]) -> list[tuple[str, ...]]:
+    """Memory, disk and time of each piece of work on a host."""
+    rows: list[tuple[str, ...]] = []
+    for stage in plans[0].needs:
+        needs = [one.needs[stage] for one in plans]
+        rows.append((f"{stage}: memory", *(size(one.ram_bytes) for one in needs)))
+        if any(one.disk_bytes for one in needs):
+            rows.append((f"{stage}: disk", *(size(one.disk_bytes) for one in needs)))
+        if any(one.seconds is not None for one in needs):
+            rows.append(
+                (f"{stage}: minutes", *("" if one.seconds is None else f"{one.seconds / 60:.1f}" for one in needs))
+            )
+    return rows
 
 
 def _gpu_row(gpu: Gpu, machine: Machine, plans: list[Plan]) -> tuple[str, ...]:
@@ -157,23 +219,22 @@ def _gpu_cell(gpu: Gpu, memory: int, one: Plan) -> str:
     return f"{one.floor_ms(gpu):.2f} ms" if one.vram_bytes <= memory else "does not fit"
 
 
-def _document(plans: Mapping[Precision, Plan], machine: Machine) -> dict[str, Any]:
+def _document(plans: Mapping[Precision, Plan], machine: Machine, stages: Sequence[Stage]) -> dict[str, Any]:
     """What `--json` prints."""
     gpus = GPUS if machine.gpu is None else (machine.gpu,)
     return {
+        "stages": stages,
         "plans": {
             precision.value: {
                 **asdict(one),
                 "weights": one.weights,
                 "kv_bytes": one.kv_bytes,
                 "vram_bytes": one.vram_bytes,
-                "export_ram_bytes": one.export_ram_bytes,
-                "disk_bytes": one.disk_bytes,
                 "floor_ms": {gpu.name: one.floor_ms(gpu) for gpu in gpus},
-                "shortfalls": shortfalls(one, machine),
+                "shortfalls": shortfalls(one, machine, stages),
             }
             for precision, one in plans.items()
-        }
+        },
     }
 
 

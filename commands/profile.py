@@ -11,7 +11,7 @@ import click
 from vlm_trt.bundle.errors import UsageError, VerificationError
 from vlm_trt.bundle.leftovers import open_to_write
 from vlm_trt.bundle.output import require_output_folder, write_outputs
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.commands.baseline import chosen
 from vlm_trt.commands.terminal import count_bar, say, size, table
 from vlm_trt.profiling.check import read_profile, require_points, require_same_kind, require_stages, slower
 from vlm_trt.profiling.compare import Comparison, what_it_means
@@ -42,9 +42,8 @@ def run(
     new_tokens: int | None,
     iterations: int,
     warmup: int,
-    compare: Sequence[str],
+    baselines: Sequence[str],
     least_agreement: float | None,
-    baseline: str | None,
     check: Path | None,
     allowed: float,
     stages: Sequence[str],
@@ -60,20 +59,20 @@ def run(
         require_output_folder(output, _FILES)
         if output.resolve().is_relative_to(bundle.resolve()):
             open_to_write(bundle, say)
-    choice = _chosen(bundle, **where)
+    choice = choose(bundle, precision=where["precision"], **_options(**where))
     points = _points(batch, images, prompt_tokens, new_tokens, earlier)
     if earlier is not None:
         _require_comparable(choice, earlier, points, stages)
-    others = [_other(bundle, name, where) for name in compare]
+    others = [chosen(bundle, name, _options(**where)) for name in baselines if name != TORCH]
     for other in others:  # before anything is measured
         require_same_model(choice, other)
-    if baseline == TORCH:
+    if TORCH in baselines:
         require_torch(choice, points[0])
     say(f"load {choice.precision} on {choice.backend.name}")
     mine = Mine(choice, choice.load())
     found = profile(choice, mine.model, points, iterations, warmup, say, count_bar, per_layer=layers)
     comparisons = [compare_with(mine, other, points[0], iterations, least_agreement, count_bar) for other in others]
-    if baseline == TORCH:
+    if TORCH in baselines:
         comparisons.append(compare_with_torch(mine, points[0], iterations, count_bar))
     written = document(found, [asdict(one) for one in comparisons])
     if output is not None:
@@ -117,15 +116,9 @@ def _require_comparable(choice: Choice, earlier: Recorded, points: Sequence[Work
     require_stages(earlier, stages)
 
 
-def _chosen(bundle: Path, precision: str | None, backend: str, threads: int | None, unverified: bool) -> Choice:
-    return choose(bundle, precision=precision, backend=backend, threads=threads, allow_unverified=unverified)
-
-
-def _other(bundle: Path, name: str, where: Mapping[str, Any]) -> Choice:
-    """A precision of the same bundle, or another bundle."""
-    if name in list(Precision):
-        return _chosen(bundle, **{**where, "precision": name})
-    return _chosen(Path(name), **{**where, "precision": None})
+def _options(precision: str | None, backend: str, threads: int | None, unverified: bool) -> dict[str, Any]:
+    """Of `choose`, all but the precision, which is the first bundle's alone."""
+    return {"backend": backend, "threads": threads, "allow_unverified": unverified}
 
 
 def _write(output: Path, found: Profile, written: Mapping[str, Any]) -> None:

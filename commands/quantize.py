@@ -1,4 +1,4 @@
-"""`vlm-trt quantize`: progress on stderr, then what it saved and what it cost, layer by layer and task by task."""
+"""`vlm-trt quantize`: progress on stderr, then what it saved and what it cost; as tables or JSON."""
 
 from pathlib import Path
 
@@ -30,6 +30,7 @@ def run(
     evaluate: str,
     count: int | None,
     max_drop: float | None,
+    as_json: bool,
     **options: bool,
 ) -> None:
     if evaluate == NOBODY and (options["auto"] or max_drop is not None):
@@ -41,9 +42,10 @@ def run(
     if choices.recipe.needs_samples and samples == SYNTHETIC:
         say("samples: drawn scenes; give pictures and questions of your own with --samples")
     report = quantize(bundle, choices, asked, say, byte_bar, count_bar)
-    if report.verdict is not None:
-        click.echo(f"{shown(report.verdict)}\n")
-    click.echo(_layers(report))
+    if as_json:
+        click.echo((bundle / report.path).read_text(encoding="utf-8"), nl=False)
+    else:
+        click.echo(_shown(report))
     if report.kept:
         say(f"left in float: {', '.join(report.kept)}")
     say(
@@ -85,6 +87,10 @@ def shown(verdict: Verdict) -> str:
         f"the questions took {verdict.seconds_before:.1f} s before and {verdict.seconds:.1f} s after, on this CPU"
         + "".join(f"\n{note}" for note in verdict.notes)
     )
+
+
+def _shown(report: Report) -> str:
+    return _layers(report) if report.verdict is None else f"{shown(report.verdict)}\n\n{_layers(report)}"
 
 
 def _layers(report: Report) -> str:

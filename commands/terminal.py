@@ -1,13 +1,15 @@
 """What a person sees while something runs: progress on stderr, results on stdout."""
 
+import math
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
+from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.progress import Bar
 
 
@@ -33,6 +35,22 @@ def percent_bar(label: str) -> Iterator[Bar]:
     bar: Any = click.progressbar(length=100, label=f"{label:<22}", file=sys.stderr, width=30, show_eta=False)
     with bar:
         yield bar
+
+
+def standard_input() -> TextIO:
+    """
+    Raises:
+        UsageError: a shell closed it (`<&-`).
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        raise UsageError("standard input is closed, and this reads from it; give it a file or a pipe")
+    return sys.stdin
+
+
+def figure(value: float) -> str:
+    """A figure as it is: six digits, and of what is nearly 1, such as a cosine, all that tell it from 1."""
+    short = f"{value:.6g}"
+    return f"{value:.{2 - math.floor(math.log10(1 - value))}f}" if short == "1" and value < 1 else short
 
 
 def say(text: str) -> None:

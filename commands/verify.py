@@ -15,7 +15,7 @@ from vlm_trt.calibration.attempt import Bars
 from vlm_trt.calibration.gate import as_json as verdict_json
 from vlm_trt.calibration.quantize import judge_published
 from vlm_trt.commands.quantize import questions, shown
-from vlm_trt.commands.terminal import byte_bar, count_bar, say, table
+from vlm_trt.commands.terminal import byte_bar, count_bar, figure, say, table
 from vlm_trt.evaluation.dataset import SYNTHETIC
 from vlm_trt.verification.figures import Figures
 from vlm_trt.verification.verify import Report, verify
@@ -80,10 +80,8 @@ def _judge(
     verdict = judge_published(bundle, precision, asked, allowed, Bars(byte_bar, count_bar), say)
     click.echo(json.dumps(verdict_json(verdict), indent=2, ensure_ascii=False) if as_json else shown(verdict))
     if not verdict.passed:
-        raise VerificationError(
-            f"{bundle}: the {precision} answers are too much worse ({'; '.join(verdict.failures)}); the graphs stay "
-            "refused. Quantize with other samples, or keep more layers in float"
-        )
+        remedy = ". Quantize with other samples, or keep more layers in float" if verdict.judges else ""
+        raise VerificationError(f"{bundle}: {verdict.refusal(precision)}; the graphs stay refused{remedy}")
     say(f"its answers held: {precision}, {len(verdict.questions.examples)} questions")
 
 
@@ -94,5 +92,5 @@ def _worst(figures: Sequence[Figures]) -> list[tuple[str, ...]]:
         own = [one for one in figures if one.stage == stage]
         largest, relative = max(one.max_abs for one in own), max(one.relative for one in own)
         cosine = min(one.cosine for one in own)
-        rows.append((stage, str(len(own)), f"{largest:.2e}", f"{relative:.2e}", f"{cosine:.8f}"))
+        rows.append((stage, str(len(own)), f"{largest:.2e}", f"{relative:.2e}", figure(cosine)))
     return rows

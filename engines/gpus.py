@@ -43,6 +43,11 @@ GPUS = (
 )
 
 
+def capability(target: str) -> str:
+    """The compute capability of a GPU's name; any other word, such as `native` or `sm89`, as it is."""
+    return next((gpu.target for gpu in GPUS if gpu.name.lower() == target.lower()), target)
+
+
 def gpu_named(name: str) -> Gpu:
     """
     Raises:
@@ -51,4 +56,6 @@ def gpu_named(name: str) -> Gpu:
     for gpu in GPUS:
         if gpu.name.lower() == name.lower():
             return gpu
+    if same := [gpu.name for gpu in GPUS if gpu.target == name.lower()]:
+        raise UsageError(f"GPUs of {name} have different memory; name one of them: {', '.join(same)}")
     raise UsageError(f"no GPU {name!r} is known; choose one of {', '.join(gpu.name for gpu in GPUS)}")

@@ -1,13 +1,15 @@
-"""What an export, a build and a deployment take, computed from sizes alone, before any work.
+"""What an export, a verification, a build and a deployment take, computed from sizes alone, before any work.
 
 Each constant has its source beside it; docs/planning.md compares the estimates with measured runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import ResourceError
+from vlm_trt.bundle.needs import Needs
 from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
 from vlm_trt.engines.gpus import Gpu
 
@@ -26,6 +28,15 @@ ENGINE_SIZE = 1.03
 BUILD_SECONDS_PER_LAYER, BUILD_BYTES_PER_SECOND = 0.2, 100e6
 # Device memory beside weights and cache: the CUDA context, kernels, and the buffers between them.
 DEVICE_BASE_BYTES = int(0.6 * GIB)
+
+
+class Stage(StrEnum):
+    """What may be planned: each takes something else, often on another machine."""
+
+    EXPORT = "export"  # with the graphs that are quantized, if any
+    VERIFY = "verify"
+    BUILD = "build"
+    RUN = "run"
 
 
 @dataclass(frozen=True)
@@ -52,10 +63,7 @@ class Plan:
     weight_bytes: dict[Component, int]
     kv_bytes_per_sequence: int
     activation_bytes: int
-    export_seconds: float
-    build_ram_bytes: int
-    build_seconds: float
-    engine_bytes: int
+    needs: Mapping[Stage, Needs]  # of the host; running needs a device
     step_bytes: int  # that a decode step of the whole batch must move
 
     @property
@@ -67,15 +75,6 @@ class Plan:
         return self.kv_bytes_per_sequence * self.limits.max_batch
 
     @property
-    def export_ram_bytes(self) -> int:
-        return EXPORT_RAM_BYTES if self.weights < TRACED_APART_ABOVE_BYTES else TRACED_APART_RAM_BYTES
-
-    @property
-    def disk_bytes(self) -> int:
-        """Graphs and engines side by side."""
-        return self.weights + self.engine_bytes
-
-    @property
     def vram_bytes(self) -> int:
         return self.weights + self.kv_bytes + self.activation_bytes + DEVICE_BASE_BYTES
 
@@ -84,7 +83,17 @@ class Plan:
         return self.step_bytes / gpu.bandwidth * 1000
 
 
-def plan(model: ModelConfig, limits: Limits, precision: Precision, weight_bytes: Mapping[Component, int]) -> Plan:
+_UNKNOWN = Needs()
+
+
+def plan(
+    model: ModelConfig,
+    limits: Limits,
+    precision: Precision,
+    weight_bytes: Mapping[Component, int],
+    verification: Needs = _UNKNOWN,
+    float_bytes: int | None = None,
+) -> Plan:
     """The estimate.
 
     Args:
@@ -92,6 +101,8 @@ def plan(model: ModelConfig, limits: Limits, precision: Precision, weight_bytes:
         limits: of cache, batch and pictures.
         precision: of weights and cache.
         weight_bytes: of each graph in that precision.
+        verification: what it takes.
+        float_bytes: weights of the graphs that are exported where these are quantized from them; None: these are.
     """
     decoder, vision = model.decoder, model.vision
     size = DTYPE_BYTES[precision.dtype]
@@ -102,7 +113,11 @@ def plan(model: ModelConfig, limits: Limits, precision: Precision, weight_bytes:
     pictures = limits.max_images * vision.patches * (4 * vision.width + vision.mlp_width) * 4
     logits = limits.max_batch * decoder.vocab_size * 4
     layers = decoder.layers + vision.layers + 1
-    total, largest = sum(weight_bytes.values()), max(weight_bytes.values())
+    needs = {
+        Stage.EXPORT: _export(sum(weight_bytes.values()), float_bytes, layers),
+        Stage.VERIFY: verification,
+        Stage.BUILD: _build(weight_bytes, precision, layers),
+    }
     embedding = decoder.vocab_size * decoder.hidden * size  # a step reads one row of it per sequence
     return Plan(
         precision=precision,
@@ -110,11 +125,28 @@ def plan(model: ModelConfig, limits: Limits, precision: Precision, weight_bytes:
         weight_bytes=dict(weight_bytes),
         kv_bytes_per_sequence=kv,
         activation_bytes=max(prompt, pictures) + logits,
-        export_seconds=EXPORT_START_SECONDS + TRACE_SECONDS_PER_LAYER * layers + total / EXPORT_BYTES_PER_SECOND,
-        build_ram_bytes=build_ram_bytes(largest, precision),
-        build_seconds=total / BUILD_BYTES_PER_SECOND + BUILD_SECONDS_PER_LAYER * layers,
-        engine_bytes=engine_bytes(total),
+        needs=needs,
         step_bytes=weight_bytes[Component.DECODER] - embedding + kv * limits.max_batch,
+    )
+
+
+def _export(weight_bytes: int, float_bytes: int | None, layers: int) -> Needs:
+    """Of the float graphs; quantized ones lie beside them, and what making them takes depends on the samples."""
+    exported = weight_bytes if float_bytes is None else float_bytes
+    return Needs(
+        ram_bytes=EXPORT_RAM_BYTES if exported < TRACED_APART_ABOVE_BYTES else TRACED_APART_RAM_BYTES,
+        disk_bytes=exported + (0 if float_bytes is None else weight_bytes),
+        seconds=EXPORT_START_SECONDS + TRACE_SECONDS_PER_LAYER * layers + exported / EXPORT_BYTES_PER_SECOND,
+    )
+
+
+def _build(weight_bytes: Mapping[Component, int], precision: Precision, layers: int) -> Needs:
+    """Of all three engines."""
+    total = sum(weight_bytes.values())
+    return Needs(
+        ram_bytes=build_ram_bytes(max(weight_bytes.values()), precision),
+        disk_bytes=engine_bytes(total),
+        seconds=total / BUILD_BYTES_PER_SECOND + BUILD_SECONDS_PER_LAYER * layers,
     )
 
 
@@ -129,45 +161,60 @@ def engine_bytes(weight_bytes: int) -> int:
     return int(ENGINE_SIZE * weight_bytes)
 
 
-def shortfalls(asked: Plan, machine: Machine) -> list[str]:
-    """What does not fit, each as a sentence with the numbers."""
+_DOING = {Stage.EXPORT: "exporting", Stage.VERIFY: "verifying", Stage.BUILD: "building"}
+
+
+def shortfalls(asked: Plan, machine: Machine, stages: Sequence[Stage] = tuple(Stage)) -> list[str]:
+    """What does not fit, each as a sentence with the numbers.
+
+    Args:
+        asked: the plan.
+        machine: what there is.
+        stages: those that have to fit.
+    """
     found = []
-    if machine.ram_bytes is not None:
-        needed = max(asked.export_ram_bytes, asked.build_ram_bytes)
-        if needed > machine.ram_bytes:
+    needs = {stage: asked.needs[stage] for stage in stages if stage in asked.needs}
+    for stage, one in needs.items():
+        if machine.ram_bytes is not None and one.ram_bytes > machine.ram_bytes:
             found.append(
-                f"exporting and building need {_gib(needed)} of memory and the host has {_gib(machine.ram_bytes)}"
+                f"{_DOING[stage]} needs {_gib(one.ram_bytes)} of memory and the host has {_gib(machine.ram_bytes)}"
             )
-    if machine.disk_bytes is not None and asked.disk_bytes > machine.disk_bytes:
-        found.append(
-            f"graphs and engines need {_gib(asked.disk_bytes)} of disk and {_gib(machine.disk_bytes)} are free"
+    disk = sum(one.disk_bytes for one in needs.values())
+    if machine.disk_bytes is not None and disk > machine.disk_bytes:
+        what = " and ".join(
+            word for stage, word in ((Stage.EXPORT, "graphs"), (Stage.BUILD, "engines")) if stage in needs
         )
+        found.append(f"{what} need {_gib(disk)} of disk and {_gib(machine.disk_bytes)} are free")
     device = "device" if machine.gpu is None else machine.gpu.name
-    if machine.device_bytes is not None and asked.vram_bytes > machine.device_bytes:
+    if Stage.RUN in stages and machine.device_bytes is not None and asked.vram_bytes > machine.device_bytes:
         found.append(
             f"running needs {_gib(asked.vram_bytes)} of device memory and the {device} has {_gib(machine.device_bytes)}"
         )
-    if machine.gpu is not None and (capability := machine.gpu.lacks(asked.precision)):
-        found.append(f"{asked.precision} needs {capability} and the {device} is {machine.gpu.target}")
+    if {Stage.RUN, Stage.BUILD} & set(stages) and machine.gpu is not None:
+        capability = machine.gpu.lacks(asked.precision)
+        found += [f"{asked.precision} needs {capability} and the {device} is {machine.gpu.target}"] * bool(capability)
     return found
 
 
-def require_fit(asked: Plan, others: list[tuple[str, Plan]], machine: Machine) -> None:
+def require_fit(
+    asked: Plan, others: Iterable[tuple[str, Plan]], machine: Machine, stages: Sequence[Stage] = tuple(Stage)
+) -> None:
     """
     Args:
         asked: the plan as asked for.
         others: settings as they are typed, with their plans: what could be chosen instead, the nearest first.
         machine: what there is.
+        stages: those that have to fit.
     Raises:
         ResourceError: it does not fit; the message names the first setting that does.
     """
-    found = shortfalls(asked, machine)
+    found = shortfalls(asked, machine, stages)
     if not found:
         return
-    fitting = next((setting for setting, other in others if not shortfalls(other, machine)), None)
-    instead = f"{fitting} would fit" if fitting else "no smaller setting fits either: a larger machine is needed"
-    raise ResourceError(f"{'; '.join(found)}. {instead[0].upper()}{instead[1:]}")
+    fitting = next((setting for setting, other in others if not shortfalls(other, machine, stages)), None)
+    instead = f"{fitting} would fit" if fitting else "No other setting fits either: a larger machine is needed"
+    raise ResourceError(f"{'; '.join(found)}. {instead}")
 
 
 def _gib(count: float) -> str:
-    return f"{count / GIB:.1f} GiB"
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"

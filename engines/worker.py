@@ -6,6 +6,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from vlm_trt.bundle.children import deaf_to_interrupts
 from vlm_trt.bundle.entries import Profile
 from vlm_trt.bundle.errors import ResourceError, VlmTrtError
 from vlm_trt.engines.builder import BuildOptions, Built, build_engine
@@ -26,7 +27,8 @@ def built_apart(
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, graph, tuple(profiles), plan, options), daemon=True)
-    process.start()
+    with deaf_to_interrupts():
+        process.start()
     theirs.close()
     try:
         while True:
@@ -47,7 +49,6 @@ def built_apart(
 
 
 def _work(connection: Connection, graph: Path, profiles: Sequence[Profile], plan: Path, options: BuildOptions) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     try:
         connection.send(build_engine(graph, profiles, plan, options, connection.send))
     except VlmTrtError as error:

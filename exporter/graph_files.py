@@ -9,10 +9,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 import onnx_ir as ir
 
+from vlm_trt.bundle.children import deaf_to_interrupts
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.bundle.signature import Component, Precision
@@ -63,8 +64,10 @@ def graph_files(
     if weight_bytes < AHEAD_ABOVE_BYTES:
         yield lambda plan: graph_file(plan, model, limits)
         return
+    others = set(active_children())
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        begun = {plan.component: pool.submit(graph_file, plan, model, limits) for plan in plans}
+        with deaf_to_interrupts():
+            begun = {plan.component: pool.submit(graph_file, plan, model, limits) for plan in plans}
 
         def finished(plan: GraphPlan) -> bytes:
             try:
@@ -77,5 +80,9 @@ def graph_files(
 
         try:
             yield finished
+        except BaseException:
+            for child in set(active_children()) - others:
+                child.terminate()  # a trace that nobody waits for any more takes a minute
+            raise
         finally:
             pool.shutdown(cancel_futures=True)

@@ -13,11 +13,10 @@ from typing import Any
 import onnx_ir as ir
 
 from vlm_trt.bundle.errors import BundleError
+from vlm_trt.probing.part_size import PART_BYTES
 
 # A graph as its file holds it, of the `onnx` package, which `onnx_ir` brings.
 Proto = Any
-# Weights of a part, counted in fp32; a table that is larger is a part of its own.
-PART_BYTES = 1 << 30
 # A graph's output that a later node uses is counted as many values: a cache is written in place and not handed on.
 _OUTPUT_WEIGHT = 1000
 

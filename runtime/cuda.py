@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from vlm_trt.bundle.errors import IncompatibleError, ResourceError, VlmTrtError
@@ -13,6 +14,8 @@ except ImportError as error:
         f"cuda-bindings cannot be imported ({error}), and nothing reaches the GPU without it; install it: "
         "pip install cuda-bindings"
     ) from None
+
+_DRIVER = Path("/proc/driver/nvidia/version")  # without one, CUDA calls what is not there too old
 
 
 class CudaGpu:
@@ -119,6 +122,11 @@ def _devices() -> int:
     status, count = cudart.cudaGetDeviceCount()
     if status == cudart.cudaError_t.cudaErrorNoDevice:
         return 0
+    if status == cudart.cudaError_t.cudaErrorInsufficientDriver and not _DRIVER.exists():
+        raise IncompatibleError(
+            "there is no NVIDIA GPU here, or no driver for it; see what this machine can do with `vlm-trt doctor`, or "
+            "answer on the CPU with --backend cpu"
+        )
     if status != cudart.cudaError_t.cudaSuccess:
         raise IncompatibleError(
             f"CUDA does not start here ({_described(status)}); check the driver with `vlm-trt doctor`, or answer on "

@@ -61,11 +61,11 @@ def require_judged(bundle: Bundle, precision: Precision) -> None:
     """An engine may compute what its quantized graphs compute, and their answers be bad.
 
     Raises:
-        VerificationError: the graphs' answers were not judged, or were too much worse.
+        VerificationError: the graphs' answers were not judged, or did not hold.
     """
     verdict = bundle.manifest.verification(precision)
     if verdict is None or not verdict.passed:
-        how = "were not judged" if verdict is None else "were too much worse"
+        how = "were not judged" if verdict is None else "did not hold"
         raise VerificationError(
             f"{bundle.path}: the answers of the {precision} graphs, which the engines were built from, {how}; run "
             f"`vlm-trt verify {bundle.path} --precision {precision}`, or accept that with --unverified"

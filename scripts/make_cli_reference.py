@@ -12,12 +12,28 @@ ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "cli.md"
 sys.path.insert(0, str(ROOT))
 
+_HEAD = r"""# Command line
+
+Made by `scripts/make_cli_reference.py` from the commands; do not edit.
+
+Every command that has a result prints it on standard output, with `--json` as one JSON document; progress, warnings
+and errors go to standard error. Ctrl-C ends any command with `vlm-trt: interrupted` and exit code 130.
+
+A shell completes commands, options, their values and paths after one line in its start-up file:
+
+| shell | line | in |
+| --- | --- | --- |
+| bash | `eval "$(_VLM_TRT_COMPLETE=bash_source vlm-trt)"` | `~/.bashrc` |
+| zsh | `eval "$(_VLM_TRT_COMPLETE=zsh_source vlm-trt)"` | `~/.zshrc` |
+| fish | `_VLM_TRT_COMPLETE=fish_source vlm-trt \| source` | `~/.config/fish/completions/vlm-trt.fish` |
+"""
+
 
 def reference() -> str:
     """The text of docs/cli.md."""
     from vlm_trt.cli import main
 
-    parts = ["# Command line\n\nMade by `scripts/make_cli_reference.py` from the commands; do not edit.\n"]
+    parts = [_HEAD]
     parts.append(_section(main, "vlm-trt", None))
     parent = click.Context(main, info_name="vlm-trt")
     parts += [_section(command, f"vlm-trt {name}", parent) for name, command in sorted(main.commands.items())]

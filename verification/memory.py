@@ -5,9 +5,10 @@ from math import prod
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.bundle.host import available_bytes
+from vlm_trt.bundle.needs import Needs
 from vlm_trt.bundle.signature import DTYPE_BYTES, Precision
 from vlm_trt.families.family import Family
-from vlm_trt.probing.parts import PART_BYTES
+from vlm_trt.probing.part_size import PART_BYTES
 
 # Graphs with more weights than this, in fp32, are run in parts.
 IN_PARTS_ABOVE_BYTES = 4 << 30
@@ -32,6 +33,18 @@ def require_memory(family: Family, model: ModelConfig, limits: Limits, precision
             f"verifying needs about {needed / 2**30:.1f} GiB of memory (the largest layer in fp32, with the cache of "
             f"{limits.max_batch} sequences) and {available / 2**30:.1f} GiB are free; verify on a host with more memory"
         )
+
+
+def verification_needs(family: Family, model: ModelConfig, limits: Limits, precision: Precision) -> Needs:
+    """What `plan` says of a verification.
+
+    Args:
+        family: the model's.
+        model: its sizes.
+        limits: of the bundle.
+        precision: of the float graphs that are verified.
+    """
+    return Needs(ram_bytes=needed_bytes(family, model, limits, precision))
 
 
 def needed_bytes(family: Family, model: ModelConfig, limits: Limits, precision: Precision) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.commands.test_cli import vlm_trt
 
-QUICK = ("--iterations", 2, "--warmup", 1, "--new-tokens", 4, "--backend", "cpu")
+QUICK = ("--iterations", 2, "--warmup", 1, "--max-new-tokens", 4, "--backend", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_reports_are_written_and_checked_against(bundle: Path, tmp_path: Path) -
 
 
 def test_another_precision_and_the_model_are_compared_with(bundle: Path, demo_bundle: Callable[[str], Path]) -> None:
-    done = vlm_trt("profile", bundle, *QUICK, "--no-layers", "--compare", demo_bundle("fp16"), "--baseline", "torch")
+    done = vlm_trt("profile", bundle, *QUICK, "--no-layers", "--baseline", demo_bundle("fp16"), "--baseline", "torch")
     assert done.exit_code == 0, done.stderr
     assert re.search(r"against .*demo-fp16 in fp16 on onnxruntime-cpu +ms +its ms +its / ours +95 %", done.stdout)
     assert "against torch modules, eager, fp32" in done.stdout and "of the tokens are the same: " in done.stdout
@@ -78,13 +78,13 @@ def test_as_json(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "sentence"),
     [
-        (["--batch", "1,x"], 2, "'1,x' is no list of whole numbers; write them with commas: 1,2,4"),
+        (["--batch", "1,x"], 2, "'x' is not a valid integer range. Write whole numbers with commas: 1,2,4"),
         (["--batch", "64"], 2, "a batch of 64 is more than this bundle's 4 sequences"),
         (["--iterations", "0"], 2, "0 is not in the range x>=1"),
         (["--stage", "prefill"], 2, "--stage says what --check looks at"),
         (["--check", "gone.json"], 2, "gone.json cannot be read"),
         (["--precision", "int8"], 2, "the bundle has no int8 graphs"),
-        (["--compare", "gone"], 7, "gone is not a folder"),
+        (["--baseline", "gone"], 7, "gone is not a folder"),
         (["--baseline", "torch", "--batch", "2"], 2, "the torch baseline decodes one request at a time"),
     ],
 )
