@@ -15,11 +15,9 @@ from vlm_trt.commands.values import (
     LEAST_SCORE,
     LINES,
     LOCATION,
-    MASS,
     NAMES,
     NEW_TOKENS,
     PATH,
-    PENALTY,
     PICTURE_COUNTS,
     PICTURES,
     POSITIONS,
@@ -32,10 +30,8 @@ from vlm_trt.commands.values import (
     SHARE,
     SLOWDOWN,
     STAGES,
-    TEMPERATURE,
     TEXT,
     THREADS,
-    TOKENS,
 )
 
 json_option = click.option(
@@ -136,15 +132,16 @@ load_options = with_options(
     click.option("--threads", type=THREADS, help="CPU threads.  [default: one per core]"),
     click.option("--unverified", is_flag=True, help="Answer from graphs that are not shown equal to the model."),
 )
+# What sampling values may be stands in `runtime/sampler.py`, and they are refused before a bundle is loaded.
 answer_options = with_options(
     click.option("--system", type=TEXT, help="System text.  [default: the model's own]"),
     click.option("--max-new-tokens", type=NEW_TOKENS, help="Longest answer.  [default: the model's]"),
     click.option("--greedy", is_flag=True, default=None, help="Always take the likeliest token."),
-    click.option("--temperature", type=TEMPERATURE, help="Of sampling; 0: as --greedy.  [default: the model's]"),
-    click.option("--top-k", type=TOKENS, help="Sample among this many tokens; 0: all.  [default: the model's]"),
-    click.option("--top-p", type=MASS, help="Sample within this probability mass.  [default: the model's]"),
-    click.option("--repetition-penalty", type=PENALTY, help="Above 1: repeat less.  [default: the model's]"),
-    click.option("--seed", type=SEED, default=0, show_default=True, help="Of the sampling."),
+    click.option("--temperature", type=float, help="Of sampling; 0: as --greedy.  [default: the model's]"),
+    click.option("--top-k", type=int, help="Sample among this many tokens; 0: all.  [default: the model's]"),
+    click.option("--top-p", type=float, help="Sample within this probability mass.  [default: the model's]"),
+    click.option("--repetition-penalty", type=float, help="Above 1: repeat less.  [default: the model's]"),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling."),
     click.option(
         "--stop", "stop_strings", type=TEXT, multiple=True, help="End the answer at this text; may be repeated."
     ),

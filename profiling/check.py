@@ -44,7 +44,7 @@ def require_points(before: Recorded, points: Sequence[Workload]) -> None:
             raise UsageError(
                 f"the earlier profile has no point {one.label!r} to check against (it has "
                 f"{'; '.join(point.workload.label for point in before.points)}); leave out --batch, --images, "
-                "--prompt-tokens and --new-tokens, and its own points are measured"
+                "--prompt-tokens and --max-new-tokens, and its own points are measured"
             )
 
 

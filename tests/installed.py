@@ -101,7 +101,7 @@ STEPS: dict[tuple[str, ...], tuple[Step, ...]] = {
     ("verify", "cpu", "tensorrt-rtx"): (Step("verify {bundle} --backend tensorrt-rtx", f"engines|{_NO_GPU}", (0, 6)),),
     ("quantize", "cpu"): (*_QUANTIZED, _refused("verify {bundle}", "torch")),
     ("profile", "cpu"): (
-        Step("profile {bundle} --iterations 1 --warmup 0 --new-tokens 2 -o {out}", "wrote profile.json"),
+        Step("profile {bundle} --iterations 1 --warmup 0 --max-new-tokens 2 -o {out}", "wrote profile.json"),
     ),
     ("build", "tensorrt"): (Step(_BUILDS, "built, not run|none answers here", (0, 6)),),
     ("build", "tensorrt-rtx"): (Step(f"{_BUILDS} --target sm89", "built, not run"),),

@@ -181,7 +181,7 @@ def test_synthetic_scenes_are_asked(verified: Bundle, monkeypatch: pytest.Monkey
         ),
         (["--precision", "bf16"], 2, r"has no bf16 graphs"),
         (["--data", "nothing.jsonl"], 2, "nothing.jsonl is no file and no folder; give a JSONL file"),
-        (["--max-new-tokens", "0"], 2, "0 is not in the range x>=1"),
+        (["--max-new-tokens", "0"], 2, "0 is not in the range 1<=x"),
     ],
 )
 def test_a_wrong_request_is_refused_before_anything_is_loaded(

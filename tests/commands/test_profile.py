@@ -46,14 +46,24 @@ def test_reports_are_written_and_checked_against(bundle: Path, tmp_path: Path) -
     slower = json.dumps(written).replace('"p50": ', '"p50": 9')
     (tmp_path / "slow.json").write_text(slower)
     good = vlm_trt(
-        "profile", bundle, *quick, "--batch", 2, "--new-tokens", 4, "--check", tmp_path / "slow.json", "--allowed", 1000
+        "profile",
+        bundle,
+        *quick,
+        "--batch",
+        2,
+        "--max-new-tokens",
+        4,
+        "--check",
+        tmp_path / "slow.json",
+        "--allowed",
+        1000,
     )
     assert good.exit_code == 0, good.stderr
     assert "nothing is slower than the earlier profile by more than 100000% and its noise, at 1 of its 2" in good.stderr
     for options, sentence in (
         (["--stage", "foo"], "there is no stage 'foo' to check; choose from tokenization, preprocess, "),
         (
-            ["--batch", 3, "--new-tokens", 4],
+            ["--batch", 3, "--max-new-tokens", 4],
             "no point 'batch 3, 1 image, 4 new tokens' to check against (it has b",
         ),
     ):
@@ -80,7 +90,7 @@ def test_as_json(bundle: Path) -> None:
     [
         (["--batch", "1,x"], 2, "'x' is not a valid integer range. Write whole numbers with commas: 1,2,4"),
         (["--batch", "64"], 2, "a batch of 64 is more than this bundle's 4 sequences"),
-        (["--iterations", "0"], 2, "0 is not in the range x>=1"),
+        (["--iterations", "0"], 2, "0 is not in the range 1<=x"),
         (["--stage", "prefill"], 2, "--stage says what --check looks at"),
         (["--check", "gone.json"], 2, "gone.json cannot be read"),
         (["--precision", "int8"], 2, "the bundle has no int8 graphs"),
