@@ -23,7 +23,7 @@ from vlm_trt.commands.options import (
     quantize_options,
     verify_options,
 )
-from vlm_trt.commands.values import PATH, TEXT
+from vlm_trt.commands.values import PATH
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
@@ -158,7 +158,7 @@ def verify(bundle: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("bundle", type=PATH)
-@click.argument("prompt", type=TEXT)
+@click.argument("prompt")
 @click.option("--image", "images", type=PATH, multiple=True, help="A picture; may be repeated, in order.")
 @click.option("--draw", type=PATH, help="Write the picture with the answer's boxes drawn into it.")
 @json_option

@@ -48,9 +48,13 @@ def standard_input() -> TextIO:
 
 
 def figure(value: float) -> str:
-    """A figure as it is: six digits, and of what is nearly 1, such as a cosine, all that tell it from 1."""
+    """A figure as it is: six digits; of what is nearly 1, such as a cosine, those that tell it from 1, nine at most."""
     short = f"{value:.6g}"
-    return f"{value:.{2 - math.floor(math.log10(1 - value))}f}" if short == "1" and value < 1 else short
+    if short != "1" or value >= 1:
+        return short
+    digits = min(2 - math.floor(math.log10(1 - value)), 9)
+    nearly = f"{value:.{digits}f}"
+    return nearly if nearly < "1" else f"0.{'9' * digits}"
 
 
 def say(text: str) -> None:

@@ -17,7 +17,7 @@ from tests.manifests import edit_manifest
 from vlm_trt import cli
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
-from vlm_trt.commands.terminal import printable, size, table
+from vlm_trt.commands.terminal import figure, printable, size, table
 
 
 def test_a_terminal_that_lacks_a_character_shows_its_escape(verified: Callable[..., Path]) -> None:
@@ -137,7 +137,7 @@ def test_verify_prints_a_table_and_fails_closed(verified: Callable[..., Path], t
     assert re.search(r"decode_step +\d+ +\d\.\d\de-0\d +\d\.\d\de-0\d +(1|0\.9+\d*)$", done.stdout, re.MULTILINE), (
         done.stdout
     )
-    assert "greedy tokens agree" in done.stdout and "verified: fp32 on onnxruntime-cpu" in done.stderr
+    assert "next tokens agree" in done.stdout and "verified: fp32 on onnxruntime-cpu" in done.stderr
     report = json.loads(vlm_trt("verify", bundle, "--json").stdout)
     assert report["passed"] and len(report["figures"]) > 20
     assert Bundle.open(bundle).manifest.verification(Precision.FP32) is not None
@@ -160,6 +160,13 @@ def test_what_a_bundle_calls_itself_does_not_steer_the_terminal(verified: Callab
     shown, refused = vlm_trt("inspect", bundle), vlm_trt("verify", bundle)
     assert "from /a[2Jb)" in shown.stdout and "the checkpoint /a[2Jb is not there" in refused.stderr
     assert "\x1b" not in shown.stdout + refused.stderr
+
+
+def test_figures_are_shown_as_they_are() -> None:
+    """What is not 1 is not shown as 1."""
+    values = (0.99953, 0.9999999876, 1 - 1e-13, 1.0, 2.9412e-06, 0.0, 0.5, 12.5)
+    shown = ["0.99953", "0.999999988", "0.999999999", "1", "2.9412e-06", "0", "0.5", "12.5"]
+    assert [figure(value) for value in values] == shown
 
 
 def test_sizes_and_tables_read_well() -> None:
