@@ -62,6 +62,7 @@ def quantize(
         UsageError, DataSetError, PromptError, BundleError: as `prepare` has it; nothing is written.
         StorageError: no room, no permission, or another process quantizes graphs of the bundle.
     """
+    require_max_drop(choices.recipe.max_drop if choices.max_drop is None else choices.max_drop)
     bundle, bars = open_to_write(path, say), Bars(byte_bar, count_bar)
     with at_work(bundle.path):
         job = prepare(path, choices, questions)

@@ -78,6 +78,17 @@ def widened(model: ir.Model) -> tuple[set[str], set[str]]:
             nodes.add(made.name)
         elif node.name == f"{taken}_widen":
             nodes |= {use.node.name for use in node.outputs[0].uses() if use.node.name}
+    for node in model.graph:  # within an island no cast says so: who takes what was not rounded belongs to it
+        taken_wide = any(
+            value is not None
+            and value.dtype == ir.DataType.FLOAT
+            and (made := value.producer()) is not None
+            and made.name in nodes
+            and not str(value.name).endswith(".unrounded")
+            for value in node.inputs
+        )
+        if taken_wide and node.name and node.op_type not in LEFT:
+            nodes.add(node.name)
     makers = (node for node in model.graph if node.name in nodes)
     made_wide = (value.name for node in makers for value in node.outputs if value.name)
     return nodes, {name for name in made_wide if not name.endswith(".unrounded")}

@@ -3,6 +3,7 @@
 The weights of a large fp32 graph stay in the mapped file: a load costs nothing, and processes share them.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class CpuBackend:
     def __init__(self, threads: int | None = None, *, prepack: bool | None = None) -> None:
         """
         Args:
-            threads: compute threads; None leaves the choice to ONNX Runtime (one per core).
+            threads: compute threads; None: one per core that the process may use.
             prepack: copies the weights into the kernels' own layout at load: more memory and a slower load,
                 faster vision, prefill and batches. None: only the weights of small graphs and of quantized ones, whose
                 kernels are tens of times slower without.
@@ -158,6 +159,11 @@ class OrtSession:
 def session_options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 2  # warnings: "in-place optimization not activated" must stay visible
+    # ONNX Runtime counts the machine's cores, also those that the process was not given (taskset, a container's cores):
+    # threads that wait for each other's turn are many times slower than fewer ones.
+    cores = len(os.sched_getaffinity(0))
+    if cores < (os.cpu_count() or 1):
+        options.intra_op_num_threads = cores
     return options
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,12 @@ from vlm_trt.bundle.signature import Component, Precision
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "qwen_vl"
 SHARED = ROOT.parent / "shared"
+
+# A core for each worker: threads of two workers that wait for the same core are many times slower than one thread each.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if _WORKER.startswith("gw"):
+    _CORES = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_CORES[int(_WORKER.removeprefix("gw")) % len(_CORES)]})
 
 # Variants that every clone has, and those that lie beside the project.
 OWN_VARIANTS = ("image-224", "ntk-256")

@@ -51,7 +51,7 @@ def _refused(words: str, package: str) -> Step:
     )
 
 
-_NO_GPU = "CUDA does not start here|there is no GPU"
+_NO_GPU = "CUDA does not start here|there is no (NVIDIA )?GPU"
 _ANSWERS = Step("generate {bundle} What? --image {picture} --backend cpu --greedy --max-new-tokens 4")
 _VERIFIES = Step("verify {bundle} --backend cpu", "verified: fp32 on onnxruntime-cpu")
 _EXPORTS = Step("export {checkpoint} {out} --precision fp32 --max-seq-tokens 320 --max-batch 1 --max-images 1")
@@ -75,7 +75,7 @@ STEPS: dict[tuple[str, ...], tuple[Step, ...]] = {
         Step("inspect {bundle} --check", "every file is as the manifest says"),
         Step("plan {bundle}", "", (0, 8)),
         _refused("export {checkpoint} {out}", "torch"),
-        _refused("verify {bundle}", "ml_dtypes"),
+        _refused("verify {bundle}", "onnx-ir"),
         _refused("quantize {bundle} --recipe int8", "ml_dtypes"),
         _refused("diagnose {bundle} --precision fp16", "ml_dtypes"),
         _refused("profile {bundle}", "onnx"),
@@ -95,7 +95,7 @@ STEPS: dict[tuple[str, ...], tuple[Step, ...]] = {
         _EXPORTS,
         Step("generate {out} What? --unverified --max-new-tokens 2"),
     ),  # verify: the row below
-    ("verify", "cpu"): (_VERIFIES, _refused("export {checkpoint} {out}", "onnxscript")),
+    ("verify", "cpu"): (_VERIFIES,),
     ("verify", "cuda"): (_VERIFIES, Step("verify {bundle} --backend cuda", f"verified|{_NO_GPU}", (0, 6))),
     ("verify", "cpu", "tensorrt"): (_VERIFIES, Step("verify {bundle} --backend tensorrt", "", (0, 6))),
     ("verify", "cpu", "tensorrt-rtx"): (Step("verify {bundle} --backend tensorrt-rtx", f"engines|{_NO_GPU}", (0, 6)),),

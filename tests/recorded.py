@@ -1,6 +1,7 @@
 """Golden cases as prompts, and how far found arrays are from recorded ones."""
 
 import json
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
 VARIANTS = (*OWN_VARIANTS, *SHARED_VARIANTS)
 
 
+@cache
 def tokenizer_of(variant: str) -> Tokenizer:
     return Tokenizer(variant_folder(variant) / "checkpoint" / "qwen.tiktoken")
 

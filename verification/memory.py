@@ -1,19 +1,25 @@
 """What a verification takes, asked before it starts: the system would kill it in the middle."""
 
+import os
 from math import prod
 
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.bundle.host import available_bytes
 from vlm_trt.bundle.needs import Needs
-from vlm_trt.bundle.signature import DTYPE_BYTES, Precision
+from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
 from vlm_trt.families.family import Family
 from vlm_trt.probing.part_size import PART_BYTES
+from vlm_trt.verification.passages import PICTURES, positions
 
 # Graphs with more weights than this, in fp32, are run in parts.
 IN_PARTS_ABOVE_BYTES = 4 << 30
 # Python with torch and ONNX Runtime, and what they keep.
 _BASE_BYTES = 1 << 30
+# benchmarks/results/verify_middle_size.json: seconds to start and trace, and what a core computes and reads a second.
+_START_SECONDS = 15
+_FLOPS_PER_CORE = 3e10
+_BYTES_PER_SECOND = 2e8  # of weights in fp32: made for the audit and for torch, loaded by ONNX Runtime
 
 
 def runs_in_parts(family: Family, model: ModelConfig) -> bool:
@@ -36,7 +42,7 @@ def require_memory(family: Family, model: ModelConfig, limits: Limits, precision
 
 
 def verification_needs(family: Family, model: ModelConfig, limits: Limits, precision: Precision) -> Needs:
-    """What `plan` says of a verification.
+    """What `plan` says of a verification on the CPU.
 
     Args:
         family: the model's.
@@ -44,7 +50,18 @@ def verification_needs(family: Family, model: ModelConfig, limits: Limits, preci
         limits: of the bundle.
         precision: of the float graphs that are verified.
     """
-    return Needs(ram_bytes=needed_bytes(family, model, limits, precision))
+    seen, read = PICTURES + limits.max_images + 1, positions(model, limits)
+    looks = 2 if precision is Precision.FP32 else 3  # the model, the graphs as stored and, of fp16, as they run here
+    towers = 2 * _values(family, model, Component.VISION_ENCODER) * model.vision.patches * seen
+    decoder = (
+        2 * (_values(family, model, Component.DECODER) - model.decoder.vocab_size * model.decoder.hidden) * read * 2
+    )
+    seconds = (
+        _START_SECONDS
+        + (towers + decoder) / (_FLOPS_PER_CORE * len(os.sched_getaffinity(0)))
+        + 4 * _values(family, model) * looks / _BYTES_PER_SECOND
+    )
+    return Needs(ram_bytes=needed_bytes(family, model, limits, precision), seconds=seconds)
 
 
 def needed_bytes(family: Family, model: ModelConfig, limits: Limits, precision: Precision) -> int:
@@ -58,5 +75,7 @@ def needed_bytes(family: Family, model: ModelConfig, limits: Limits, precision: 
     return _BASE_BYTES + max(part, 4 * 2 * largest)
 
 
-def _values(family: Family, model: ModelConfig) -> int:
-    return sum(prod(weight.shape) for weight in family.weight_map(model).weights)
+def _values(family: Family, model: ModelConfig, component: Component | None = None) -> int:
+    """Weights of the whole model, or of one component."""
+    weights = family.weight_map(model).weights
+    return sum(prod(weight.shape) for weight in weights if component in (None, weight.component))

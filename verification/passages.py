@@ -159,3 +159,10 @@ def _in_slot(slot: int, model: ModelConfig, rng: np.random.Generator) -> Passage
         rope_alpha=1.0,
         ends=(start, start + 1, start + 2),
     )
+
+
+def positions(model: ModelConfig, limits: Limits) -> int:
+    """About how many ids all passages have together."""
+    prompts = 2 * (model.resampler.queries + 50) + 40 + 3 * NEW_TOKENS
+    pictures = most_pictures(model, limits) * (min(model.resampler.queries, _ROWS_OF_EACH) + 1)
+    return prompts + pictures + sum(_CHUNKS) + 9 * limits.max_batch

@@ -162,6 +162,8 @@ class Trial:
                 )
             yield "batch", number, 0, (at, 0)
         for run, pairs in ((1, together), (2, together[::2])):
+            if not pairs:
+                continue
             at = self._decoder.count
             with suppress(NotFiniteError):
                 engine.decode([Step(one.slot, one.ids[one.ends[0] + run - 1], self._table(one)) for _, one in pairs])

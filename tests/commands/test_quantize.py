@@ -94,7 +94,10 @@ def test_a_mistake_is_one_sentence(options: list[str], code: int, sentence: str,
             ["--precision", "int8", "--backend", "cuda"],
             "quantized graphs are judged on the CPU; leave out --backend cuda",
         ),
-        (["--precision", "int8"], "has no int8 vision_encoder graph; quantize it: vlm-trt quantize .* --recipe int8"),
+        (
+            ["--precision", "int8"],
+            "has no int8 graphs that were quantized; quantize it: vlm-trt quantize .* --recipe int8",
+        ),
     ],
 )
 def test_a_wrong_verification_is_refused(options: list[str], sentence: str, bundle: Path) -> None:
