@@ -159,6 +159,8 @@ class OrtSession:
 def session_options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 2  # warnings: "in-place optimization not activated" must stay visible
+    # By default a half-precision table of more than 1 GiB in fp32 would be widened anew at every run.
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(1 << 40))
     # ONNX Runtime counts the machine's cores, also those that the process was not given (taskset, a container's cores):
     # threads that wait for each other's turn are many times slower than fewer ones.
     cores = len(os.sched_getaffinity(0))
