@@ -16,7 +16,8 @@ from vlm_trt.verification.passages import PICTURES, positions
 IN_PARTS_ABOVE_BYTES = 4 << 30
 # Python with torch and ONNX Runtime, and what they keep.
 _BASE_BYTES = 1 << 30
-# benchmarks/results/verify_middle_size.json: seconds to start and trace, and what a core computes and reads a second.
+# Seconds to start and trace, and what a core computes and reads a second: rough, no run of a large model was fitted to
+# yet (`python -m benchmarks.verify_full_size`).
 _START_SECONDS = 15
 _FLOPS_PER_CORE = 3e10
 _BYTES_PER_SECOND = 2e8  # of weights in fp32: made for the audit and for torch, loaded by ONNX Runtime
