@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.kills import kills
+from tests.mounted import run_with_disk
 from vlm_trt.bundle.errors import StorageError
 from vlm_trt.bundle.output import require_output, require_output_folder, write_output, write_outputs
 
@@ -205,15 +206,7 @@ for name, writes in work.items():
 def test_a_full_disk_leaves_everything_as_it_was(tmp_path: Path) -> None:
     """What every command that writes does, on a real file system of 256 KiB, mounted in a namespace of its own."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    inside = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
-    mount = 'mount -t tmpfs -o size=256k none "$0"'
-    try:
-        subprocess.run([*inside, mount, str(disk)], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"needs a mount namespace, which this machine does not give: {error}")
-    run = f'{mount} && exec "$1" -c "$2" "$0"'
-    done = subprocess.run([*inside, run, str(disk), sys.executable, DISK], cwd=ROOT, capture_output=True, text=True)
+    done = run_with_disk(disk, "size=256k", [sys.executable, "-c", DISK, disk])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("refused") == 7
 

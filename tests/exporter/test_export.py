@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import GOLDEN, ROOT
 from tests.exporter.checkpoints import pickled, resharded, single
+from tests.mounted import run_with_disk
 from vlm_trt.bundle.errors import BundleError, IncompatibleError, ResourceError, StorageError, UsageError
 from vlm_trt.bundle.signature import FLOATS, Component, Precision, signature
 from vlm_trt.bundle.store import Bundle
@@ -197,17 +198,7 @@ def test_a_target_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_file_system_that_is_read_only(tmp_path: Path) -> None:
     """A real one, mounted in a namespace of its own: its refusal holds for root too."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    inside = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
-    mount = 'mount -t tmpfs -o ro none "$0"'
-    try:
-        subprocess.run([*inside, mount, str(disk)], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"needs a mount namespace, which this machine does not give: {error}")
-    done = subprocess.run(
-        [*inside, f'{mount} && exec "$@"', str(disk), *command(disk / "bundle")],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    done = run_with_disk(disk, "ro", command(disk / "bundle"))
     assert done.returncode == StorageError.exit_code, done.stderr
     assert re.fullmatch(
         r"vlm-trt: writing .*: Read-only file system \(.*\); choose a folder you may write\n", done.stderr

@@ -1,6 +1,5 @@
 """Streamed weights are, byte for byte, what the layouts say."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import GOLDEN, ROOT
+from tests.conftest import GOLDEN
 from tests.exporter.checkpoints import single
+from tests.mounted import run_with_disk
 from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.errors import UnsupportedError
 from vlm_trt.bundle.signature import FLOATS, Component, Precision
@@ -153,17 +153,7 @@ except StorageError as error:
 def test_a_disk_that_fills_up_while_writing(tmp_path: Path) -> None:
     """A real file system of 200 KiB, mounted in a namespace of its own."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    inside = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
-    mount = 'mount -t tmpfs -o size=200k none "$0"'
-    try:
-        subprocess.run([*inside, mount, str(disk)], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"needs a mount namespace, which this machine does not give: {error}")
-    run = f'{mount} && exec "$1" -c "$2" "$3" "$0"'
-    done = subprocess.run(
-        [*inside, run, str(disk), sys.executable, FILL, str(FOLDER)], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_with_disk(disk, "size=200k", [sys.executable, "-c", FILL, FOLDER, disk])
     assert done.returncode == 0, done.stderr
     sentence, left = done.stdout.splitlines()
     assert "the disk is full or a quota is reached (0.00 GiB free); nothing was published" in sentence
