@@ -8,25 +8,32 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from vlm_trt.bundle.errors import StorageError
+from vlm_trt.bundle.errors import StorageError, UsageError
 from vlm_trt.bundle.staging import encoded, sync, temporary_file
 from vlm_trt.bundle.stale import remove_unheld, temporary_files
 
 STANDARD_OUTPUT = Path("-")
 
 
-def require_output(path: Path) -> None:
+def require_output(path: Path, read: Iterable[Path] = ()) -> None:
     """Asked before the work whose result goes there; nothing is changed.
 
+    Args:
+        path: the file to write.
+        read: files that the work is about, which stay as they are.
     Raises:
+        UsageError: it is one of `read`.
         StorageError: it is a folder, a disk or a socket, its folder is not there, or it may not be written.
     """
+    for source in read:
+        if _same_file(path, source):
+            raise UsageError(f"{path} would overwrite {source}, which is read; choose another file to write")
     with _refusals(path):
         write = _writer(path)
         if path != STANDARD_OUTPUT and path.exists() and not os.access(path, os.W_OK):
@@ -49,10 +56,11 @@ def write_output(path: Path, content: str | bytes) -> None:
         _writer(path)(encoded(content))
 
 
-def require_output_folder(folder: Path, names: Sequence[str]) -> None:
+def require_output_folder(folder: Path, names: Sequence[str], read: Iterable[Path] = ()) -> None:
     """As `require_output`, for files of a folder that is made when they are written.
 
     Raises:
+        UsageError: one of the files is one of `read`.
         StorageError: it is no folder, or one of the files cannot be written.
     """
     if folder == STANDARD_OUTPUT:
@@ -63,7 +71,7 @@ def require_output_folder(folder: Path, names: Sequence[str]) -> None:
     if not there.is_dir():
         raise StorageError(f"{folder} cannot be written: {there} is no folder; name another")
     for name in names:
-        require_output(there / name if there == folder.absolute() else there / folder.name)
+        require_output(there / name if there == folder.absolute() else there / folder.name, read)
 
 
 def write_outputs(folder: Path, files: Mapping[str, str | bytes]) -> None:
@@ -80,6 +88,14 @@ def write_outputs(folder: Path, files: Mapping[str, str | bytes]) -> None:
     finally:
         with suppress(OSError):
             folder.rmdir()  # if nothing came into it
+
+
+def _same_file(target: Path, source: Path) -> bool:
+    """By path, by a link of either kind, or on a disk that ignores case; a device takes no harm."""
+    try:
+        return target.samefile(source) and target.is_file()
+    except (OSError, ValueError):  # there is no such target yet, or it cannot be one
+        return False
 
 
 def _writer(path: Path) -> Callable[[bytes], None]:

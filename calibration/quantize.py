@@ -22,6 +22,7 @@ from vlm_trt.calibration.planning import name_of, planned
 from vlm_trt.calibration.prepare import Choices, Job, prepare
 from vlm_trt.calibration.recipe import require_max_drop
 from vlm_trt.calibration.report import (
+    NotPublishedError,
     Report,
     as_json,
     quantization_of,
@@ -58,8 +59,8 @@ def quantize(
     Returns:
         The report, also written to `reports/`, in any case.
     Raises:
-        VerificationError: the answers are too much worse; nothing but the report is written.
-        UsageError, DataSetError, PromptError, BundleError: as `prepare` has it; nothing is written.
+        NotPublishedError: the answers are too much worse; nothing but the report is written.
+        UsageError, VerificationError, DataSetError, PromptError, BundleError: as `prepare` has it; nothing is written.
         StorageError: no room, no permission, or another process quantizes graphs of the bundle.
     """
     require_max_drop(choices.recipe.max_drop if choices.max_drop is None else choices.max_drop)
@@ -157,7 +158,7 @@ def judge_published(
 def _publish(job: Job, report: Report, staging: Path, entries: tuple[GraphEntry, ...]) -> None:
     """
     Raises:
-        VerificationError: the verdict is bad; the report is in the bundle, the graphs are not.
+        NotPublishedError: the verdict is bad; the report is in the bundle, the graphs are not.
     """
     made, verdict, target = as_json(job, report), report.verdict, job.bundle.path / report.path
     if verdict is not None and not verdict.passed:
@@ -168,9 +169,10 @@ def _publish(job: Job, report: Report, staging: Path, entries: tuple[GraphEntry,
             f" The layers furthest from what they were: {costliest(report.layers)}; keep some of them in float (a "
             "recipe's [layers], or --auto, which finds them), or allow more with --max-drop."
         )
-        raise VerificationError(
+        raise NotPublishedError(
             f"{job.bundle.path}: {verdict.refusal(job.precision)}. Nothing is published.{remedy * verdict.judges} "
-            f"All of it is in {target}"
+            f"All of it is in {target}",
+            report=target,
         )
     _require_unchanged(job)
     publish_graphs(job.bundle, staging, entries, quantization_of(job))

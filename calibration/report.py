@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_trt.bundle.entries import Quantization
+from vlm_trt.bundle.errors import VerificationError
 from vlm_trt.bundle.reading import read_json
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import replace_file, storage_errors
@@ -15,6 +16,14 @@ from vlm_trt.calibration.gate import Verdict, as_text, report_path
 from vlm_trt.calibration.picture import error_picture
 from vlm_trt.calibration.prepare import Job
 from vlm_trt.calibration.rewrite import LayerError, Plan
+
+
+class NotPublishedError(VerificationError):
+    """The answers are too much worse: nothing but the report is written."""
+
+    def __init__(self, message: str, report: Path) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 @dataclass(frozen=True)

@@ -50,10 +50,7 @@ def require_drawable(target: Path, sources: Sequence[Path], parts: Sequence[Part
             f"--draw {target}: {kind} holds at most {_LONGEST[kind]} pixels a side, and the picture is "
             f"{size[0]}×{size[1]}; use .png"
         )
-    for source in sources:
-        if _same_file(target, source):
-            raise UsageError(f"--draw {target} would overwrite the picture {source}; choose another file")
-    require_output(target)
+    require_output(target, read=sources)
 
 
 def write_drawing(answer: Answer, parts: Sequence[Part], target: Path) -> None:
@@ -71,11 +68,3 @@ def write_drawing(answer: Answer, parts: Sequence[Part], target: Path) -> None:
     drawn.save(encoded, format=_FORMATS[target.suffix.lower()], quality=95)
     write_output(target, encoded.getvalue())
     say(f"wrote {target}" + ("" if places else ": the answer names no place, so it is the picture as it was"))
-
-
-def _same_file(target: Path, source: Path) -> bool:
-    """By path, by a link of either kind, or on a disk that ignores case."""
-    try:
-        return target.samefile(source)
-    except (OSError, ValueError):  # there is no such target yet, or it cannot be one
-        return False

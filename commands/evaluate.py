@@ -40,7 +40,7 @@ def run(
     **choices: Any,
 ) -> None:
     if output is not None:
-        require_output(output)
+        require_output(output, read=[Path(one) for one in (data, choices["baseline"]) if one is not None])
     choice, earlier = _choose(bundle, **choices)
     examples = _examples(choice, data, count, seed)
     _require_tasks(examples, [task for task, _ in least])

@@ -19,7 +19,8 @@ def run(path: Path, check: bool, as_json: bool) -> None:
         bundle.check_all()
         say("every file is as the manifest says (size and sha256)")
     if as_json:
-        click.echo(json.dumps(bundle.manifest.to_json(), indent=2, ensure_ascii=False))
+        left = [{"path": str(one.path), "bytes": one.bytes} for one in leftovers(bundle)]
+        click.echo(json.dumps({**bundle.manifest.to_json(), "leftovers": left}, indent=2, ensure_ascii=False))
         return
     click.echo(printable("\n".join(_description(bundle))))
 

@@ -56,7 +56,7 @@ def run(
         raise UsageError("--stage says what --check looks at; give an earlier profile with it")
     earlier = None if check is None else read_profile(check)
     if output is not None:
-        require_output_folder(output, _FILES)
+        require_output_folder(output, _FILES, read=[] if check is None else [check])
         if output.resolve().is_relative_to(bundle.resolve()):
             open_to_write(bundle, say)
     choice = choose(bundle, precision=where["precision"], **_options(**where))

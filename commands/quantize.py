@@ -11,7 +11,7 @@ from vlm_trt.calibration.gate import Verdict
 from vlm_trt.calibration.prepare import Choices
 from vlm_trt.calibration.quantize import quantize
 from vlm_trt.calibration.recipe import read_recipe
-from vlm_trt.calibration.report import Report
+from vlm_trt.calibration.report import NotPublishedError, Report
 from vlm_trt.commands.terminal import byte_bar, count_bar, say, size, table
 from vlm_trt.evaluation.dataset import SYNTHETIC, DataSet, read_data
 from vlm_trt.evaluation.synthetic import synthetic
@@ -41,7 +41,12 @@ def run(
     asked = None if evaluate == NOBODY else questions(bundle, evaluate, count)
     if choices.recipe.needs_samples and samples == SYNTHETIC:
         say("samples: drawn scenes; give pictures and questions of your own with --samples")
-    report = quantize(bundle, choices, asked, say, byte_bar, count_bar)
+    try:
+        report = quantize(bundle, choices, asked, say, byte_bar, count_bar)
+    except NotPublishedError as refused:
+        if as_json:
+            click.echo(refused.report.read_text(encoding="utf-8"), nl=False)
+        raise
     if as_json:
         click.echo((bundle / report.path).read_text(encoding="utf-8"), nl=False)
     else:

@@ -173,6 +173,7 @@ def test_synthetic_scenes_are_asked(verified: Bundle, monkeypatch: pytest.Monkey
         (["--baseline", "nothing.json"], 2, "nothing.json cannot be read: No such file or directory; give a result"),
         (["--baseline", "."], 7, "holds no bundle.json, so it is no bundle"),
         (["--baseline-precision", "fp16"], 2, "--baseline-precision needs a bundle as --baseline; give one, or leave"),
+        (["-o", "DATA"], 2, r"\.jsonl would overwrite .*\.jsonl, which is read; choose another file to write"),
         (["-o", "."], 9, r"\. cannot be written: it is a folder; name another file"),
         (
             ["-o", "nowhere/result.json"],
@@ -188,7 +189,8 @@ def test_a_wrong_request_is_refused_before_anything_is_loaded(
     verified: Bundle, data: Path, options: list[str], code: int, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vlm_trt.runtime.model.open_engine", lambda *_: pytest.fail("a graph was loaded"))
-    done = vlm_trt("evaluate", verified("ntk-256"), "--data", data, *options)
+    named = [str(data) if one == "DATA" else one for one in options]
+    done = vlm_trt("evaluate", verified("ntk-256"), "--data", data, *named)
     assert done.exit_code == code and re.search(sentence, done.stderr), done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""
 

@@ -49,15 +49,28 @@ def test_what_was_not_judged_is_judged_by_verify(bundle: Path, tmp_path: Path) -
     assert answered.exit_code == 0, answered.stderr
 
 
-@pytest.mark.parametrize("drop", [1e9, float("nan")])
-def test_an_edited_report_does_not_let_bad_answers_pass(
-    drop: float, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Activations cut where half of them lie, and a report that says any loss is allowed."""
-    monkeypatch.setattr("vlm_trt.commands.quantize.COUNT", 24)
+@pytest.fixture
+def too_coarse(tmp_path: Path) -> Path:
+    """A recipe that cuts activations where half of them lie."""
     recipe = tmp_path / "own.toml"
     recipe.write_text('kind = "int8"\nmax_drop = 0.0\nobserver = "percentile"\npercentile = 50\n')
-    done = vlm_trt("quantize", bundle, "--recipe", recipe, "--evaluate", "none")
+    return recipe
+
+
+def test_json_tells_of_a_refusal_too(bundle: Path, too_coarse: Path) -> None:
+    done = vlm_trt("quantize", bundle, "--recipe", too_coarse, "--count", 24, "--json")
+    assert done.exit_code == 5 and "Nothing is published" in done.stderr, done.stderr
+    judged = json.loads(done.stdout)["judged"]
+    assert not judged["passed"] and "all together fell" in " ".join(judged["failures"])
+
+
+@pytest.mark.parametrize("drop", [1e9, float("nan")])
+def test_an_edited_report_does_not_let_bad_answers_pass(
+    drop: float, bundle: Path, too_coarse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report that says any loss is allowed."""
+    monkeypatch.setattr("vlm_trt.commands.quantize.COUNT", 24)
+    done = vlm_trt("quantize", bundle, "--recipe", too_coarse, "--evaluate", "none")
     assert done.exit_code == 0, done.stderr
     report = bundle / "reports" / "quantization-int8.json"
     written = json.loads(report.read_text())
