@@ -1,5 +1,6 @@
 """What the host has: free memory, asked before work that the system would otherwise end in the middle, and GPUs."""
 
+import ctypes
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,13 @@ def available_bytes() -> int | None:
         return None
     lines = (line.split() for line in MEMINFO.read_text().splitlines())
     return next((int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:"), None)
+
+
+def give_back_memory() -> None:
+    """Gives the system what was freed and kept for later, which for weights of many sizes is gigabytes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 def query_gpus(*fields: str) -> list[tuple[str, ...]]:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.host import give_back_memory
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import precision_of
 from vlm_trt.probing.parts import Part, cut
@@ -69,7 +70,7 @@ class DeferredSession:
         self._file, self.parts, self._options, self._progress = file, parts, options, progress
         self._calls: list[Call] = []
 
-    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
+    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding], *, repeats: bool = False) -> None:
         """Notes a run: its inputs as they are now, its outputs' memory, which has to stay."""
         both = {**inputs, **outputs}
         self._calls.append(
@@ -99,11 +100,11 @@ class DeferredSession:
                     if at == len(self.parts) - 1:
                         done(call.outputs)
                 del session
+            give_back_memory()
         self._calls.clear()
 
     def _load(self, part: Part) -> onnxruntime.InferenceSession:
         options = self._options(self._file)
-        options.enable_cpu_mem_arena = False  # which would keep the memory of the largest run
         folder = str(self._file.parent)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         try:

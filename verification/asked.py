@@ -4,18 +4,23 @@ from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.families.family import Family, Tokenizer
 from vlm_trt.families.images import decode_image
 from vlm_trt.verification.expected import Floats
-from vlm_trt.verification.passages import NEW_TOKENS, PICTURES, Passage, passages
+from vlm_trt.verification.passages import PICTURES, WHOLE, Extent, Passage, passages
 from vlm_trt.verification.samples import picture, samples
 
 _PROMPTS = ("one_image", "swapped_image", "text")
 
 
-def asked(family: Family, tokenizer: Tokenizer, model: ModelConfig, limits: Limits) -> tuple[list[Passage], Floats]:
+def asked(
+    family: Family, tokenizer: Tokenizer, model: ModelConfig, limits: Limits, extent: Extent = WHOLE
+) -> tuple[list[Passage], Floats]:
     """The passages, and the pixels of every picture [pictures, 3, H, W]; the same at every call.
 
+    Args:
+        family, tokenizer, model, limits: of the bundle.
+        extent: how long the passages are.
     Raises:
         VerificationError: not even one picture fits the bundle's cache.
     """
-    prompts = [one for one in samples(family, tokenizer, model, limits, NEW_TOKENS) if one.name in _PROMPTS]
+    prompts = [one for one in samples(family, tokenizer, model, limits, extent.new_tokens) if one.name in _PROMPTS]
     pictures = [decode_image(picture(seed), f"picture {seed}") for seed in range(PICTURES)]
-    return passages(family, model, limits, prompts), family.preprocess(pictures, model.vision.image_size)
+    return passages(family, model, limits, prompts, extent), family.preprocess(pictures, model.vision.image_size)

@@ -10,7 +10,7 @@ from vlm_trt.bundle.needs import Needs
 from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
 from vlm_trt.families.family import Family
 from vlm_trt.probing.part_size import PART_BYTES
-from vlm_trt.verification.passages import PICTURES, positions
+from vlm_trt.verification.passages import PICTURES, SHORT, WHOLE, positions
 
 # Graphs with more weights than this, in fp32, are run in parts.
 IN_PARTS_ABOVE_BYTES = 4 << 30
@@ -51,7 +51,10 @@ def verification_needs(family: Family, model: ModelConfig, limits: Limits, preci
         limits: of the bundle.
         precision: of the float graphs that are verified.
     """
-    seen, read = PICTURES + limits.max_images + 1, positions(model, limits)
+    seen, read = (
+        PICTURES + limits.max_images + 1,
+        positions(model, limits, SHORT if runs_in_parts(family, model) else WHOLE),
+    )
     looks = 2 if precision is Precision.FP32 else 3  # the model, the graphs as stored and, of fp16, as they run here
     towers = 2 * _values(family, model, Component.VISION_ENCODER) * model.vision.patches * seen
     decoder = (

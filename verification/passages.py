@@ -13,18 +13,29 @@ from numpy.typing import NDArray
 
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.families.family import Family
+from vlm_trt.families.messages import Prompt
 from vlm_trt.verification.samples import Sample
 
 Ints = NDArray[np.int64]
 
 # Pictures that every verification draws; a prompt with more repeats them.
 PICTURES = 3
-# Tokens decoded after a prompt.
-NEW_TOKENS = 6
 # Rows of each picture in the passage with the most pictures a prompt can hold: all of a picture's where they are few.
 _ROWS_OF_EACH = 8
-# Lengths of prefills, none like the one before: they end within words, pictures and the window's steps.
-_CHUNKS = (1, 24, 2, 37, 5, 64, 3, 31, 17)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How long the passages are."""
+
+    picture_rows: int  # of each picture in a prompt, at most all
+    new_tokens: int  # decoded after a prompt
+    chunks: tuple[int, ...]  # lengths of prefills, none like another: they end within words, pictures and windows
+
+
+WHOLE = Extent(1 << 24, 6, (1, 24, 2, 37, 5, 64, 3, 31, 17))
+# For models so large that their weights are read anew for every run: a third of the arithmetic, half of the runs.
+SHORT = Extent(64, 2, (1, 24, 5, 37))
 
 
 @dataclass(frozen=True)
@@ -47,13 +58,16 @@ class Passage:
         return bool((self.positions == np.arange(len(self.ids))).all())
 
 
-def passages(family: Family, model: ModelConfig, limits: Limits, prompts: Sequence[Sample]) -> list[Passage]:
+def passages(
+    family: Family, model: ModelConfig, limits: Limits, prompts: Sequence[Sample], extent: Extent = WHOLE
+) -> list[Passage]:
     """One for each thing that a graph may get wrong, as short as that allows.
 
     Args:
         family: makes positions.
         model, limits: of the bundle.
         prompts: "one_image", "swapped_image" and "text" of `samples`, where they fit.
+        extent: how long they are.
     Returns:
         The passages of separate slots first, then one per slot, of equal length, to be decoded together.
     """
@@ -61,29 +75,40 @@ def passages(family: Family, model: ModelConfig, limits: Limits, prompts: Sequen
     made: list[Passage] = []
     for at, sample in enumerate(prompts):
         prompt, chunked = sample.prompt, sample.name == "swapped_image"
-        forced = tuple(int(one) for one in rng.integers(0, vocabulary, NEW_TOKENS))
-        ends = _chunked(len(prompt.ids)) if chunked else (len(prompt.ids),)
+        ids, rows = _with_rows(prompt, model.resampler.queries, extent.picture_rows)
+        forced = tuple(int(one) for one in rng.integers(0, vocabulary, extent.new_tokens))
+        ends = _chunked(len(ids), extent.chunks) if chunked else (len(ids),)
         made.append(
             Passage(
                 name=sample.name,
                 stage="chunked_prefill" if chunked else "prefill",
                 slot=at * (limits.max_batch - 1) // 2 % limits.max_batch,
-                ids=(*prompt.ids, *forced),
-                positions=np.arange(len(prompt.ids) + NEW_TOKENS),
-                rows=prompt.image_rows(len(prompt.ids) + NEW_TOKENS),
+                ids=(*ids, *forced),
+                positions=np.arange(len(ids) + len(forced)),
+                rows=np.append(rows, np.full(len(forced), -1)),
                 pictures=tuple(int(chunked) for _ in prompt.images),
-                rope_alpha=family.rope_alpha(model.decoder, len(prompt.ids)),
-                ends=(*ends, *(len(prompt.ids) + step + 1 for step in range(NEW_TOKENS))),
+                rope_alpha=family.rope_alpha(model.decoder, len(ids)),
+                ends=(*ends, *(len(ids) + step + 1 for step in range(len(forced)))),
             )
         )
     made.append(_most_pictures(family, model, limits, rng))
-    made.append(_to_the_end(family, model, limits, rng))
+    made.append(_to_the_end(family, model, limits, extent.chunks, rng))
     return [*made, *(_in_slot(slot, model, rng) for slot in range(limits.max_batch))]
 
 
-def _chunked(length: int) -> tuple[int, ...]:
+def _with_rows(prompt: Prompt, queries: int, count: int) -> tuple[tuple[int, ...], Ints]:
+    """The prompt's ids and the row of its pictures' features at each, −1 for text: `count` rows of each picture, from
+    its first to its last.
+    """
+    rows = prompt.image_rows(len(prompt.ids))
+    chosen = np.linspace(0, queries - 1, min(count, queries)).round().astype(np.int64)
+    kept = (rows < 0) | np.isin(rows % queries, chosen)
+    return tuple(int(one) for one in np.array(prompt.ids)[kept]), rows[kept]
+
+
+def _chunked(length: int, chunks: Sequence[int]) -> tuple[int, ...]:
     """Ends of prefills of a prompt, of irregular length."""
-    ends = [end for end in accumulate(_CHUNKS) if end < length]
+    ends = [end for end in accumulate(chunks) if end < length]
     return (*ends, length)
 
 
@@ -119,14 +144,16 @@ def pattern(count: int) -> tuple[int, ...]:
     return (1, *(2 * (at % 2) for at in range(1, count)))
 
 
-def _to_the_end(family: Family, model: ModelConfig, limits: Limits, rng: np.random.Generator) -> Passage:
+def _to_the_end(
+    family: Family, model: ModelConfig, limits: Limits, chunks: Sequence[int], rng: np.random.Generator
+) -> Passage:
     """Prefills all over the cache and decode steps at its last positions; what lies between is not looked at."""
     room = limits.max_seq_tokens - 2
-    stride = max(1, room // len(_CHUNKS))
+    stride = max(1, room // len(chunks))
     positions: list[int] = []
     ends: list[int] = []
-    for at, length in enumerate(_CHUNKS):
-        last = at == len(_CHUNKS) - 1
+    for at, length in enumerate(chunks):
+        last = at == len(chunks) - 1
         taken = min(length, stride)
         start = room - taken if last else at * stride
         positions += range(start, start + taken)
@@ -161,8 +188,8 @@ def _in_slot(slot: int, model: ModelConfig, rng: np.random.Generator) -> Passage
     )
 
 
-def positions(model: ModelConfig, limits: Limits) -> int:
+def positions(model: ModelConfig, limits: Limits, extent: Extent) -> int:
     """About how many ids all passages have together."""
-    prompts = 2 * (model.resampler.queries + 50) + 40 + 3 * NEW_TOKENS
+    prompts = 2 * (min(extent.picture_rows, model.resampler.queries) + 50) + 40 + 3 * extent.new_tokens
     pictures = most_pictures(model, limits) * (min(model.resampler.queries, _ROWS_OF_EACH) + 1)
-    return prompts + pictures + sum(_CHUNKS) + 9 * limits.max_batch
+    return prompts + pictures + sum(extent.chunks) + 9 * limits.max_batch

@@ -4,8 +4,9 @@ All pictures, and all ids of all passages, go through a layer while it is in mem
 in the memory of its largest layer, and its checkpoint is read once for the pictures and once for the text.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,24 +22,38 @@ from vlm_trt.exporter.modules.resampler import Resampler
 from vlm_trt.exporter.modules.vision_encoder import VisionEncoder
 from vlm_trt.exporter.weight_stream import load_weights
 from vlm_trt.families.family import Family
+from vlm_trt.families.weights import Weight
 from vlm_trt.verification.passages import Passage
 
 Floats = NDArray[np.float32]
+Values = Callable[[Sequence[Weight]], Mapping[str, Tensor]]
+
+
+def values_of(checkpoint: Checkpoint, model: ModelConfig) -> Values:
+    """The weights that a checkpoint makes of its tensors."""
+    return lambda weights: load_weights(weights, model, checkpoint)
 
 
 class StreamedReference:
     """Shown equal to the original implementation by the golden tests."""
 
     def __init__(
-        self, checkpoint: Checkpoint, model: ModelConfig, family: Family, progress: Callable[[str], None]
+        self,
+        values: Values,
+        model: ModelConfig,
+        family: Family,
+        progress: Callable[[str], None],
+        device: str = "cpu",
     ) -> None:
         """
         Args:
-            checkpoint, model, family: whose numbers, sizes and layout.
+            values: gives weights in fp32, by name: those of a checkpoint with `values_of`.
+            model, family: sizes and layout.
             progress: told which layer is computed.
+            device: torch's name of where it computes, and where `values` puts them.
         """
-        self.model, self._family, self._checkpoint = model, family, checkpoint
-        self._progress = progress
+        self.model, self._family, self._values = model, family, values
+        self._progress, self._device = progress, device
         self._weights = family.weight_map(model).weights
 
     def vision(self, pixels: Floats) -> tuple[Floats, Floats]:
@@ -52,7 +67,7 @@ class StreamedReference:
         module = self._skeleton(Component.VISION_ENCODER)
         assert isinstance(module, VisionEncoder)
         with self._filled(Component.VISION_ENCODER, module, ""):
-            residual = module.pre_norm(module.patch_embedding(torch.from_numpy(pixels)) + module.position_embedding)
+            residual = module.pre_norm(module.patch_embedding(self._tensor(pixels)) + module.position_embedding)
         for at, layer in enumerate(module.layers):
             with self._filled(Component.VISION_ENCODER, layer, f"layers.{at}."):
                 self._progress(f"the model's vision encoder: layer {at + 1} of {len(module.layers)}")
@@ -65,7 +80,7 @@ class StreamedReference:
         module = self._skeleton(Component.RESAMPLER)
         assert isinstance(module, Resampler)
         with self._filled(Component.RESAMPLER, module, ""):
-            return _numpy(module(torch.from_numpy(vision_features)))
+            return _numpy(module(self._tensor(vision_features)))
 
     @torch.inference_mode()
     def logits(self, passages: Sequence[Passage], features: Floats) -> list[Floats]:
@@ -78,11 +93,11 @@ class StreamedReference:
         module = self._skeleton(Component.DECODER)
         assert isinstance(module, Decoder)
         ids, rows, step = self._packed(passages)
-        stacked = torch.from_numpy(features).flatten(0, 1)
+        stacked = self._tensor(features).flatten(0, 1)
         with self._filled(Component.DECODER, module.embedding, "embedding."):
             residual = module.embed(ids, stacked, rows)
         decoder = self.model.decoder
-        empty = torch.zeros(1, decoder.kv_heads, ids.shape[1], decoder.head_dim)
+        empty = torch.zeros(1, decoder.kv_heads, ids.shape[1], decoder.head_dim, device=self._device)
         for at, layer in enumerate(module.layers):
             with self._filled(Component.DECODER, layer, f"layers.{at}."):
                 self._progress(f"the model's decoder: layer {at + 1} of {decoder.layers}")
@@ -107,13 +122,16 @@ class StreamedReference:
             rows.append(np.where(one.rows < 0, -1, pictures[places // queries] * queries + places % queries))
             table = self._family.position_table(self.model.decoder, one.rope_alpha, int(one.positions[-1]) + 1)
             tables.append((table.cos[one.positions], table.sin[one.positions], table.query_scale[one.positions]))
-        cos, sin, scale = (torch.from_numpy(np.concatenate(part)) for part in zip(*tables, strict=True))
-        owner = torch.from_numpy(np.repeat(np.arange(len(passages)), [len(one.ids) for one in passages]))
+        cos, sin, scale = (self._tensor(np.concatenate(part)) for part in zip(*tables, strict=True))
+        owner = self._tensor(np.repeat(np.arange(len(passages)), [len(one.ids) for one in passages]))
         mask = (owner[:, None] == owner[None]).tril()[None, None]
         query_scale = scale[None, None, :, None] if self.model.decoder.logn_attention else None
-        every = [token for one in passages for token in one.ids]
-        step = Step(cos[None], sin[None], query_scale, mask, torch.zeros(1, dtype=torch.int64), len(every))
-        return torch.tensor([every]), torch.from_numpy(np.concatenate(rows))[None], step
+        every = np.array([token for one in passages for token in one.ids])
+        step = Step(cos[None], sin[None], query_scale, mask, self._tensor(np.zeros(1, np.int64)), len(every))
+        return self._tensor(every)[None], self._tensor(np.concatenate(rows))[None], step
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
 
     def _skeleton(self, component: Component) -> nn.Module:
         """The component's module without weights."""
@@ -136,7 +154,7 @@ class StreamedReference:
             and weight.name.startswith(prefix)
             and (prefix or not _in_layer(weight.name))
         ]
-        values = load_weights(own, self.model, self._checkpoint)
+        values = self._values(own)
         named = {name.removeprefix(prefix): value for name, value in values.items()}
         missing = part.load_state_dict(named, strict=False, assign=True)
         assert not missing.unexpected_keys and all(map(_in_layer, missing.missing_keys)), missing
@@ -152,5 +170,5 @@ def _in_layer(name: str) -> bool:
 
 
 def _numpy(tensor: Tensor) -> Floats:
-    values: Floats = tensor.numpy()
+    values: Floats = tensor.cpu().numpy()
     return values

@@ -185,8 +185,8 @@ class _Kept:
         self.rows: list[Floats] = []  # per run [batch, vocab]
         self.count = 0  # runs asked for
 
-    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
-        self._session.run(inputs, outputs)
+    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding], *, repeats: bool = False) -> None:
+        self._session.run(inputs, outputs, repeats=repeats)
         self.count += 1
         if not isinstance(self._session, DeferredSession):
             self._keep(outputs)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.host import give_back_memory
 from vlm_trt.bundle.leftovers import open_to_write
 from vlm_trt.bundle.progress import MakeBar, no_bar
 from vlm_trt.bundle.signature import Precision
@@ -27,6 +28,7 @@ from vlm_trt.verification.figures import Figures
 from vlm_trt.verification.graph_reference import GraphReference
 from vlm_trt.verification.identity import checkpoint_of
 from vlm_trt.verification.memory import require_memory, runs_in_parts
+from vlm_trt.verification.passages import SHORT, WHOLE
 
 Progress = Callable[[str], None]
 
@@ -91,8 +93,12 @@ def verify(
     else:
         truth = _graphs(bundle, chosen, members, engines, progress)
     tokenizer = members.load_tokenizer(bundle.path / bundle.manifest.tokenizer.path, bundle.manifest.model)
-    expected = expect(truth, *asked(members, tokenizer, bundle.manifest.model, bundle.manifest.limits))
-    for at, (label, one) in enumerate(_backends(backend, bundle, chosen, progress).items()):
+    backends = _backends(backend, bundle, chosen, progress)
+    model, limits = bundle.manifest.model, bundle.manifest.limits
+    extent = SHORT if any(isinstance(one, InParts) for one in backends.values()) else WHOLE
+    expected = expect(truth, *asked(members, tokenizer, model, limits, extent))
+    give_back_memory()
+    for at, (label, one) in enumerate(backends.items()):
         what = f"engines of {engines[0].variant}" if engines else "graphs"
         progress(f"load the {chosen} {what} on {backend.name}{label}")
         # What was compared as it is stored already; large graphs are not worth another quarter of an hour.
@@ -127,11 +133,12 @@ def _audited(bundle: Bundle, against: Path | None, precision: Precision, byte_ba
 
 
 def _model(bundle: Bundle, against: Path | None, precision: Precision, members: Family, progress: Progress) -> Truth:
-    from vlm_trt.verification.streamed import StreamedReference
+    from vlm_trt.verification.streamed import StreamedReference, values_of
 
     source = checkpoint_of(bundle, against)
     require_memory(members, bundle.manifest.model, bundle.manifest.limits, precision)
-    return StreamedReference(source, bundle.manifest.model, members, progress)
+    model = bundle.manifest.model
+    return StreamedReference(values_of(source, model), model, members, progress)
 
 
 def _graphs(

@@ -10,7 +10,7 @@ from vlm_trt.families.family import family
 from vlm_trt.families.images import decode_image
 from vlm_trt.families.qwen_vl.config import read_config
 from vlm_trt.verification.passages import Passage
-from vlm_trt.verification.streamed import StreamedReference
+from vlm_trt.verification.streamed import StreamedReference, values_of
 
 RELATIVE = 1e-4  # fp32, of the recorded array's largest magnitude
 
@@ -21,7 +21,7 @@ def test_the_streamed_model_is_the_original(variant: str) -> None:
     folder, kind = variant_folder(variant) / "checkpoint", family("qwen_vl")
     model = read_config(folder)
     told: list[str] = []
-    reference = StreamedReference(Checkpoint(folder), model, kind, told.append)
+    reference = StreamedReference(values_of(Checkpoint(folder), model), model, kind, told.append)
     cases = [golden_prompt(variant, case) for case in CASES]
     images = [image for prompt, _ in cases for image in prompt.images]
     pictures = [decode_image(image.data, image.name) for image in images]

@@ -28,7 +28,8 @@ from vlm_trt.verification.checks import check_decoder, features_of
 from vlm_trt.verification.expected import expect
 from vlm_trt.verification.figures import TOLERANCES, compare, failure
 from vlm_trt.verification.memory import needed_bytes, require_memory
-from vlm_trt.verification.streamed import StreamedReference
+from vlm_trt.verification.passages import WHOLE, Extent
+from vlm_trt.verification.streamed import StreamedReference, values_of
 from vlm_trt.verification.trial import Trial, vision_runs
 from vlm_trt.verification.verify import verify
 
@@ -178,14 +179,19 @@ def test_a_graph_that_takes_its_weights_from_elsewhere_is_not_even_loaded(
     assert Bundle.open(path).manifest.verification(Precision.FP32) is None
 
 
-def test_a_chain_that_sees_another_picture_fails(exported: Callable[..., Path]) -> None:
-    """As a wrong order of pictures between the graphs would."""
+@pytest.mark.parametrize("extent", [WHOLE, Extent(5, 2, (1, 24, 5, 37))])
+def test_a_chain_that_sees_another_picture_fails(extent: Extent, exported: Callable[..., Path]) -> None:
+    """As a wrong order of pictures between the graphs would; also where a prompt holds some rows of its picture."""
     bundle, kind = Bundle.open(exported("ntk-256")), family("qwen_vl")
     manifest, tolerance = bundle.manifest, TOLERANCES[Precision.FP32]
     tokenizer = kind.load_tokenizer(bundle.path / manifest.tokenizer.path, manifest.model)
     checkpoint = Checkpoint(GOLDEN / "ntk-256" / "checkpoint")
-    passages, pixels = asked(kind, tokenizer, manifest.model, manifest.limits)
-    expected = expect(StreamedReference(checkpoint, manifest.model, kind, lambda _: None), passages[:1], pixels)
+    passages, pixels = asked(kind, tokenizer, manifest.model, manifest.limits, extent)
+    last = manifest.model.resampler.queries - 1
+    rows = [int(row) for row in passages[0].rows if row >= 0]
+    assert rows[0] == 0 and rows[-1] == last and len(rows) == min(extent.picture_rows, last + 1)
+    reference = StreamedReference(values_of(checkpoint, manifest.model), manifest.model, kind, lambda _: None)
+    expected = expect(reference, passages[:1], pixels)
     trial = Trial(open_engine(bundle, Precision.FP32, CpuBackend(threads=1)), kind)
     features = features_of(list(trial.vision(pixels, vision_runs(manifest.limits.max_images, len(pixels)))))
     assert check_decoder(trial.decoder(passages[:1], features), expected, "", tolerance).failures == ()
