@@ -82,7 +82,14 @@ class ProbedSession(OrtSession):
         super().__init__(file, options, model=as_bytes(model))
         self._see = look
 
-    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding], options: object = None) -> None:
+    def run(
+        self,
+        inputs: Mapping[str, Binding],
+        outputs: Mapping[str, Binding],
+        *,
+        repeats: bool = False,
+        options: object = None,
+    ) -> None:
         for shown in self._shown:  # first of all outputs, so that they are the first ones given back; shapes vary
             self._io.bind_output(shown, "cpu")
         super().run(inputs, outputs)

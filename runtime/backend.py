@@ -7,6 +7,7 @@ here copies: a tensor is bound as an address, so that a cache slot is a pointer 
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,40 @@ NUMPY_DTYPES: dict[str, type[np.generic]] = {
     "bfloat16": np.uint16,
     "int64": np.int64,
 }
+
+
+WINDOW_STEP = 32
+
+
+class StepShapes(StrEnum):
+    """Which shapes decode steps have: fewer different ones repeat more, larger ones cost more."""
+
+    CLOSE = (
+        "close"  # the window grows in steps, so that shapes repeat; the copy of the last few positions costs nothing
+    )
+    FEW = "few"  # window and rows double: what is captured for a shape stays in memory
+    WHOLE_WINDOW = "whole window"  # attention reads the whole cache in place
+
+    def window(self, needed: int, longest: int) -> int:
+        """How many positions a step looks at."""
+        match self:
+            case StepShapes.CLOSE:
+                return rounded_window(needed, longest)
+            case StepShapes.FEW:
+                return min(WINDOW_STEP << (-(-needed // WINDOW_STEP) - 1).bit_length(), longest)
+            case StepShapes.WHOLE_WINDOW:
+                return longest
+
+    def rows(self, first: int, count: int, most: int) -> tuple[int, int]:
+        """The first of the rows of the cache that a step is given, and how many, where some of them have to be."""
+        if self is not StepShapes.FEW:
+            return first, count
+        return 0, min(1 << (first + count - 1).bit_length(), most)
+
+
+def rounded_window(needed: int, longest: int) -> int:
+    """At least `needed` positions, in steps: a multiple of eight is what fused attention kernels take."""
+    return min(-(-needed // WINDOW_STEP) * WINDOW_STEP, longest)
 
 
 @dataclass(frozen=True)
@@ -90,9 +125,12 @@ class Buffer(Protocol):
 class Session(Protocol):
     """A loaded graph or engine."""
 
-    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
+    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding], *, repeats: bool = False) -> None:
         """Runs on the bound memory.
 
+        Args:
+            inputs, outputs: every tensor of the graph, by name.
+            repeats: the run will come again with the same shapes and addresses, so that capturing it pays.
         Raises:
             ResourceError: not enough memory.
             VlmTrtError: the graph refuses an input; the message names it.
@@ -104,7 +142,7 @@ class Backend(Protocol):
 
     name: str
     precisions: tuple[Precision, ...]  # what it can run, the preferred first
-    whole_window: bool  # whether a decode step always looks at the whole cache
+    steps: "StepShapes"  # of decoding
     overlaps: bool  # whether pictures can be encoded beside decode steps, in another thread, at little cost
 
     def engines(self, bundle: Bundle, precision: Precision) -> tuple[EngineEntry, ...]:

@@ -1,6 +1,7 @@
 """One NVIDIA GPU through cuda-bindings: memory, streams, copies, graphs. Every return code is looked at."""
 
 import ctypes
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class CudaGpu:
         )
         properties = _checked("cudaGetDeviceProperties", cudart.cudaGetDeviceProperties(device_id))
         self.target = f"sm{major}{minor}"
-        self.description = properties.name.split(b"\0")[0].decode()
+        self.description = f"{properties.name.split(bytes(1))[0].decode()}, driver {_driver_version()}"
         self._handles: dict[int, Any] = {}  # cuda-bindings' objects behind our numbers
 
     def use(self) -> None:
@@ -91,6 +92,7 @@ class CudaGpu:
             work()
         finally:  # the stream must leave capture mode, whatever happened
             ended = cudart.cudaStreamEndCapture(handle)
+            cudart.cudaGetLastError()  # what a refused capture leaves would be taken for a failure of what runs next
         graph = _checked("cudaStreamEndCapture", ended)
         try:
             executable = _checked("cudaGraphInstantiate", cudart.cudaGraphInstantiate(graph, 0))
@@ -108,6 +110,16 @@ class CudaGpu:
         number = int(handle)
         self._handles[number] = handle
         return number
+
+
+def _driver_version() -> str:
+    """Of the driver itself where the kernel tells, else of the CUDA that it knows."""
+    try:
+        found = re.search(r"\d+\.\d+(\.\d+)?", _DRIVER.read_text())
+    except OSError:
+        found = None
+    known = int(_checked("cudaDriverGetVersion", cudart.cudaDriverGetVersion()))
+    return found.group() if found else f"for CUDA {known // 1000}.{known % 1000 // 10}"
 
 
 def cuda_works() -> bool:

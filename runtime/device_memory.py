@@ -3,10 +3,12 @@
 import ctypes
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
 
 import numpy as np
 
+from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.bundle.signature import DTYPE_BYTES
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding
 from vlm_trt.runtime.gpu import Gpu
@@ -19,10 +21,21 @@ class DeviceMemory:
         self.gpu = gpu
         self._stream = gpu.open_stream()
         self._pinned: dict[int, int] = {}  # address → bytes
+        self._blocks = Blocks(gpu)
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> "DeviceBuffer":
-        """Zeroed device memory."""
-        return DeviceBuffer(self, shape, dtype)
+        """Zeroed device memory.
+
+        Raises:
+            ResourceError: the GPU has too little.
+        """
+        size = max(1, prod(shape) * DTYPE_BYTES[dtype])
+        address, reused = self._blocks.take(size)
+        if reused:
+            self.clear(address, size)
+        buffer = DeviceBuffer(self, address, shape, dtype)
+        weakref.finalize(buffer, self._blocks.give, size, address)
+        return buffer
 
     def upload(self, array: Array, dtype: str) -> "DeviceBuffer":
         """Host values on the device."""
@@ -64,11 +77,12 @@ class DeviceMemory:
         weakref.finalize(memory, self._free_pinned, address)
         return np.ctypeslib.as_array(memory).view(NUMPY_DTYPES[dtype]).reshape(shape)
 
-    def is_pinned(self, binding: Binding) -> bool:
-        """Whether a host binding lies in pinned memory of ours."""
+    def pinned_room(self, binding: Binding) -> int:
+        """Bytes from a host binding to the end of the pinned memory of ours that it lies in; 0 where in none."""
         # A copy is made in one go, while the picture thread takes and frees memory. A lock could not be held: memory is
         # freed by the garbage collector too, at any moment, in any thread.
-        return any(start <= binding.address < start + size for start, size in self._pinned.copy().items())
+        ends = (start + size for start, size in self._pinned.copy().items() if start <= binding.address)
+        return max((end - binding.address for end in ends if binding.address < end), default=0)
 
     def _copy(self, target: int, source: int, size_bytes: int) -> None:
         if size_bytes:
@@ -80,14 +94,49 @@ class DeviceMemory:
         self.gpu.free_pinned(address)
 
 
-class DeviceBuffer:
-    """Device memory; freed with the object."""
+class Blocks:
+    """Device memory that was given back is kept for the next buffer of its size: cudaMalloc and cudaFree wait for the
+    device, and every picture brings two buffers.
+    """
 
-    def __init__(self, memory: DeviceMemory, shape: tuple[int, ...], dtype: str) -> None:
-        self.shape, self.dtype, self._memory = shape, dtype, memory
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self._kept: dict[int, list[int]] = {}  # bytes → addresses
+        weakref.finalize(self, _free, gpu, self._kept)
+
+    def take(self, size_bytes: int) -> tuple[int, bool]:
+        """An address, and whether something was there before; else it is zeroed.
+
+        Raises:
+            ResourceError: the GPU has too little, also without what is kept.
+        """
+        with suppress(KeyError, IndexError):
+            return self._kept[size_bytes].pop(), True
+        try:
+            return self._gpu.allocate(size_bytes), False
+        except ResourceError:
+            _free(self._gpu, self._kept)
+            return self._gpu.allocate(size_bytes), False
+
+    def give(self, size_bytes: int, address: int) -> None:
+        """Nothing uses it any more: every run has ended when it returns. Called at any moment, in any thread, by the
+        garbage collector, so that no lock can be held; each of the two calls is one of the interpreter's.
+        """
+        self._kept.setdefault(size_bytes, []).append(address)
+
+
+def _free(gpu: Gpu, kept: dict[int, list[int]]) -> None:
+    for addresses in list(kept.values()):
+        while addresses:
+            gpu.free(addresses.pop())
+
+
+class DeviceBuffer:
+    """Device memory; given back with the object."""
+
+    def __init__(self, memory: DeviceMemory, address: int, shape: tuple[int, ...], dtype: str) -> None:
+        self.address, self.shape, self.dtype, self._memory = address, shape, dtype, memory
         self._row_bytes = prod(shape[1:]) * DTYPE_BYTES[dtype]
-        self.address = memory.gpu.allocate(max(1, shape[0] * self._row_bytes))
-        weakref.finalize(self, memory.gpu.free, self.address)
 
     def rows(self, first: int, count: int) -> Binding:
         assert first >= 0 and first + count <= self.shape[0]

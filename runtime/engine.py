@@ -12,12 +12,9 @@ from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import NotFiniteError, PromptError, VlmTrtError
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.families.family import PositionTable
-from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host
+from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host, rounded_window
 from vlm_trt.runtime.cache import KVCache
 from vlm_trt.runtime.in_use import InUse
-
-# The window of a decode step grows in these steps, so that shapes repeat; the copy of the last few costs nothing.
-WINDOW_STEP = 32
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -42,11 +39,11 @@ class Engine:
         precision: Precision,
         backend: Backend,
         sessions: Mapping[Component, Session],
+        cache: KVCache,
     ) -> None:
         self.model, self.limits, self.precision, self.backend = model, limits, precision, backend
-        self.sessions = sessions
+        self.sessions, self.cache = sessions, cache
         self.in_use = InUse()
-        self.cache = KVCache(backend, model, limits, precision)
         decoder, batch = model.decoder, limits.max_batch
         self._positions = backend.host((limits.max_seq_tokens,), "int64")
         self._positions[:] = np.arange(limits.max_seq_tokens)
@@ -118,7 +115,7 @@ class Engine:
             "logits_index": np.array([seq - 1], dtype=np.int64),
         }
         try:
-            logits = self.run_decoder(slot, 1, inputs, features, window=stop)
+            logits = self.run_decoder(slot, 1, inputs, features, rounded_window(stop, self.limits.max_seq_tokens))
         except Exception:
             self._clear([slot])
             raise
@@ -167,7 +164,7 @@ class Engine:
 
     def _stepped(self, run: Sequence[Step]) -> dict[int, Floats | Exception]:
         """What `decode_each` says of the slots of one run."""
-        first, count = run[0].slot, run[-1].slot - run[0].slot + 1
+        first, count = self._rows(run)
         try:
             rows = self._decode_run(first, count, run)
         except Exception as error:  # a backend raises whatever it stumbles over
@@ -196,6 +193,14 @@ class Engine:
         if run:
             yield run
 
+    def _rows(self, run: Sequence[Step]) -> tuple[int, int]:
+        """The slots that a run is given; a full one, which cannot ride along, is in none."""
+        first, count = run[0].slot, run[-1].slot - run[0].slot + 1
+        wider, more = self.backend.steps.rows(first, count, self.limits.max_batch)
+        if max(self.cache.lengths[wider : wider + more]) >= self.limits.max_seq_tokens:
+            return first, count
+        return wider, more
+
     def _decode_run(self, first: int, count: int, run: Sequence[Step]) -> Floats:
         lengths = self.cache.lengths[first : first + count]
         self._write_index[:count] = lengths
@@ -215,14 +220,19 @@ class Engine:
             "attend_until": self._write_index[:count, None],
             "logits_index": self._logits_index[:count],
         }
-        return self.run_decoder(first, count, inputs, None, self._window(max(lengths) + 1))
-
-    def _window(self, needed: int) -> int:
-        longest = self.limits.max_seq_tokens
-        return longest if self.backend.whole_window else min(-(-needed // WINDOW_STEP) * WINDOW_STEP, longest)
+        needed = max(self.cache.lengths[step.slot] for step in run) + 1  # what rides along may look at less
+        window = self.backend.steps.window(needed, self.limits.max_seq_tokens)
+        return self.run_decoder(first, count, inputs, None, window, repeats=True)
 
     def run_decoder(
-        self, first: int, count: int, arrays: Mapping[str, Array], features: Binding | None, window: int
+        self,
+        first: int,
+        count: int,
+        arrays: Mapping[str, Array],
+        features: Binding | None,
+        window: int,
+        *,
+        repeats: bool = False,
     ) -> Floats:
         """Logits [count, vocab], in memory that the next run overwrites; the cache is written, its lengths stay.
 
@@ -231,6 +241,7 @@ class Engine:
             arrays: inputs of the decoder by name; `kv_positions` only where rows of the window are to be left out.
             features: image features, where the backend computes; None where no row refers to them.
             window: how many positions of the cache are looked at.
+            repeats: whether the run will come again with the same shapes and addresses.
         """
         past, present = self.cache.bindings(first, count)
         # Contiguous copies of slices must live until the run ends; slices of whole rows are not copied.
@@ -241,7 +252,7 @@ class Engine:
             del inputs["query_scale"]
         inputs["image_features"] = self._no_image.rows(0, 1) if features is None else _flat(features)
         outputs = {"logits": bind_host(self._logits[:count], "float32"), **present}
-        self.sessions[Component.DECODER].run({**inputs, **past}, outputs)
+        self.sessions[Component.DECODER].run({**inputs, **past}, outputs, repeats=repeats)
         return self._logits[:count]
 
     def _clear_broken(self, logits: Floats, first: int) -> set[int]:

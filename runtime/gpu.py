@@ -47,7 +47,11 @@ class Gpu(Protocol):
         """Zeroes device memory."""
 
     def capture(self, stream: int, work: Callable[[], None]) -> int:
-        """What `work` puts on the stream, as one graph; nothing of it runs yet."""
+        """What `work` puts on the stream, as one graph; nothing of it runs yet.
+
+        Raises:
+            VlmTrtError: it cannot be captured; the stream takes work again.
+        """
 
     def launch(self, graph: int, stream: int) -> None:
         """Runs a captured graph, with the addresses and shapes that it was captured with."""
@@ -67,6 +71,9 @@ class Context(Protocol):
 
     def enqueue(self, stream: int) -> None:
         """Puts one run on the stream."""
+
+    def can_capture(self, stream: int) -> bool:
+        """Whether its next run can be captured: not while kernels for these shapes are still being compiled."""
 
     def time_layers(self, report: Callable[[str, float], None]) -> None:
         """Tells the name and the milliseconds of every layer of each run from now on; a run is done when it returns,

@@ -4,6 +4,7 @@ from vlm_trt.bundle.errors import VerificationError
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.runtime.backend import Backend
+from vlm_trt.runtime.cache import KVCache
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.variants import limits_of
 
@@ -18,6 +19,9 @@ def open_engine(bundle: Bundle, precision: Precision, backend: Backend) -> Engin
     """
     manifest = bundle.manifest
     engines = backend.engines(bundle, precision)
+    limits = limits_of(manifest.limits, engines)
+    # Before the weights: those of an engine that streams them take what is left.
+    cache = KVCache(backend, manifest.model, limits, precision)
     if engines:
         bundle.check(engines)
         sessions = {one.component: backend.open(bundle.path / one.plan.path, one) for one in engines}
@@ -25,7 +29,7 @@ def open_engine(bundle: Bundle, precision: Precision, backend: Backend) -> Engin
         graphs = {component: bundle.graph(component, precision) for component in Component}
         bundle.check(graphs.values())
         sessions = {component: backend.open(bundle.path / one.graph.path) for component, one in graphs.items()}
-    return Engine(manifest.model, limits_of(manifest.limits, engines), precision, backend, sessions)
+    return Engine(manifest.model, limits, precision, backend, sessions, cache)
 
 
 def require_verified(bundle: Bundle, precision: Precision, backend: Backend) -> None:

@@ -14,7 +14,7 @@ from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import ResourceError, VlmTrtError
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle, precision_of
-from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding, bind_host, host_view
+from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding, StepShapes, bind_host, host_view
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 
 # onnxruntime takes ONNX element types where numpy has no dtype (bfloat16).
@@ -34,7 +34,7 @@ class CpuBackend:
         *(Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT8_WEIGHT, Precision.INT4),
         *(Precision.INT8_FP16, Precision.INT8_WEIGHT_FP16, Precision.INT4_FP16, Precision.FP8, Precision.FP8_FP16),
     )
-    whole_window = False
+    steps = StepShapes.CLOSE
     overlaps = False  # both would want the same cores
 
     def __init__(self, threads: int | None = None, *, prepack: bool | None = None) -> None:
@@ -137,6 +137,8 @@ class OrtSession:
         self,
         inputs: Mapping[str, Binding],
         outputs: Mapping[str, Binding],
+        *,
+        repeats: bool = False,
         options: onnxruntime.RunOptions | None = None,
     ) -> None:
         try:

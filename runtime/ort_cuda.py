@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vlm_trt.bundle.entries import EngineEntry
-from vlm_trt.bundle.errors import IncompatibleError
+from vlm_trt.bundle.errors import IncompatibleError, VlmTrtError
 from vlm_trt.bundle.installation import how_to_install
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.runtime.backend import Array, Binding
+from vlm_trt.runtime.backend import Array, Binding, StepShapes
 from vlm_trt.runtime.device_memory import DeviceBuffer, DeviceMemory
 from vlm_trt.runtime.gpu import Gpu
 from vlm_trt.runtime.ort import OrtSession, session_options
@@ -20,16 +20,14 @@ from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 from vlm_trt.runtime.staging import Bound, Staging
 from vlm_trt.runtime.timing import within
 
-_PROVIDER = "CUDAExecutionProvider"
-# ONNX Runtime keeps every graph that it captured as long as the session.
-_MOST_GRAPHS = 64
+PROVIDER = "CUDAExecutionProvider"
+_UNCAPTURED = -1  # as the number of a graph
 
 
 class CudaBackend:
     """The graphs on the GPU. Features and cache stay there: what is bound is device memory of our own."""
 
     precisions: tuple[Precision, ...] = (Precision.FP16, Precision.BF16, Precision.FP32)
-    whole_window = False
     overlaps = False
 
     def __init__(self, gpu: Gpu, device_id: int = 0, *, graphs: bool = False) -> None:
@@ -37,10 +35,12 @@ class CudaBackend:
         Args:
             gpu: the GPU of that number.
             device_id: for ONNX Runtime.
-            graphs: runs that repeat are captured as CUDA graphs.
+            graphs: decode steps are captured as CUDA graphs: one for each doubling of the window and of the rows.
         """
         load_libraries()
         self.name = "onnxruntime-cuda-graph" if graphs else "onnxruntime-cuda"
+        # ONNX Runtime keeps every graph that it captured as long as the session.
+        self.steps = StepShapes.FEW if graphs else StepShapes.CLOSE
         self._memory, self._device_id, self._graphs = DeviceMemory(gpu), device_id, graphs
         self._stream = gpu.open_stream()
 
@@ -64,10 +64,11 @@ class CudaBackend:
             "device_id": str(self._device_id),
             "arena_extend_strategy": "kSameAsRequested",
             "enable_cuda_graph": str(int(self._graphs)),
+            "use_tf32": "0",  # fp32 is what has to equal the model to 1e-4; TF32 has ten bits of mantissa
         }
-        providers = [(_PROVIDER, options), "CPUExecutionProvider"]
+        providers = [(PROVIDER, options), "CPUExecutionProvider"]
         session = OrtSession(file, session_options(), providers, ("cuda", self._device_id))
-        if _PROVIDER not in session.providers:
+        if PROVIDER not in session.providers:
             raise IncompatibleError(
                 f"{file.name}: the CUDA provider did not start, so nothing would run on the GPU "
                 f"({load_libraries() or 'its libraries were found'}); check the driver with `vlm-trt doctor`, and "
@@ -82,33 +83,52 @@ class CudaSession:
     def __init__(self, session: OrtSession, memory: DeviceMemory, stream: int, *, graphs: bool) -> None:
         self._session, self._gpu, self._stream, self._graphs = session, memory.gpu, stream, graphs
         self._staging = Staging(memory, stream, {})
-        self._previous: tuple[Bound, ...] = ()
-        self._captured: dict[tuple[Bound, ...], int] = {}  # by all shapes and addresses → number of the graph
+        self._numbers: dict[tuple[Bound, ...], int] = {}  # of graphs, by all shapes and addresses
+        self.captured: set[int] = set()
+        self.refused: VlmTrtError | None = None  # why nothing is captured any more
 
-    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
+    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding], *, repeats: bool = False) -> None:
         placed_in = {name: self._staging.place(name, binding) for name, binding in inputs.items()}
         placed_out = {name: self._staging.place(name, binding) for name, binding in outputs.items()}
         with within("host_to_device"):
             self._staging.take(inputs)
             self._staging.copy_in(placed_in)
             self._gpu.synchronize(self._stream)  # ONNX Runtime has a stream of its own
-        options = self._graph_options((*placed_in.values(), *placed_out.values()))
-        self._session.run(_bindings(placed_in), _bindings(placed_out), options)
+        number = self._number((*placed_in.values(), *placed_out.values())) if repeats else _UNCAPTURED
+        self._run(_bindings(placed_in), _bindings(placed_out), number)
         with within("device_to_host"):
             self._staging.copy_out(placed_out)
             self._gpu.synchronize(self._stream)
             self._staging.give(outputs)
 
-    def _graph_options(self, key: tuple[Bound, ...]) -> onnxruntime.RunOptions | None:
-        """Which CUDA graph a run captures or launches: none at the first run with its shapes and addresses."""
+    def _number(self, key: tuple[Bound, ...]) -> int:
+        """Of the graph that a run captures or launches: none at the first run with its shapes and addresses."""
+        if key not in self._numbers:
+            self._numbers[key] = len(self._numbers) + 1
+            return _UNCAPTURED
+        return self._numbers[key]
+
+    def _run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding], number: int) -> None:
         if not self._graphs:
-            return None
-        if key == self._previous and len(self._captured) < _MOST_GRAPHS:
-            self._captured.setdefault(key, len(self._captured) + 1)
-        self._previous = key
-        options = onnxruntime.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(self._captured.get(key, -1)))
-        return options
+            self._session.run(inputs, outputs)
+            return
+        if number not in self.captured and self.refused is not None:
+            number = _UNCAPTURED
+        try:
+            self._session.run(inputs, outputs, options=_options(number))
+        except VlmTrtError as error:
+            if number == _UNCAPTURED or number in self.captured:
+                raise
+            self.refused = error  # a step writes where it wrote before: to do it again is to do it once
+            self._session.run(inputs, outputs, options=_options(_UNCAPTURED))
+        else:
+            self.captured.update({number} - {_UNCAPTURED})
+
+
+def _options(number: int) -> onnxruntime.RunOptions:
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    return options
 
 
 def _bindings(placed: Mapping[str, Bound]) -> dict[str, Binding]:
@@ -120,7 +140,7 @@ def require_provider() -> None:
     Raises:
         IncompatibleError: this onnxruntime cannot use a GPU.
     """
-    if _PROVIDER not in onnxruntime.get_available_providers():
+    if PROVIDER not in onnxruntime.get_available_providers():
         raise IncompatibleError(
             "this onnxruntime has no CUDA provider; put the one for GPUs in its place: "
             f"pip uninstall -y onnxruntime && {how_to_install('cuda')}"
@@ -141,7 +161,7 @@ def load_libraries() -> str:
 
 def can_start() -> bool:
     """Whether this onnxruntime has the CUDA provider, and cuda-bindings and a GPU are there."""
-    if _PROVIDER not in onnxruntime.get_available_providers() or find_spec("cuda") is None:
+    if PROVIDER not in onnxruntime.get_available_providers() or find_spec("cuda") is None:
         return False
     from vlm_trt.runtime.cuda import cuda_works
 

@@ -80,6 +80,9 @@ class TensorRtPlan:
 
     def open(self, profile: int, stream: int) -> "TensorRtContext":
         config = self._engine.create_runtime_config()
+        # Scratch memory for the context's own profile; by default for the one that needs most.
+        by_profile = self._trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        config.set_execution_context_allocation_strategy(by_profile)
         if hasattr(config, "cuda_graph_strategy"):
             self._configure_rtx(config, profile)
         context = self._engine.create_execution_context(config)
@@ -118,6 +121,10 @@ class TensorRtContext:
 
     def enqueue(self, stream: int) -> None:
         self._require(self._context.execute_async_v3(stream), "the run")
+
+    def can_capture(self, stream: int) -> bool:
+        asked = getattr(self._context, "is_stream_capturable", None)  # of TensorRT-RTX
+        return asked is None or bool(asked(stream))
 
     def time_layers(self, report: Callable[[str, float], None]) -> None:
         class Reporter(self._trt.IProfiler):  # type: ignore[misc, name-defined]

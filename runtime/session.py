@@ -38,7 +38,7 @@ class EngineSession:
         for phase in self._phases:
             phase.time_layers(partial(report, phase.name))
 
-    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
+    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding], *, repeats: bool = False) -> None:
         for output, source in self._aliases.items():
             if outputs[output].address != inputs[source].address:
                 raise VlmTrtError(f"{self._name} updates {source} in place, so {output} must be bound to its memory")
@@ -49,7 +49,7 @@ class EngineSession:
                 f"{self._name} was not built for this ({refusals}); build engines with larger limits: vlm-trt build"
             )
         try:
-            phase.run(inputs, outputs)
+            phase.run(inputs, outputs, repeats=repeats)
         except VlmTrtError as error:
             phase.reset()
             raise type(error)(f"{self._name}, {phase.name}: {error}") from error
@@ -79,8 +79,9 @@ def _require_profiles(plan: Plan, profiles: Sequence[Profile], name: str) -> Non
 class Phase:
     """One profile of an engine, with its context, its staging memory and the graph of what it does again and again.
 
-    A run that is like the one before, in every shape and address, is captured; a third launches the graph. Whatever
-    differs drops the graph, since it holds the addresses that it was captured with.
+    Of runs that repeat, one that is like the one before, in every shape and address, is captured; a third launches the
+    graph. Whatever differs drops the graph, since it holds the addresses that it was captured with. What cannot be
+    captured runs uncaptured, from then on.
     """
 
     def __init__(self, memory: DeviceMemory, context: Context, profile: Profile, stream: int) -> None:
@@ -93,6 +94,7 @@ class Phase:
         self._graph: int | None = None
         self._timed = False
         self.captures = 0
+        self.refused: VlmTrtError | None = None  # why nothing is captured any more
 
     def time_layers(self, report: Callable[[str, float], None]) -> None:
         """Tells the milliseconds of each layer of every run from now on."""
@@ -111,16 +113,15 @@ class Phase:
                 return f"{name} has the shape {list(shape)} and may have [{allowed}]"
         return None
 
-    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
+    def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding], *, repeats: bool = False) -> None:
         """One run on bound memory, done when this returns."""
         again = self._bind(inputs, outputs)
         self._staging.take(inputs)
-        if not again or self._timed:
+        if again and repeats and not self._timed:
+            self._capture()
+        if self._graph is None:
             self._work()
         else:
-            if self._graph is None:
-                self._graph = self._gpu.capture(self._stream, self._work)
-                self.captures += 1
             self._gpu.launch(self._graph, self._stream)
         self._gpu.synchronize(self._stream)
         self._staging.give(outputs)
@@ -129,6 +130,16 @@ class Phase:
         """After a failure: nothing that was bound counts."""
         self._inputs, self._outputs = {}, {}
         self._drop_graph()
+
+    def _capture(self) -> None:
+        """The graph of this run, if there is none yet and it can be captured."""
+        if self._graph is not None or self.refused is not None or not self._context.can_capture(self._stream):
+            return
+        try:
+            self._graph = self._gpu.capture(self._stream, self._work)
+            self.captures += 1
+        except VlmTrtError as error:  # of a GPU that failed: the run itself will tell
+            self.refused = error
 
     def _work(self) -> None:
         """All of one run, put on the stream."""

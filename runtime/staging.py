@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from vlm_trt.bundle.signature import DTYPE_BYTES
 from vlm_trt.runtime.backend import Array, Binding
 from vlm_trt.runtime.device_memory import DeviceBuffer, DeviceMemory
+
+_ROOM_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Staging:
         Args:
             memory: of the GPU.
             stream: for the copies.
-            largest: shapes to make room for at once; other tensors get more room when they grow, elsewhere.
+            largest: shapes to make room for at once. Other tensors get what a longer prompt needs too, or the rest
+                of the pinned memory that they lie in: those that grow beyond it move, and no captured run fits them.
         """
         self._memory, self._stream, self._largest = memory, stream, largest
         self._device: dict[str, DeviceBuffer] = {}
@@ -39,11 +43,12 @@ class Staging:
         shape, dtype, size = binding.shape, binding.dtype, binding.size_bytes
         if not binding.on_host:
             return Bound(binding.address, 0, shape, dtype, size)
-        buffer = self._device.get(name)
+        buffer, pinned_room = self._device.get(name), self._memory.pinned_room(binding)
         if buffer is None or prod(buffer.shape) < prod(shape):
-            buffer = self._device[name] = self._memory.buffer(self._largest.get(name, shape), dtype)
+            most = max(size, pinned_room, _ROOM_BYTES) // DTYPE_BYTES[dtype]
+            buffer = self._device[name] = self._memory.buffer((max(most, prod(self._largest.get(name, ()))),), dtype)
             self._pinned.pop(name, None)
-        if self._memory.is_pinned(binding):
+        if pinned_room:
             self._pinned.pop(name, None)
             return Bound(buffer.address, binding.address, shape, dtype, size)
         if name not in self._pinned:

@@ -8,7 +8,7 @@ import numpy as np
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.runtime.backend import Array, Binding
+from vlm_trt.runtime.backend import Array, Binding, StepShapes
 from vlm_trt.runtime.device_memory import DeviceBuffer, DeviceMemory
 from vlm_trt.runtime.gpu import Gpu, Plans
 from vlm_trt.runtime.session import EngineSession
@@ -24,8 +24,7 @@ class TensorRtBackend:
         *(Precision.FP8_FP16, Precision.FP8_BF16),
         *(Precision.INT8_BF16, Precision.INT8_WEIGHT_BF16, Precision.INT4_BF16),
     )
-    # In the decode profile attention reads the whole cache in place: the window is always the whole cache.
-    whole_window = True
+    steps = StepShapes.WHOLE_WINDOW  # in the decode profile attention reads the cache in place
     overlaps = True
 
     def __init__(self, gpu: Gpu, plans: Plans) -> None:

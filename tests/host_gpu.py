@@ -46,6 +46,7 @@ class HostGpu:
     capturing: tuple[int, int] | None = None  # thread and stream
     launches: int = 0
     fail_next: VlmTrtError | None = None  # raised by the next wait, as a kernel's failure would be
+    refuse_captures: VlmTrtError | None = None  # raised when a capture ends
     _numbers: Any = field(default_factory=lambda: count(1))
 
     def allocate(self, size_bytes: int) -> int:
@@ -98,6 +99,8 @@ class HostGpu:
         finally:
             self.capturing = None
             captured, self.streams[stream] = self.streams[stream], before
+        if self.refuse_captures is not None:
+            raise self.refuse_captures
         number = next(self._numbers)
         self.graphs[number] = captured
         return number
@@ -179,6 +182,7 @@ class HostPlan:
         self.outputs = tuple(one.name for one in self.session.get_outputs())
         self.profile_count = len(profiles)
         self.used: set[int] = set()
+        self.capturable = True  # no kernel is being compiled
 
     def shapes(self, tensor: str, profile: int) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(axis[which] for axis in self._profiles[profile][tensor]) for which in range(3))
@@ -202,6 +206,9 @@ class HostContext:
         self.addresses: dict[str, int] = {}
         self._flushed: dict[str, tuple[int, ...]] | None = None  # the shapes of the last run outside a capture
         self._report: Callable[[str, float], None] | None = None
+
+    def can_capture(self, stream: int) -> bool:
+        return self._plan.capturable
 
     def time_layers(self, report: Callable[[str, float], None]) -> None:
         self._report = report

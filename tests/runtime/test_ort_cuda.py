@@ -15,7 +15,7 @@ from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.families.qwen_vl.positions import position_table
-from vlm_trt.runtime.backend import NUMPY_DTYPES
+from vlm_trt.runtime.backend import NUMPY_DTYPES, StepShapes
 from vlm_trt.runtime.device_memory import DeviceMemory
 from vlm_trt.runtime.engine import Engine, Step
 from vlm_trt.runtime.load import open_engine
@@ -60,8 +60,34 @@ def test_runs_that_repeat_are_given_a_graph(exported: Callable[..., Path]) -> No
     captured = []
     for slots in ([0], [0], [0], [0, 1], [0, 1], [0]):
         engine.decode([Step(slot, 5, table) for slot in slots])
-        captured.append(len(session._captured))
+        captured.append(len(session.captured))
     assert captured == [0, 1, 1, 1, 2, 2]
+
+
+def test_few_shapes_are_captured_however_long_answers_are_and_whichever_slots_run() -> None:
+    """One for each doubling of the window and of the rows, so that the graphs, which are never freed, are few."""
+    shapes, most, longest = StepShapes.FEW, 6, 700
+    assert [shapes.window(needed, longest) for needed in (1, 32, 33, 65, 129, 600, 700)] == [
+        *(32, 32, 64, 128, 256, 700, 700)
+    ]
+    assert [shapes.rows(first, count, most) for first, count in ((0, 1), (1, 1), (2, 1), (1, 3), (4, 1), (0, 6))] == [
+        *((0, 1), (0, 2), (0, 4), (0, 4), (0, 6), (0, 6))
+    ]
+    close = StepShapes.CLOSE
+    assert [close.window(needed, longest) for needed in (1, 32, 33, 690)] == [32, 32, 64, 700]
+    assert close.rows(2, 3, most) == (2, 3)
+
+
+def test_a_slot_that_is_full_rides_along_in_no_step(exported: Callable[..., Path]) -> None:
+    """Its one position beyond the end would lie in the next slot."""
+    engine = engine_on(exported("ntk-256"), OnTheHost(HostGpu(), graphs=True))
+    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    for slot in (1, 2):
+        engine.prefill(slot, np.arange(20), np.full(20, -1), None, table)
+    alone = engine.decode([Step(2, 5, table)])
+    engine.cache.truncate(2, 20)
+    engine.cache.lengths[0] = engine.limits.max_seq_tokens
+    np.testing.assert_array_equal(engine.decode([Step(2, 5, table)]), alone)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64"])

@@ -4,12 +4,13 @@ import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.host_engines import add_engines, host_backend
-from tests.host_gpu import BrokenRuleError, HostGpu, HostPlans
+from tests.host_gpu import BrokenRuleError, HostGpu, HostPlan, HostPlans
 from tests.runtime.sequences import OTHER_PICTURE, PICTURE, TOKENIZER
 from vlm_trt.bundle.errors import IncompatibleError, ResourceError, VerificationError, VlmTrtError
 from vlm_trt.bundle.signature import Component, Precision
@@ -97,6 +98,50 @@ def test_decode_steps_are_captured_once_and_replayed(bundle: Path) -> None:
     assert len(gpu.graphs) == 0, "the last step was another one, so its predecessor's graph is gone"
 
 
+def test_what_cannot_be_captured_runs_uncaptured_from_then_on(bundle: Path) -> None:
+    gpu = HostGpu()
+    engine, plain = engine_on(bundle, gpu), engine_on(bundle, HostGpu())
+    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    decode = engine.sessions[Component.DECODER]
+    assert isinstance(decode, EngineSession)
+    for one in (engine, plain):
+        one.prefill(0, np.arange(20), np.full(20, -1), None, table)
+    gpu.refuse_captures = VlmTrtError("cudaStreamEndCapture failed: cudaErrorStreamCaptureInvalidated")
+    for _ in range(4):
+        found, expected = (one.decode([Step(0, 5, table)]) for one in (engine, plain))
+        np.testing.assert_array_equal(found, expected)
+    gpu.refuse_captures = None
+    engine.decode([Step(0, 5, table)])
+    assert (gpu.launches, decode._phases[0].captures) == (0, 0)
+    assert "cudaErrorStreamCaptureInvalidated" in str(decode._phases[0].refused)
+
+
+def test_nothing_is_captured_while_kernels_are_compiled_and_no_prefill_ever(bundle: Path) -> None:
+    """A graph keeps the kernels that it was captured with, also those that only fill in for better ones."""
+    gpu, plans = HostGpu(), []
+
+    class Plans(HostPlans):
+        def load(self, *known: Any) -> HostPlan:
+            plans.append(super().load(*known))
+            return plans[-1]
+
+    engine = open_engine(Bundle.open(bundle), Precision.FP32, TensorRtBackend(gpu, Plans(gpu)))
+    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    for plan in plans:
+        plan.capturable = False
+    for _ in range(3):
+        engine.prefill(0, np.arange(20), np.full(20, -1), None, table)
+        engine.cache.truncate(0, 0)
+    engine.prefill(0, np.arange(20), np.full(20, -1), None, table)
+    launches = []
+    for compiled in (False, False, True, True):
+        for plan in plans:
+            plan.capturable = compiled
+        engine.decode([Step(0, 5, table)])
+        launches.append(gpu.launches)
+    assert launches == [0, 0, 1, 2]
+
+
 def test_the_cache_stays_where_it_is(bundle: Path) -> None:
     """A slot is an address: prefill and decode are bound to the rows of one buffer, in place."""
     gpu = HostGpu()
@@ -114,8 +159,9 @@ def test_the_cache_stays_where_it_is(bundle: Path) -> None:
 
 
 def test_the_window_of_a_decode_step_is_the_whole_cache(bundle: Path) -> None:
-    engine = engine_on(bundle, HostGpu())
-    assert [engine._window(needed) for needed in (1, 33, 700)] == [700, 700, 700]
+    gpu = HostGpu()
+    engine = engine_on(bundle, gpu)
+    assert [engine.backend.steps.window(needed, 700) for needed in (1, 33, 700)] == [700, 700, 700]
 
 
 def test_all_memory_is_given_back(bundle: Path) -> None:
