@@ -38,6 +38,7 @@ GPUS = (
     _gpu("RTX-4090", "sm89", 24, 1008),
     _gpu("H100-80GB", "sm90", 80, 3350),
     _gpu("H200", "sm90", 141, 4800),
+    _gpu("B200", "sm100", 180, 8000),  # an eighth of what the DGX B200's says
     _gpu("RTX-5090", "sm120", 32, 1792),
     _gpu("RTX-PRO-6000", "sm120", 96, 1792),
 )
