@@ -34,11 +34,7 @@ BLOCK = 16 << 20  # values generated at once
 
 def write_checkpoint(folder: Path, size: str, seed: int = 0, ranks: int = RANKS, chat_format: str = "chatml") -> int:
     """Writes the checkpoint, bf16; the bytes of its weights."""
-    folder.mkdir(parents=True)
-    _write_json(folder / "config.json", _config(size, ranks))
-    generation = {"chat_format": chat_format, "do_sample": True, "top_k": 0, "top_p": 0.3, "max_window_size": 6144}
-    _write_json(folder / "generation_config.json", generation | {"max_new_tokens": 512})
-    _write_vocabulary(folder / "qwen.tiktoken", ranks)
+    write_small_files(folder, size, ranks, chat_format)
     model = read_config(folder)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     filled = 0
@@ -57,6 +53,20 @@ def write_checkpoint(folder: Path, size: str, seed: int = 0, ranks: int = RANKS,
         places |= dict.fromkeys(tensors, file)
     _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
     return sum(2 * math.prod(shape) for tensors in shards for shape in tensors.values())
+
+
+def write_small_files(folder: Path, size: str, ranks: int = RANKS, chat_format: str = "chatml") -> None:
+    """Writes all of a checkpoint but its weights."""
+    folder.mkdir(parents=True)
+    write_configs(folder, size, ranks, chat_format)
+    _write_vocabulary(folder / "qwen.tiktoken", ranks)
+
+
+def write_configs(folder: Path, size: str, ranks: int = RANKS, chat_format: str = "chatml") -> None:
+    """Writes what `read_config` reads: the sizes, and how the checkpoint asks to be sampled."""
+    _write_json(folder / "config.json", _config(size, ranks))
+    generation = {"chat_format": chat_format, "do_sample": True, "top_k": 0, "top_p": 0.3, "max_window_size": 6144}
+    _write_json(folder / "generation_config.json", generation | {"max_new_tokens": 512})
 
 
 def _config(size: str, ranks: int) -> dict[str, object]:

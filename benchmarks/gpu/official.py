@@ -1,0 +1,209 @@
+"""Stage "official": the official shape with seeded weights: parity, captured against uncaptured, in place, speed."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.kit import Kit
+from benchmarks.gpu.parity import compared, long_passage
+from benchmarks.gpu.seeded import Seeded
+from benchmarks.gpu.speed import Bench
+from benchmarks.gpu.steps import Found, Step
+from vlm_trt.bundle.entries import GraphEntry
+from vlm_trt.bundle.manifest import SCHEMA, Manifest, Source
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle, file_entry, graph_paths, publish_new
+from vlm_trt.exporter.trace import OPSET
+from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.engine import Step as DecodeStep
+from vlm_trt.runtime.load import open_engine
+from vlm_trt.verification.asked import asked
+from vlm_trt.verification.expected import Expected, expect
+from vlm_trt.verification.streamed import StreamedReference
+
+# Sequences and cached tokens of what is timed, as far as the limits go.
+_BATCHES, _CACHED = (1, 8, 32), (300, 2000)
+_FORCED_STEPS = 96  # over several windows
+
+
+def steps(kit: Kit) -> Iterator[Step]:
+    shape = Shape(kit)
+    yield "the model in fp32", shape.reference
+    for word in kit.precisions:
+        precision = Precision(word)
+        yield f"{precision}: weights", partial(shape.make, precision)
+        for backend in kit.device.backends:
+            yield from _run(shape, precision, backend)
+        shape.remove(precision)
+
+
+def _run(shape: "Shape", precision: Precision, backend: str) -> Iterator[Step]:
+    run = Run(shape, precision, backend)
+    named: dict[str, Callable[[], Any]] = {
+        "load": run.load,
+        "parity": lambda: compared(run.engine, shape.kind, shape.expected),
+        f"{_FORCED_STEPS} forced steps": run.forced,
+        "in place": run.in_place,
+        "1 picture": lambda: run.bench.pictures(1),
+        f"{shape.limits.max_images} pictures": lambda: run.bench.pictures(shape.limits.max_images),
+    }
+    longest = shape.limits.max_seq_tokens
+    for tokens in sorted({min(300, longest // 2), longest // 2}):
+        named[f"prefill of {tokens}"] = partial(lambda tokens: run.bench.prefill(tokens), tokens)
+    for batch in sorted({min(one, shape.limits.max_batch) for one in _BATCHES}):
+        for cached in sorted({min(one, longest - 32) for one in _CACHED}):
+            name = f"decode {batch} × {cached}"
+            named[name] = partial(lambda batch, cached: run.bench.decode(batch, cached), batch, cached)
+    for name, work in named.items():
+        yield f"{precision} on {backend}: {name}", work
+    run.close()
+
+
+class Shape:
+    """The shape, its weights and what the model makes of the passages."""
+
+    def __init__(self, kit: Kit) -> None:
+        self.kit = kit
+        self.kind, self.model, self.tokenizer, self.limits = kit.parts()
+        self._seeded = Seeded(self.model, kit.device.torch)
+
+    @cached_property
+    def expected(self) -> Expected:
+        passages, pixels = asked(self.kind, self.tokenizer, self.model, self.limits)
+        passages.insert(0, long_passage(self.kind, self.model, self.limits))
+        device = self.kit.device.torch
+        return expect(StreamedReference(self._seeded, self.model, self.kind, lambda _: None, device), passages, pixels)
+
+    def reference(self) -> Found:
+        """Computed where the weights are seeded, with TF32 off."""
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        logits = np.concatenate(self.expected.logits)
+        return {"runs": len(logits), "largest_logit": float(np.abs(logits).max()), "device": self.kit.device.torch}
+
+    def path(self, precision: Precision) -> Path:
+        return self.kit.scratch / f"{self.kit.size}-{precision}"
+
+    def make(self, precision: Precision) -> Found:
+        """A bundle of the graphs that were carried, its weights written where they expect them."""
+        target = self.path(precision)
+        shutil.rmtree(target, ignore_errors=True)
+        staging = target.with_name(f".{target.name}")
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.copytree(self.kit.folder / self.kit.size / precision, staging)
+        entries = []
+        for component in Component:
+            graph, weights = graph_paths(component, precision)
+            own = [one for one in self.kind.weight_map(self.model).weights if one.component is component]
+            self._seeded.write(own, precision, staging / weights)
+            entries.append(
+                GraphEntry(component, precision, OPSET, file_entry(staging, graph), file_entry(staging, weights))
+            )
+        tokenizer = f"tokenizer/{self.kind.tokenizer_file}"
+        (staging / tokenizer).parent.mkdir()
+        shutil.copyfile(self.kit.checkpoint / self.kind.tokenizer_file, staging / tokenizer)
+        manifest = Manifest(
+            schema=SCHEMA,
+            version="0",
+            model=self.model,
+            limits=self.limits,
+            source=Source("weights from seeds", {}),
+            tokenizer=file_entry(staging, tokenizer),
+            graphs=tuple(entries),
+        )
+        publish_new(staging, target, manifest)
+        return {"bytes": sum(entry.weights.size for entry in entries)}
+
+    def remove(self, precision: Precision) -> None:
+        """A disk may not hold the weights of two precisions."""
+        shutil.rmtree(self.path(precision), ignore_errors=True)
+
+
+class Run:
+    """One precision on one backend; loaded when first used."""
+
+    def __init__(self, shape: Shape, precision: Precision, backend: str) -> None:
+        self._shape, self._precision, self._backend = shape, precision, backend
+        self._engine: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None:
+            bundle = Bundle.open(self._shape.path(self._precision))
+            self._engine = open_engine(
+                bundle, self._precision, self._shape.kit.device.open(self._backend, self._precision)
+            )
+        return self._engine
+
+    @cached_property
+    def bench(self) -> Bench:
+        return Bench(self.engine, self._shape.kit.device.runs)
+
+    def close(self) -> None:
+        self._engine = None
+        self.__dict__.pop("bench", None)
+
+    def load(self) -> Found:
+        before = self._shape.kit.device.free_bytes()
+        runs_on = self.engine.backend.name
+        after = self._shape.kit.device.free_bytes()
+        return {"runs_on": runs_on, "device_bytes": None if before is None or after is None else before - after}
+
+    def forced(self) -> Found:
+        """Given tokens in the first and the last slot. The logits' hash is another backend's where that computes the
+        same, bit for bit.
+        """
+        engine, digest, finite = self.engine, hashlib.sha256(), True
+        slots = sorted({0, self._shape.limits.max_batch - 1})
+        table = self._shape.kind.position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+        random = np.random.default_rng(2)
+        for slot in slots:
+            engine.cache.truncate(slot, 0)
+            ids = random.integers(0, engine.model.decoder.vocab_size, 20)
+            engine.prefill(slot, ids, np.full(20, -1), None, table)
+        for _ in range(min(_FORCED_STEPS, engine.limits.max_seq_tokens - 21)):
+            tokens = random.integers(0, engine.model.decoder.vocab_size, len(slots))
+            logits = engine.decode(
+                [DecodeStep(slot, int(token), table) for slot, token in zip(slots, tokens, strict=True)]
+            )
+            digest.update(np.ascontiguousarray(logits).tobytes())
+            finite = finite and bool(np.isfinite(logits).all())
+        session = engine.sessions[Component.DECODER]
+        refused = getattr(session, "refused", None)
+        return {
+            "sha256": digest.hexdigest(),
+            "finite": finite,
+            "graphs": len(getattr(session, "captured", ())),
+            "refused_capture": None if refused is None else str(refused)[:500],
+        }
+
+    def in_place(self) -> Found:
+        """A step of one slot: no other slot's bytes change, and no memory is taken."""
+        engine, device = self.engine, self._shape.kit.device
+        table = self._shape.kind.position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+        random = np.random.default_rng(3)
+        for slot in (0, 1):
+            engine.cache.truncate(slot, 0)
+            ids = random.integers(0, engine.model.decoder.vocab_size, 20)
+            engine.prefill(slot, ids, np.full(20, -1), None, table)
+        step = [DecodeStep(1, 5, table)]
+        engine.decode(step)  # what is allocated at the first one is allocated
+        engine.decode(step)
+        first = [key.read().copy() for key, _ in engine.cache._layers[:2]]
+        memory = device.free_bytes()
+        engine.decode(step)
+        after, taken = [key.read() for key, _ in engine.cache._layers[:2]], device.free_bytes()
+        others = [slot for slot in range(engine.limits.max_batch) if slot > 1]
+        same = all(np.array_equal(one[others], other[others]) for one, other in zip(first, after, strict=True))
+        changed = [
+            np.flatnonzero((one[1] != other[1]).any(axis=(0, 2))) for one, other in zip(first, after, strict=True)
+        ]
+        assert same, "a slot that took no step has other bytes than before"
+        assert all(list(one) in ([], [22]) for one in changed), f"positions {changed} changed, and 22 was to be written"
+        return {"positions_written": [one.tolist() for one in changed], "memory_taken": (memory or 0) - (taken or 0)}
