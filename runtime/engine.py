@@ -140,8 +140,8 @@ class Engine:
     def decode_each(self, steps: Sequence[Step]) -> list[Floats | Exception]:
         """One token for each of several sequences at once: logits [vocab] of each, in their order, or why it has none.
 
-        Slots between the first and the last that take no step ride along: they write one position beyond their
-        end, which their next token overwrites.
+        Slots that take no step may ride along, those between the first and the last at least: they write one position
+        beyond their end, which their next token overwrites.
 
         A slot that is full is a PromptError; logits that are not finite are a NotFiniteError, and clear their slot; a
         run that fails clears the slots of its steps.

@@ -66,7 +66,7 @@ class HostGpu:
         del self.pinned[address]
 
     def open_stream(self) -> int:
-        number = next(self._numbers)
+        number: int = next(self._numbers)
         self.streams[number] = []
         return number
 
@@ -101,7 +101,7 @@ class HostGpu:
             captured, self.streams[stream] = self.streams[stream], before
         if self.refuse_captures is not None:
             raise self.refuse_captures
-        number = next(self._numbers)
+        number: int = next(self._numbers)
         self.graphs[number] = captured
         return number
 

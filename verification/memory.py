@@ -14,12 +14,12 @@ from vlm_trt.verification.passages import PICTURES, SHORT, WHOLE, positions
 
 # Graphs with more weights than this, in fp32, are run in parts.
 IN_PARTS_ABOVE_BYTES = 4 << 30
-# Python with torch and ONNX Runtime, and what they keep.
-_BASE_BYTES = 1 << 30
-# Seconds to start and trace, and what a core computes and reads a second: rough, no run of a large model was fitted to
-# yet (`python -m benchmarks.verify_full_size`).
+# Python with torch and ONNX Runtime, and what they keep; of large models a second process traces meanwhile.
+_BASE_BYTES, _TRACING_BYTES = 1 << 30, 800 << 20
+# Seconds to start and trace, and what a core computes and reads a second. The official shape in fp16, on two cores
+# without AVX-512: 1,205 s estimated, 1,152 s measured (benchmarks/results/verify_full_size.json).
 _START_SECONDS = 15
-_FLOPS_PER_CORE = 3e10
+_FLOPS_PER_CORE = 3.8e10
 _BYTES_PER_SECOND = 2e8  # of weights in fp32: made for the audit and for torch, loaded by ONNX Runtime
 
 
@@ -51,11 +51,10 @@ def verification_needs(family: Family, model: ModelConfig, limits: Limits, preci
         limits: of the bundle.
         precision: of the float graphs that are verified.
     """
-    seen, read = (
-        PICTURES + limits.max_images + 1,
-        positions(model, limits, SHORT if runs_in_parts(family, model) else WHOLE),
-    )
-    looks = 2 if precision is Precision.FP32 else 3  # the model, the graphs as stored and, of fp16, as they run here
+    extent = SHORT if runs_in_parts(family, model) else WHOLE
+    twice = precision is Precision.FP16  # as stored, and as it runs here, on one picture; bf16 runs as stored alone
+    seen, read = PICTURES + limits.max_images + 1 + twice, positions(model, limits, extent)
+    looks = 2 + twice  # the model, the graphs
     towers = 2 * _values(family, model, Component.VISION_ENCODER) * model.vision.patches * seen
     decoder = (
         2 * (_values(family, model, Component.DECODER) - model.decoder.vocab_size * model.decoder.hidden) * read * 2
@@ -73,10 +72,11 @@ def needed_bytes(family: Family, model: ModelConfig, limits: Limits, precision: 
     largest = max(prod(weight.shape) for weight in family.weight_map(model).weights)
     stored = DTYPE_BYTES[precision.dtype]
     cache = 2 * limits.max_batch * model.decoder.kv_heads * limits.max_seq_tokens * model.decoder.head_dim * stored
-    part = max((4 + stored) * largest, PART_BYTES * (4 + stored) // 4 + cache)
     if not runs_in_parts(family, model):
-        part = (4 + stored) * _values(family, model) + cache * model.decoder.layers
-    return _BASE_BYTES + max(part, 4 * 2 * largest)
+        whole = (4 + stored) * _values(family, model) + cache * model.decoder.layers
+        return _BASE_BYTES + max(whole, 4 * 2 * largest)
+    part = max((4 + stored) * largest, PART_BYTES * (4 + stored) // 4 + cache)
+    return _BASE_BYTES + _TRACING_BYTES + max(part, 4 * 2 * largest)
 
 
 def _values(family: Family, model: ModelConfig, component: Component | None = None) -> int:

@@ -89,16 +89,16 @@ def graphs(folder: Path, size: str, precisions: Sequence[Precision]) -> None:
             target.write_bytes(graph_file(plan, model, LIMITS[size]))
 
 
-def bundles(kit: Path, precisions: Sequence[Precision] = FLOATS, recipes: Sequence[str] = RECIPES) -> None:
+def bundles(kit: Path) -> None:
     """The golden checkpoint in every type, and the demo model quantized; unjudged, since nothing is answered."""
-    for precision in precisions:
+    for precision in FLOATS:
         target = kit / "golden" / precision
         shutil.rmtree(target, ignore_errors=True)
         export(CHECKPOINT, target, Choices(precision, max_seq_tokens=700, max_batch=3))
     target = kit / "quantized"
     shutil.rmtree(target, ignore_errors=True)
     export(DEMO, target, Choices(Precision.FP32, max_seq_tokens=320, max_batch=2, max_images=1))
-    for recipe in recipes:
+    for recipe in RECIPES:
         quantize(target, Quantized(read_recipe(recipe), unverified=True), None)
 
 

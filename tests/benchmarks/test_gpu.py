@@ -5,33 +5,41 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.gpu import page
-from benchmarks.gpu.prepare import bundles, graphs
+from benchmarks.gpu.prepare import graphs
 from benchmarks.gpu.run import main
 from benchmarks.gpu.steps import Record, Step
 from benchmarks.gpu.wheels import entries, keep_only
 from tests.conftest import ROOT
 from vlm_trt.bundle.signature import Precision
+from vlm_trt.calibration.prepare import Choices
+from vlm_trt.calibration.quantize import quantize
+from vlm_trt.calibration.recipe import read_recipe
 
 Steps = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small shape's graphs and some bundles, made once per run; no wheels."""
+def kit(
+    tmp_path_factory: pytest.TempPathFactory, exported: Callable[..., Path], demo_bundle: Callable[[str], Path]
+) -> Path:
+    """As `prepare` makes it, without wheels, its bundles those that other tests use too; once per run."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if base.name.startswith("popen-") else base) / "kit"
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "quantized").exists():
             graphs(folder / "small", "small", [Precision.FP16])
-            bundles(folder, [Precision.FP16], ["int8-weight"])
+            shutil.copytree(exported("ntk-256", "fp16"), folder / "golden" / "fp16")
+            shutil.copytree(demo_bundle("fp32"), folder / "unquantized")
+            quantize(folder / "unquantized", Choices(read_recipe("int8-weight"), unverified=True), None)
+            (folder / "unquantized").rename(folder / "quantized")
     return folder
 
 

@@ -105,7 +105,11 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(
         (["--greedy", "--temperature", "0.7"], 2, "greedy always takes the likeliest token, and temperature 0.7 asks"),
         (["--greedy", "--top-p", "0.5"], 2, "greedy always takes the likeliest token, and top_p 0.5 asks for others"),
         (["--temperature", "0", "--top-k", "3"], 2, "temperature 0 always takes the likeliest token, and top_k 3 asks"),
-        (["--image", str(PICTURE), "--draw", str(PICTURE)], 2, "would overwrite .*, which is read; choose another file"),
+        (
+            ["--image", str(PICTURE), "--draw", str(PICTURE)],
+            2,
+            "would overwrite .*, which is read; choose another file",
+        ),
         (["--image", "nothing.png"], 2, "nothing.png cannot be read: No such file or directory; give a PNG or JPEG"),
         (["--image", "/dev/zero"], 2, "/dev/zero cannot be read: it is a device, no regular file; give a PNG or JPEG"),
         (["--image", __file__], 2, "test_generate.py is no picture this version reads"),

@@ -104,7 +104,9 @@ def eager(path: Path, precision: Precision, calls: Calls) -> dict[str, Any]:
     prefill = calls.of(run.prefill)
     run.step()
     step = calls.of(run.step)
-    return {"prefill": _told(prefill), "step": _told(step), "cache_row_bytes": _row_bytes(engine)}
+    decoder: Any = engine.sessions[Component.DECODER]
+    options = decoder._session._session.get_provider_options()[PROVIDER]
+    return {"prefill": _told(prefill), "step": _told(step), "cache_row_bytes": _row_bytes(engine), "options": options}
 
 
 def captured(path: Path, precision: Precision, calls: Calls) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.bundle.tensorrt import load_backend, logger_of
 from vlm_trt.engines.backend import Device, default_backend, require_target
-from vlm_trt.engines.builder import BuildOptions, build_engine
+from vlm_trt.engines.builder import BuildOptions, _configure, build_engine
 from vlm_trt.engines.profiles import profiles
 from vlm_trt.engines.timing_cache import TimingCache, require_writable
 
@@ -30,6 +30,14 @@ def test_the_decoders_profiles_are_the_designs(exported: Callable[..., Path]) ->
     assert prefill.shapes["input_ids"] == ((1, 1, 1), (1, 512, longest))
     assert prefill.corner("past_key_values.0.key", 2) == (1, 4, longest, 32)
     assert prefill.corner("image_features", 2)[0] == 512  # two pictures fit 700 positions
+
+
+def test_products_in_fp32_are_not_rounded_to_tf32() -> None:
+    trt = load_backend("tensorrt-rtx")
+    config = trt.Builder(logger_of(trt).instance).create_builder_config()
+    assert config.get_flag(trt.BuilderFlag.TF32), "TensorRT's own default has changed: is the flag still needed?"
+    _configure(trt, config, SM89, lambda _: None)
+    assert not config.get_flag(trt.BuilderFlag.TF32)
 
 
 def test_an_input_that_the_parser_drops_is_an_error(exported: Callable[..., Path], tmp_path: Path) -> None:

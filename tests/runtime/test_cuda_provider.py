@@ -80,7 +80,7 @@ def test_all_that_computes_runs_on_the_gpu_and_the_cache_in_place(probe: Probe, 
     for run in (prefill, step):
         assert max(run["copied_on_device"], default=0) < found["eager"]["cache_row_bytes"] // 8
         assert any("attention_kernel" in name for name in run["kernel_names"]), "attention is not the fused kernel's"
-    assert step["allocated"] == 0
+    assert step["allocated"] == 0 and found["eager"]["options"]["use_tf32"] == "0"
     assert (step["kernels"], step["products"]) == (KERNELS[precision], PRODUCTS[precision])
 
 
