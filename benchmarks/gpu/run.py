@@ -47,9 +47,17 @@ def main(words: Sequence[str] | None = None) -> int:
         (links / "vlm_trt").symlink_to("..")
     for stage in arguments.stages:
         seconds = arguments.deadline or STAGES[stage]
+        _forget_failures(arguments.out / f"{stage}.json")
         ended = _apart(stage, list(sys.argv[1:] if words is None else words), arguments, seconds)
         print(f"{stage}: {ended}", file=sys.stderr, flush=True)
     return 0
+
+
+def _forget_failures(file: Path) -> None:
+    """What failed in an earlier run of the stage is tried again: another part of a package may have come."""
+    if file.exists():
+        steps = [one for one in json.loads(file.read_text())["steps"] if "found" in one]
+        file.write_text(json.dumps({"steps": steps}, indent=1) + "\n")
 
 
 def _apart(stage: str, words: list[str], arguments: argparse.Namespace, seconds: int) -> str:
