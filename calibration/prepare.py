@@ -11,7 +11,7 @@ from vlm_trt.bundle.errors import UsageError, VerificationError
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.linears import Group, find_groups, find_linears
-from vlm_trt.calibration.recipe import Kind, Recipe, require_max_drop
+from vlm_trt.calibration.recipe import Kind, Recipe
 from vlm_trt.calibration.rewrite import Treatment, treatment
 from vlm_trt.calibration.samples import Samples, find_samples, require_apart, with_tokens
 from vlm_trt.evaluation.dataset import SYNTHETIC, DataSet
@@ -75,14 +75,13 @@ class Job:
 def prepare(path: Path, choices: Choices, questions: DataSet | None) -> Job:
     """
     Raises:
-        UsageError: the drop allowed is no share, the bundle lacks the float graphs or has the quantized ones already,
+        UsageError: the bundle lacks the float graphs or has the quantized ones already,
             or the recipe fits no layer.
         VerificationError: the float graphs are not shown equal to the model.
         DataSetError: the samples cannot serve, or are among the questions.
         PromptError: a sample does not fit into the bundle's window.
         BundleError: a file is damaged.
     """
-    require_max_drop(choices.recipe.max_drop if choices.max_drop is None else choices.max_drop)
     bundle, recipe = Bundle.open(path), choices.recipe
     floating, precision = choices.floating, Precision.of(recipe.kind, choices.floating)
     verified = _require_floats(bundle, choices)

@@ -60,6 +60,7 @@ def quantize(
         The report, also written to `reports/`, in any case.
     Raises:
         NotPublishedError: the answers are too much worse; nothing but the report is written.
+        UsageError: the drop allowed is no share; nothing is written.
         UsageError, VerificationError, DataSetError, PromptError, BundleError: as `prepare` has it; nothing is written.
         StorageError: no room, no permission, or another process quantizes graphs of the bundle.
     """

@@ -188,9 +188,8 @@ def _configure(trt: Any, config: Any, options: BuildOptions, report: Callable[[f
     set_target(trt, config, options.target)
     config.progress_monitor = progress_monitor(trt, report)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the engine can be inspected
-    config.clear_flag(
-        trt.BuilderFlag.TF32
-    )  # fp32 is what has to equal the model to 1e-4; TF32 has ten bits of mantissa
+    # fp32 is what has to equal the model to 1e-4; TF32, on by default, has ten bits of mantissa.
+    config.clear_flag(trt.BuilderFlag.TF32)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     if options.workspace_bytes is not None:

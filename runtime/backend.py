@@ -30,17 +30,19 @@ NUMPY_DTYPES: dict[str, type[np.generic]] = {
 }
 
 
+# Windows grow in these steps, or double from here on.
 WINDOW_STEP = 32
 
 
 class StepShapes(StrEnum):
     """Which shapes decode steps have: fewer different ones repeat more, larger ones cost more."""
 
-    CLOSE = (
-        "close"  # the window grows in steps, so that shapes repeat; the copy of the last few positions costs nothing
-    )
-    FEW = "few"  # window and rows double: what is captured for a shape stays in memory
-    WHOLE_WINDOW = "whole window"  # attention reads the whole cache in place
+    # The window grows in steps, so that shapes repeat; the copy of the last few positions costs nothing.
+    CLOSE = "close"
+    # Window and rows double: what is captured for a shape stays in memory.
+    FEW = "few"
+    # Attention reads the whole cache in place.
+    WHOLE_WINDOW = "whole window"
 
     def window(self, needed: int, longest: int) -> int:
         """How many positions a step looks at."""
@@ -142,7 +144,7 @@ class Backend(Protocol):
 
     name: str
     precisions: tuple[Precision, ...]  # what it can run, the preferred first
-    steps: "StepShapes"  # of decoding
+    steps: StepShapes  # of decoding
     overlaps: bool  # whether pictures can be encoded beside decode steps, in another thread, at little cost
 
     def engines(self, bundle: Bundle, precision: Precision) -> tuple[EngineEntry, ...]:

@@ -118,8 +118,10 @@ def _driver_version() -> str:
         found = re.search(r"\d+\.\d+(\.\d+)?", _DRIVER.read_text())
     except OSError:
         found = None
+    if found is not None:
+        return found.group()
     known = int(_checked("cudaDriverGetVersion", cudart.cudaDriverGetVersion()))
-    return found.group() if found else f"for CUDA {known // 1000}.{known % 1000 // 10}"
+    return f"for CUDA {known // 1000}.{known % 1000 // 10}"
 
 
 def cuda_works() -> bool:

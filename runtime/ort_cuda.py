@@ -94,7 +94,9 @@ class CudaSession:
             self._staging.take(inputs)
             self._staging.copy_in(placed_in)
             self._gpu.synchronize(self._stream)  # ONNX Runtime has a stream of its own
-        number = self._number((*placed_in.values(), *placed_out.values())) if repeats else _UNCAPTURED
+        number = _UNCAPTURED
+        if repeats and self._graphs:
+            number = self._number((*placed_in.values(), *placed_out.values()))
         self._run(_bindings(placed_in), _bindings(placed_out), number)
         with within("device_to_host"):
             self._staging.copy_out(placed_out)
@@ -109,13 +111,10 @@ class CudaSession:
         return self._numbers[key]
 
     def _run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding], number: int) -> None:
-        if not self._graphs:
-            self._session.run(inputs, outputs)
-            return
         if number not in self.captured and self.refused is not None:
             number = _UNCAPTURED
         try:
-            self._session.run(inputs, outputs, options=_options(number))
+            self._session.run(inputs, outputs, options=_options(number) if self._graphs else None)
         except VlmTrtError as error:
             if number == _UNCAPTURED or number in self.captured:
                 raise

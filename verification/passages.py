@@ -34,7 +34,7 @@ class Extent:
 
 
 WHOLE = Extent(1 << 24, 6, (1, 24, 2, 37, 5, 64, 3, 31, 17))
-# For models so large that their weights are read anew for every run: a third of the arithmetic, half of the runs.
+# For models so large that their weights are read anew for every run: half of the ids, two thirds of the runs.
 SHORT = Extent(64, 2, (1, 24, 5, 37))
 
 

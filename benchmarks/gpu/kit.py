@@ -51,7 +51,7 @@ class Device:
 
     @property
     def runs(self) -> int:
-        """That are timed: a rehearsal's milliseconds say nothing."""
+        """How many are timed: a rehearsal's milliseconds say nothing."""
         return 20 if self.name == "cuda" else 2
 
     def synchronize(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.parity import compared, long_passage
@@ -15,13 +16,16 @@ from benchmarks.gpu.seeded import Seeded
 from benchmarks.gpu.speed import Bench
 from benchmarks.gpu.steps import Found, Step
 from vlm_trt.bundle.entries import GraphEntry
+from vlm_trt.bundle.errors import VlmTrtError
 from vlm_trt.bundle.manifest import SCHEMA, Manifest, Source
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle, file_entry, graph_paths, publish_new
 from vlm_trt.exporter.trace import OPSET
+from vlm_trt.families.family import PositionTable
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.engine import Step as DecodeStep
 from vlm_trt.runtime.load import open_engine
+from vlm_trt.runtime.ort_cuda import CudaSession
 from vlm_trt.verification.asked import asked
 from vlm_trt.verification.expected import Expected, expect
 from vlm_trt.verification.streamed import StreamedReference
@@ -29,6 +33,7 @@ from vlm_trt.verification.streamed import StreamedReference
 # Sequences and cached tokens of what is timed, as far as the limits go.
 _BATCHES, _CACHED = (1, 8, 32), (300, 2000)
 _FORCED_STEPS = 96  # over several windows
+_PROMPT = 20  # tokens before them
 
 
 def steps(kit: Kit) -> Iterator[Step]:
@@ -46,19 +51,18 @@ def _run(shape: "Shape", precision: Precision, backend: str) -> Iterator[Step]:
     run = Run(shape, precision, backend)
     named: dict[str, Callable[[], Any]] = {
         "load": run.load,
-        "parity": lambda: compared(run.engine, shape.kind, shape.expected),
-        f"{_FORCED_STEPS} forced steps": run.forced,
+        f"captured and not, {_FORCED_STEPS} steps": run.captured_and_not,  # first: later steps may be captured already
+        "parity": run.parity,
         "in place": run.in_place,
-        "1 picture": lambda: run.bench.pictures(1),
-        f"{shape.limits.max_images} pictures": lambda: run.bench.pictures(shape.limits.max_images),
+        "1 picture": partial(run.pictures, 1),
+        f"{shape.limits.max_images} pictures": partial(run.pictures, shape.limits.max_images),
     }
     longest = shape.limits.max_seq_tokens
     for tokens in sorted({min(300, longest // 2), longest // 2}):
-        named[f"prefill of {tokens}"] = partial(lambda tokens: run.bench.prefill(tokens), tokens)
+        named[f"prefill of {tokens}"] = partial(run.prefill, tokens)
     for batch in sorted({min(one, shape.limits.max_batch) for one in _BATCHES}):
         for cached in sorted({min(one, longest - 32) for one in _CACHED}):
-            name = f"decode {batch} × {cached}"
-            named[name] = partial(lambda batch, cached: run.bench.decode(batch, cached), batch, cached)
+            named[f"decode {batch} × {cached}"] = partial(run.decode, batch, cached)
     for name, work in named.items():
         yield f"{precision} on {backend}: {name}", work
     run.close()
@@ -81,8 +85,6 @@ class Shape:
 
     def reference(self) -> Found:
         """Computed where the weights are seeded, with TF32 off."""
-        import torch
-
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         logits = np.concatenate(self.expected.logits)
         return {"runs": len(logits), "largest_logit": float(np.abs(logits).max()), "device": self.kit.device.torch}
@@ -141,13 +143,23 @@ class Run:
             )
         return self._engine
 
-    @cached_property
-    def bench(self) -> Bench:
-        return Bench(self.engine, self._shape.kit.device.runs)
-
     def close(self) -> None:
         self._engine = None
-        self.__dict__.pop("bench", None)
+
+    def parity(self) -> Found:
+        return compared(self.engine, self._shape.kind, self._shape.expected)
+
+    def pictures(self, count: int) -> Found:
+        return self._bench().pictures(count)
+
+    def prefill(self, tokens: int) -> Found:
+        return self._bench().prefill(tokens)
+
+    def decode(self, batch: int, cached_tokens: int) -> Found:
+        return self._bench().decode(batch, cached_tokens)
+
+    def _bench(self) -> Bench:
+        return Bench(self.engine, self._shape.kit.device.runs)
 
     def load(self) -> Found:
         before = self._shape.kit.device.free_bytes()
@@ -155,55 +167,63 @@ class Run:
         after = self._shape.kit.device.free_bytes()
         return {"runs_on": runs_on, "device_bytes": None if before is None or after is None else before - after}
 
-    def forced(self) -> Found:
-        """Given tokens in the first and the last slot. The logits' hash is another backend's where that computes the
-        same, bit for bit.
-        """
-        engine, digest, finite = self.engine, hashlib.sha256(), True
-        slots = sorted({0, self._shape.limits.max_batch - 1})
-        table = self._shape.kind.position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
-        random = np.random.default_rng(2)
+    def captured_and_not(self) -> Found:
+        """The same steps with captures held back and with them: the same shapes, so the same logits to the bit."""
+        session: Any = self.engine.sessions[Component.DECODER]
+        captures = isinstance(session, CudaSession)
+        if captures:
+            session.refused = VlmTrtError("held back")
+        plain = self._forced()
+        if captures:
+            session.refused = None
+        again = self._forced()
+        refused = session.refused if captures else None
+        assert refused is None, f"a capture was refused: {refused}"
+        assert again == plain, "captured steps compute something else than uncaptured ones"
+        return {"sha256": plain, "graphs": len(session.captured) if captures else 0}
+
+    def _forced(self) -> str:
+        """Hash of the logits after given tokens in the first and the last slot."""
+        engine, digest, vocabulary = self.engine, hashlib.sha256(), self._shape.model.decoder.vocab_size
+        slots, random = sorted({0, engine.limits.max_batch - 1}), np.random.default_rng(2)
         for slot in slots:
-            engine.cache.truncate(slot, 0)
-            ids = random.integers(0, engine.model.decoder.vocab_size, 20)
-            engine.prefill(slot, ids, np.full(20, -1), None, table)
-        for _ in range(min(_FORCED_STEPS, engine.limits.max_seq_tokens - 21)):
-            tokens = random.integers(0, engine.model.decoder.vocab_size, len(slots))
-            logits = engine.decode(
-                [DecodeStep(slot, int(token), table) for slot, token in zip(slots, tokens, strict=True)]
-            )
+            self._begin(slot, random)
+        for _ in range(min(_FORCED_STEPS, engine.limits.max_seq_tokens - _PROMPT - 1)):
+            tokens = random.integers(0, vocabulary, len(slots))
+            steps = [DecodeStep(slot, int(token), self._table) for slot, token in zip(slots, tokens, strict=True)]
+            logits = engine.decode(steps)
+            assert np.isfinite(logits).all()
             digest.update(np.ascontiguousarray(logits).tobytes())
-            finite = finite and bool(np.isfinite(logits).all())
-        session = engine.sessions[Component.DECODER]
-        refused = getattr(session, "refused", None)
-        return {
-            "sha256": digest.hexdigest(),
-            "finite": finite,
-            "graphs": len(getattr(session, "captured", ())),
-            "refused_capture": None if refused is None else str(refused)[:500],
-        }
+        return digest.hexdigest()
 
     def in_place(self) -> Found:
         """A step of one slot: no other slot's bytes change, and no memory is taken."""
-        engine, device = self.engine, self._shape.kit.device
-        table = self._shape.kind.position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
-        random = np.random.default_rng(3)
+        engine, device, random = self.engine, self._shape.kit.device, np.random.default_rng(3)
         for slot in (0, 1):
-            engine.cache.truncate(slot, 0)
-            ids = random.integers(0, engine.model.decoder.vocab_size, 20)
-            engine.prefill(slot, ids, np.full(20, -1), None, table)
-        step = [DecodeStep(1, 5, table)]
-        engine.decode(step)  # what is allocated at the first one is allocated
+            self._begin(slot, random)
+        step = [DecodeStep(1, 5, self._table)]
+        for _ in range(2):  # what the first ones allocate is allocated
+            engine.decode(step)
+        before, free = [key.read().copy() for key, _ in engine.cache._layers[:2]], device.free_bytes()
         engine.decode(step)
-        first = [key.read().copy() for key, _ in engine.cache._layers[:2]]
-        memory = device.free_bytes()
-        engine.decode(step)
-        after, taken = [key.read() for key, _ in engine.cache._layers[:2]], device.free_bytes()
-        others = [slot for slot in range(engine.limits.max_batch) if slot > 1]
-        same = all(np.array_equal(one[others], other[others]) for one, other in zip(first, after, strict=True))
-        changed = [
-            np.flatnonzero((one[1] != other[1]).any(axis=(0, 2))) for one, other in zip(first, after, strict=True)
-        ]
-        assert same, "a slot that took no step has other bytes than before"
-        assert all(list(one) in ([], [22]) for one in changed), f"positions {changed} changed, and 22 was to be written"
-        return {"positions_written": [one.tolist() for one in changed], "memory_taken": (memory or 0) - (taken or 0)}
+        taken = None if free is None else free - (device.free_bytes() or 0)
+        written = []
+        for one, (key, _) in zip(before, engine.cache._layers[:2], strict=True):
+            other = key.read()
+            assert np.array_equal(one[2:], other[2:]), "a slot that took no step has other bytes than before"
+            written.append(np.flatnonzero((one[1] != other[1]).any(axis=(0, 2))).tolist())
+        expected = [] if device.name == "stand-in" else [_PROMPT + 2]  # nothing is computed over the stand-ins
+        assert all(one == expected for one in written), f"positions {written} were written, and not {expected}"
+        assert taken in (None, 0), f"a step took {taken} bytes of the device's memory"
+        return {"positions_written": written, "memory_taken": taken}
+
+    @property
+    def _table(self) -> PositionTable:
+        decoder, limits = self._shape.model.decoder, self._shape.limits
+        return self._shape.kind.position_table(decoder, 1.0, limits.max_seq_tokens)
+
+    def _begin(self, slot: int, random: np.random.Generator) -> None:
+        """A short prompt of random ids in an emptied slot."""
+        self.engine.cache.truncate(slot, 0)
+        ids = random.integers(0, self._shape.model.decoder.vocab_size, _PROMPT)
+        self.engine.prefill(slot, ids, np.full(_PROMPT, -1), None, self._table)

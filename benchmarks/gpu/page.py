@@ -1,6 +1,8 @@
 """Writes docs/gpu.md: what was run on which GPU, with figures from the results of the kit, or "not run".
 
-python -m benchmarks.gpu.page > docs/gpu.md
+    python -m benchmarks.gpu.page > docs/gpu.md
+
+The results lie in benchmarks/results/gpu, a JSON file for each stage.
 """
 
 import json
@@ -46,6 +48,10 @@ def results(folder: Path) -> dict[str, list[Found]]:
 def page(found: Mapping[str, Sequence[Found]]) -> str:
     """The whole page."""
     blocks = ["# On a GPU", _machine(found), _table(("stage", "shows", "state"), _states(found))]
+    if ceilings := _ceilings(found):
+        blocks.append(f"Measured ceilings: {', '.join(ceilings)}.")
+    if stages := list(_stages(found)):
+        blocks.append(_table(("official shape", "stage", "ms"), stages))
     if speeds := list(_speeds(found)):
         header = ("official shape", "on", "batch × cached", "ms", "floor ms", "times the floor", "tokens/s")
         blocks.append(_table(header, speeds))
@@ -88,6 +94,30 @@ def _steps(found: Mapping[str, Sequence[Found]]) -> Iterator[tuple[str, Found]]:
     for stage, steps in found.items():
         for one in steps:
             yield stage, one
+
+
+def _ceilings(found: Mapping[str, Sequence[Found]]) -> list[str]:
+    """What the device reached on one copy and on square products."""
+    told = []
+    for one in found.get("smoke", ()):
+        measured = one.get("found", {})
+        if "bytes_per_second" in measured:
+            told.append(f"{measured['bytes_per_second'] / 1e12:.2f} TB/s")
+        elif "flops" in measured:
+            told.append(f"{measured['flops'] / 1e12:.1f} TFLOP/s of {one['step']}")
+    return told
+
+
+def _stages(found: Mapping[str, Sequence[Found]]) -> Iterator[tuple[str, ...]]:
+    """Milliseconds of pictures and prefills."""
+    for one in found.get("official", ()):
+        place, _, what = one["step"].partition(": ")
+        measured = one.get("found", {})
+        if what.startswith("prefill") and measured:
+            yield place, what, f"{measured['ms']['median']:.2f}"
+        elif "picture" in what and measured:
+            for stage in ("vision_encoder", "resampler"):
+                yield place, f"{stage}, {what}", f"{measured[f'{stage}_ms']['median']:.2f}"
 
 
 def _speeds(found: Mapping[str, Sequence[Found]]) -> Iterator[tuple[str, ...]]:

@@ -65,11 +65,11 @@ def test_everything_but_cuda_runs_on_the_cpu(kit: Path, tmp_path: Path) -> None:
     assert parity["passed"], parity["failures"]
     assert {"vision_encoder", "resampler", "prefill", "decode_step", "batch"} <= set(parity["worst"])
     assert official["fp16 on cpu: in place"]["positions_written"] == [[22], [22]]
-    assert official["fp16 on cpu: 96 forced steps"]["finite"]
     steps = [one for name, one in official.items() if ": decode " in name]
     assert {(one["batch"], one["cached_tokens"]) for one in steps} == {(1, 300), (1, 480), (4, 300), (4, 480)}
     assert not list((tmp_path / "scratch").glob("small-*")), "weights stay on the disk"
     text = page.page(page.results(tmp_path / "results"))
+    assert "Measured ceilings: " in text and "| fp16 on cpu | resampler, 1 picture |" in text
     assert "| golden | small bundles" in text and "| fp16 | cpu | 4 × 480 |" in text
 
 
@@ -83,11 +83,8 @@ def test_everything_but_numbers_runs_over_the_stand_ins(kit: Path, tmp_path: Pat
     official = {one["step"]: one for one in found["official"]}
     # The patch embedding is cuDNN's, for which there is no stand-in: what needs pictures fails, and is a line.
     pictures = {name for name, one in official.items() if "failed" in one}
-    assert all("parity" in name or "picture" in name or "in place" in name for name in pictures), failures(
-        found["official"]
-    )
-    captured = official["fp16 on cuda-graph: 96 forced steps"]["found"]
-    assert captured["refused_capture"] is None and 0 < captured["graphs"] <= 8
+    assert all("parity" in one or "picture" in one for one in pictures), failures(found["official"])
+    assert 0 < official["fp16 on cuda-graph: captured and not, 96 steps"]["found"]["graphs"] <= 8
 
 
 def test_torch_as_others_run_it(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,14 @@ def test_no_gpu_is_said() -> None:
         cuda.CudaGpu()
 
 
+def test_what_is_remembered_of_a_gpu_names_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that was tried out under one driver is tried again under another."""
+    version = tmp_path / "version"
+    version.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\nGCC 12.3\n")
+    monkeypatch.setattr(cuda, "_DRIVER", version)
+    assert cuda._driver_version() == "580.95.05"
+
+
 def test_every_other_status_than_success_is_an_error() -> None:
     status = cuda.cudart.cudaError_t
     assert cuda._checked("cudaMalloc", (status.cudaSuccess, 7)) == 7
