@@ -78,14 +78,14 @@ class Shape:
 
     @cached_property
     def expected(self) -> Expected:
+        """Of the model in fp32, computed where the weights are seeded, with TF32 off."""
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         passages, pixels = asked(self.kind, self.tokenizer, self.model, self.limits)
         passages.insert(0, long_passage(self.kind, self.model, self.limits))
         device = self.kit.device.torch
         return expect(StreamedReference(self._seeded, self.model, self.kind, lambda _: None, device), passages, pixels)
 
     def reference(self) -> Found:
-        """Computed where the weights are seeded, with TF32 off."""
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         logits = np.concatenate(self.expected.logits)
         return {"runs": len(logits), "largest_logit": float(np.abs(logits).max()), "device": self.kit.device.torch}
 
