@@ -38,7 +38,7 @@ from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.family import family
-from vlm_trt.families.messages import Prompt
+from vlm_trt.families.messages import Prompt, PromptShape
 from vlm_trt.profiling.torch_baseline import TorchBaseline
 from vlm_trt.profiling.workload import Asked
 from vlm_trt.runtime.engine import Step
@@ -132,7 +132,7 @@ class Ours:
 
     def __init__(self, bundle: Bundle, precision: Precision, backend: CpuBackend) -> None:
         self._engine = open_engine(bundle, precision, backend)
-        self._table = family("qwen_vl").position_table(bundle.manifest.model.decoder, 1.0, 1024)
+        self._table = family("qwen_vl").position_table(bundle.manifest.model.decoder, PromptShape(1), 1024)
 
     def forget(self) -> None:
         self._engine.cache.truncate(0, 0)

@@ -81,10 +81,10 @@ def compared(bundle: Bundle, precision: Precision, pairs: int) -> dict[str, dict
 def runs(engine: Engine) -> dict[str, Callable[[], float]]:
     """Stage → one timed run of it, in milliseconds."""
     prompt = Prompt(engine)
-    patches = engine.encode_vision(prompt.pixels)
+    patches = engine.encode_vision(prompt.pictures)
     features = engine.backend.upload(np.array(engine.resample(patches).read()[0]), engine.precision.dtype)
     return {
-        "vision_encoder": lambda: timed(lambda: engine.encode_vision(prompt.pixels)),
+        "vision_encoder": lambda: timed(lambda: engine.encode_vision(prompt.pictures)),
         "resampler": lambda: timed(lambda: engine.resample(patches)),
         "prefill": lambda: prefill_ms(engine, prompt, features),
         "decode_step": lambda: decode_ms(engine, prompt, features),

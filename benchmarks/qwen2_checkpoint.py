@@ -54,7 +54,7 @@ def qwen2_config(decoder: DecoderConfig) -> dict[str, object]:
         "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": decoder.hidden,
         "num_hidden_layers": decoder.layers, "num_attention_heads": decoder.heads,
         "num_key_value_heads": decoder.kv_heads, "intermediate_size": decoder.mlp_width, "hidden_act": "silu",
-        "vocab_size": decoder.vocab_size, "rms_norm_eps": decoder.norm_eps, "rope_theta": decoder.rope_base,
+        "vocab_size": decoder.vocab_size, "rms_norm_eps": decoder.block.norm_eps, "rope_theta": decoder.rope_base,
         "max_position_embeddings": decoder.trained_tokens, "tie_word_embeddings": False, "torch_dtype": "float32",
         "bos_token_id": 151_643, "eos_token_id": 151_643, "use_sliding_window": False,
     }  # fmt: skip

@@ -71,8 +71,8 @@ def measured(bundle: Bundle) -> dict[str, Any]:
     load_seconds = perf_counter() - started
     loaded = anonymous_bytes(os.getpid())
     prompt = Prompt(engine)
-    vision_ms = timed(lambda: engine.encode_vision(prompt.pixels))
-    patches = engine.encode_vision(prompt.pixels)
+    vision_ms = timed(lambda: engine.encode_vision(prompt.pictures))
+    patches = engine.encode_vision(prompt.pictures)
     features = engine.backend.upload(np.array(engine.resample(patches).read()[0]), engine.precision.dtype)
     prefill = prefill_ms(engine, prompt, features)
     decode, floor = decode_ms(engine, prompt, features), floor_ms(bundle, Precision.INT4, read)

@@ -26,6 +26,7 @@ from vlm_trt.bundle.store import Bundle
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.export import Choices, export
 from vlm_trt.families.family import family
+from vlm_trt.families.messages import PromptShape
 from vlm_trt.profiling.torch_baseline import TorchDecoder
 from vlm_trt.runtime.backend import Buffer
 from vlm_trt.runtime.engine import Engine, Step
@@ -85,14 +86,14 @@ class Prompt:
 
     def __init__(self, engine: Engine) -> None:
         random = np.random.default_rng(0)
-        queries = engine.model.resampler.queries
+        queries = engine.model.connector.tokens
         self.ids = random.integers(1000, 100_000, PROMPT_TOKENS)
         self.rows = np.full(PROMPT_TOKENS, -1)
         self.rows[PICTURE_AT : PICTURE_AT + queries] = np.arange(queries)
         side = engine.model.vision.image_size
-        self.pixels = random.standard_normal((1, 3, side, side), dtype=np.float32)
-        positions = family("qwen_vl").position_table
-        self.table = positions(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+        self.pictures = [{"pixel_values": random.standard_normal((1, 3, side, side), dtype=np.float32)}]
+        positions = family(engine.model.family).position_table
+        self.table = positions(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
 
 
 def stages(bundle: Bundle, checkpoint: Path, pairs: int) -> dict[str, dict[str, float]]:
@@ -100,13 +101,13 @@ def stages(bundle: Bundle, checkpoint: Path, pairs: int) -> dict[str, dict[str, 
     engine = opened(bundle)
     prompt = Prompt(engine)
     reference = Reference(Checkpoint(checkpoint), bundle.manifest.model, family("qwen_vl"))
-    patches = engine.encode_vision(prompt.pixels)
+    patches = engine.encode_vision(prompt.pictures)
     features = engine.backend.upload(engine.resample(patches).read()[0], "float32")
     torch_run = TorchSide(reference, prompt, features)
     named: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
         "vision_encoder": (
-            lambda: timed(lambda: engine.encode_vision(prompt.pixels)),
-            lambda: timed(lambda: reference.vision_encoder(prompt.pixels)),
+            lambda: timed(lambda: engine.encode_vision(prompt.pictures)),
+            lambda: timed(lambda: reference.vision_encoder(prompt.pictures)),
         ),
         "resampler": (
             lambda: timed(lambda: engine.resample(patches)),

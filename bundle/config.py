@@ -1,103 +1,88 @@
 """What a model is, in our words: frozen configs whose fields all have their value after construction.
 
-A family's config reader (`families/<family>/config.py`) makes them from the checkpoint; the manifest stores them.
+A family's config reader (`families/<family>/`) makes them from the checkpoint; the manifest stores them.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated
 
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.fields import Within
+from vlm_trt.bundle.parts import HEAD_DIM, LAYERS, SOFT_CAP, TOKENS, WIDTH, Block, Connector, PictureRule, Tower
 
-# What a number of a model may be: far beyond any model there is, and small enough that nothing overflows, loops for
-# ever or asks for more memory than there is before a sentence is said.
-SIDE = Within(1, 16_384)  # pixels, and those of a patch
-GRID = Within(1, 4_096)
-LAYERS = Within(1, 1_024)
-HEADS = Within(1, 4_096)
-HEAD_DIM = Within(2, 4_096)
-WIDTH = Within(1, 131_072)
-MLP_WIDTH = Within(1, 4_194_304)
-TOKENS = Within(1, 1 << 24)  # of a vocabulary, a picture, a sequence
 TRAINED_TOKENS = Within(2, 1 << 24)  # log-n attention divides by its logarithm
-EPSILON = Within(1e-12, 0.1)
 ROPE_BASE = Within(1.0, 1e10)
+EMBEDDING_SCALE = Within(1e-3, 1e3)
 TEMPERATURE = Within(0.001, 100.0)  # greedy is `do_sample: false`; logits divided by less could overflow fp32
 PENALTY = Within(0.001, 1000.0)
 TOP_K = Within(0, 1 << 24)  # 0: off
 TOP_P = Within(1e-9, 1.0)
+TOKEN_ID = Within(0, (1 << 24) - 1)
 AT_ONCE = Within(1, 1_024)  # sequences, and pictures of one run
 
 
-@dataclass(frozen=True)
-class VisionConfig:
-    """The vision encoder: pixels [images, 3, image_size, image_size] → features [images, patches, width]."""
-
-    image_size: Annotated[int, SIDE]
-    patch_size: Annotated[int, SIDE]
-    width: Annotated[int, WIDTH]
-    layers: Annotated[int, LAYERS]
-    heads: Annotated[int, HEADS]
-    mlp_width: Annotated[int, MLP_WIDTH]
-    norm_eps: Annotated[float, EPSILON]
-    position_grid: Annotated[int, GRID]  # side of the stored position table; interpolated when it differs from `grid`
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
-
-    @property
-    def patches(self) -> int:
-        return self.grid**2
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-
-@dataclass(frozen=True)
-class ResamplerConfig:
-    """The resampler: features [images, patches, vision_width] → image tokens [images, queries, hidden]."""
-
-    queries: Annotated[int, TOKENS]  # tokens per image
-    vision_width: Annotated[int, WIDTH]
-    hidden: Annotated[int, WIDTH]
-    heads: Annotated[int, HEADS]
-    norm_eps: Annotated[float, EPSILON]
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """The language model with its KV cache."""
 
     vocab_size: Annotated[int, TOKENS]
     hidden: Annotated[int, WIDTH]
     layers: Annotated[int, LAYERS]
-    heads: Annotated[int, HEADS]
-    kv_heads: Annotated[int, HEADS]
-    head_dim: Annotated[int, HEAD_DIM]
-    mlp_width: Annotated[int, MLP_WIDTH]
-    norm_eps: Annotated[float, EPSILON]
+    block: Block  # of every layer
+    embedding_scale: Annotated[float, EMBEDDING_SCALE]  # text embeddings are multiplied by it, image features are not
+    tied_head: bool  # logits come from the embedding table
+    logit_cap: Annotated[float, SOFT_CAP] | None  # logits become cap · tanh(logits / cap)
     rotary_dim: Annotated[int, HEAD_DIM]
     rope_base: Annotated[float, ROPE_BASE]
-    trained_tokens: Annotated[
-        int, TRAINED_TOKENS
-    ]  # the training length (`seq_length`): dynamic NTK and log-n start beyond it
+    # The training length: dynamic NTK and log-n start beyond it.
+    trained_tokens: Annotated[int, TRAINED_TOKENS]
     max_positions: Annotated[int, TOKENS]
     dynamic_ntk: bool
     logn_attention: bool
+
+    @property
+    def heads(self) -> int:
+        return self.block.heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.block.kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.block.head_dim
+
+    @property
+    def mlp_width(self) -> int:
+        return self.block.mlp_width
+
+    @property
+    def window(self) -> int | None:
+        """Positions that a token sees on layers with a window; None where every layer sees all."""
+        return getattr(self.block, "window", None)
+
+
+class ChatFormat(StrEnum):
+    """How a conversation becomes a prompt."""
+
+    CHATML = "chatml"  # Qwen-VL-Chat
+    RAW = "raw"  # Qwen-VL: the text as it is
+    LLAVA = "llava"  # USER: … ASSISTANT:
+    TASK = "task"  # PaliGemma: a task and a line break
+
+    @property
+    def converses(self) -> bool:
+        """Whether there may be several turns."""
+        return self in (ChatFormat.CHATML, ChatFormat.LLAVA)
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
     """How the checkpoint asks to be sampled; a request overrides any of it."""
 
-    chat_format: str  # "chatml" or "raw"
+    chat_format: ChatFormat
+    stop_ids: tuple[Annotated[int, TOKEN_ID], ...]  # that end an answer; none: those of the tokenizer
     max_new_tokens: Annotated[int, TOKENS]
     do_sample: bool
     temperature: Annotated[float, TEMPERATURE]
@@ -110,8 +95,9 @@ class GenerationDefaults:
 @dataclass(frozen=True)
 class ModelConfig:
     family: str
-    vision: VisionConfig
-    resampler: ResamplerConfig
+    pictures: PictureRule
+    vision: Tower
+    connector: Connector
     decoder: DecoderConfig
     generation: GenerationDefaults
 
@@ -131,7 +117,7 @@ DEFAULT_MAX_IMAGES = 4
 
 def usual_limits(model: ModelConfig) -> Limits:
     """The limits of an export that asks for none: the training length, and room for two pictures and a question."""
-    positions = max(model.decoder.trained_tokens, 2 * model.resampler.queries + 256)
+    positions = max(model.decoder.trained_tokens, 2 * model.connector.tokens + 256)
     return Limits(min(positions, model.decoder.max_positions), DEFAULT_MAX_BATCH, DEFAULT_MAX_IMAGES)
 
 
@@ -143,8 +129,8 @@ def require_limits(model: ModelConfig, limits: Limits) -> None:
     longest = model.decoder.max_positions
     if limits.max_seq_tokens > longest:
         raise UsageError(f"--max-seq-tokens {limits.max_seq_tokens} is beyond the model's {longest} positions")
-    if limits.max_seq_tokens < model.resampler.queries + 32:
+    if limits.max_seq_tokens < model.connector.tokens + 32:
         raise UsageError(
-            f"--max-seq-tokens {limits.max_seq_tokens} does not hold one picture ({model.resampler.queries} tokens) "
+            f"--max-seq-tokens {limits.max_seq_tokens} does not hold one picture ({model.connector.tokens} tokens) "
             "and a question"
         )

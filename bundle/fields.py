@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from vlm_trt.bundle.errors import VlmTrtError
 from vlm_trt.bundle.reading import shown
@@ -75,8 +75,14 @@ class Origin:
             kind, within = get_args(kind)
             origin = get_origin(kind)
         if origin in (Union, types.UnionType):
-            only = next(one for one in get_args(kind) if one is not type(None))
-            return None if raw is None else self.value(only, raw, at)
+            kinds = [one for one in get_args(kind) if one is not type(None)]
+            if raw is None and len(kinds) < len(get_args(kind)):
+                return None
+            return self.value(kinds[0], raw, at) if len(kinds) == 1 else self._tagged(kinds, raw, at)
+        if origin is Literal:
+            if raw not in get_args(kind):
+                raise self.wrong(at, f"is {shown(raw)}, not {get_args(kind)[0]}")
+            return raw
         if origin is tuple:
             return self._tuple(kind, raw, at)
         if origin is dict:
@@ -90,6 +96,16 @@ class Origin:
                 raise self.wrong(at, f"is {shown(raw)}, not one of {', '.join(kind)}")
             return kind(raw)
         return self._plain(kind, within, raw, at)
+
+    def _tagged(self, kinds: list[Any], raw: Any, at: str) -> Any:
+        """One of several dataclasses, told apart by the one text that their field `type` may be."""
+        if not isinstance(raw, dict):
+            raise self.wrong(at, "is not an object")
+        by_type = {get_args(_hints(kind)["type"])[0]: kind for kind in kinds}
+        tag = raw.get("type")
+        if not isinstance(tag, str) or tag not in by_type:
+            raise self.wrong(f"{at}.type", f"is {shown(tag)}, not one of {', '.join(by_type)}")
+        return self.build(by_type[tag], raw, at)
 
     def _tuple(self, kind: Any, raw: Any, at: str) -> tuple[Any, ...]:
         """A list of any length, or of as many values as the type says."""

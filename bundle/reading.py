@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import tomllib
+from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -108,7 +109,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def shown(value: Any, longest: int = 40) -> str:
     """A value for a sentence: short, and nothing in it that could steer a terminal."""
     try:
-        text = repr(value)
+        text = repr(value.value if isinstance(value, Enum) else value)
     except (ValueError, RecursionError):  # a number of thousands of digits, a value nested too deep
         text = f"{type(value).__name__} too long to be shown"
     return text if len(text) <= longest else f"{text[:longest]}…"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.parts import ClipTower, OpenClipTower, SiglipTower, Tower
 
 Axis = int | str
 
@@ -122,18 +123,25 @@ def present_names(layer: int) -> tuple[str, str]:
 
 
 def _vision_encoder(model: ModelConfig, dtype: str) -> Signature:
-    side, vision = model.vision.image_size, model.vision
-    return Signature(
-        inputs=(Tensor("pixel_values", "float32", ("images", 3, side, side)),),
-        outputs=(Tensor("vision_features", dtype, ("images", vision.patches, vision.width)),),
-    )
+    return Signature(inputs=_tower_inputs(model.vision), outputs=(_vision_features(model, dtype),))
+
+
+def _tower_inputs(tower: Tower) -> tuple[Tensor, ...]:
+    """What a tower is given of pictures: the names of a family's `PictureInputs`."""
+    match tower:
+        case OpenClipTower() | ClipTower() | SiglipTower():
+            return (Tensor("pixel_values", "float32", ("images", 3, tower.image_size, tower.image_size)),)
+
+
+def _vision_features(model: ModelConfig, dtype: str) -> Tensor:
+    return Tensor("vision_features", dtype, ("images", model.vision.patches, model.vision.width))
 
 
 def _resampler(model: ModelConfig, dtype: str) -> Signature:
-    vision, resampler = model.vision, model.resampler
+    connector = model.connector
     return Signature(
-        inputs=(Tensor("vision_features", dtype, ("images", vision.patches, vision.width)),),
-        outputs=(Tensor("image_features", dtype, ("images", resampler.queries, resampler.hidden)),),
+        inputs=(_vision_features(model, dtype),),
+        outputs=(Tensor("image_features", dtype, ("images", connector.tokens, connector.hidden)),),
     )
 
 
@@ -153,6 +161,10 @@ def _decoder(model: ModelConfig, limits: Limits, dtype: str) -> Signature:
     inputs += [
         Tensor("write_index", "int64", ("batch",)),
         Tensor("attend_until", "int64", ("batch", "seq")),
+    ]
+    if decoder.window is not None:
+        inputs.append(Tensor("attend_from", "int64", ("batch", "seq")))
+    inputs += [
         Tensor("kv_positions", "int64", ("window",)),
         Tensor("logits_index", "int64", ("batch",)),
     ]

@@ -13,6 +13,7 @@ from vlm_trt.bundle.signature import Component
 from vlm_trt.bundle.staging import replace_file
 from vlm_trt.bundle.store import MANIFEST, Bundle, calibration_path, file_entry, graph_paths
 from vlm_trt.calibration.gate import Asked, Verdict, ask, judge
+from vlm_trt.calibration.linears import untied
 from vlm_trt.calibration.plan_file import dumps
 from vlm_trt.calibration.prepare import Job
 from vlm_trt.calibration.rewrite import LayerError, Plan, rewrite
@@ -80,7 +81,7 @@ def _write(
     source = job.work[component].entry
     graph, weights = graph_paths(component, job.precision)
     (staging / graph).parent.mkdir(parents=True, exist_ok=True)
-    model = ir.load(job.bundle.path / source.graph.path)
+    model = untied(ir.load(job.bundle.path / source.graph.path))
     with bars.bytes(f"quantize {component}", source.weights.size) as bar:
         on_bytes = (lambda _: None) if bar is None else bar.update
         with WeightFile(staging / weights, on_bytes) as file:

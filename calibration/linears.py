@@ -9,6 +9,8 @@ import onnx_ir as ir
 from vlm_trt.bundle.signature import Component
 from vlm_trt.calibration.rounding import Floats, column_chunks
 
+# What a head is called that has its weights from the embeddings.
+_TIED_HEAD = "lm_head.weight"
 _NORMS = ("RMSNormalization", "LayerNormalization")
 
 
@@ -44,6 +46,33 @@ class Group:
     source: str
     linears: tuple[Linear, ...]
     fold: Fold | None  # None: made by something else, or read by something else too
+
+
+def untied(model: ir.Model) -> ir.Model:
+    """The graph, changed so that a matrix that is a table of embeddings too has a name of its own as a matrix.
+
+    As one it can be quantized, where the table stays as it is; where it is not, both stay one place in the file.
+    """
+    for node in model.graph:
+        weight = node.inputs[1] if node.op_type == "Gemm" else None
+        if weight is None or weight.const_value is None or _own(weight, node):
+            continue
+        tensor = weight.const_value
+        assert isinstance(tensor, ir.ExternalTensor), f"{weight.name} is used twice and lies inside the graph"
+        matrix = ir.Value(
+            name=_TIED_HEAD, shape=weight.shape, type=weight.type, const_value=renamed(tensor, _TIED_HEAD)
+        )
+        model.graph.register_initializer(matrix)
+        node.replace_input_with(1, matrix)
+    return model
+
+
+def renamed(tensor: ir.ExternalTensor, name: str) -> ir.ExternalTensor:
+    """The same place in a file under another name."""
+    return ir.ExternalTensor(
+        tensor.location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=name,
+        base_dir=tensor.base_dir,
+    )  # fmt: skip
 
 
 def find_linears(model: ir.Model, component: Component) -> tuple[Linear, ...]:

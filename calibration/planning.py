@@ -11,7 +11,7 @@ from vlm_trt.bundle.progress import MakeBar
 from vlm_trt.bundle.signature import Component
 from vlm_trt.calibration import state
 from vlm_trt.calibration.balance import activation_of, searched, smoothing
-from vlm_trt.calibration.linears import Group
+from vlm_trt.calibration.linears import Group, untied
 from vlm_trt.calibration.observe import Watch, observe
 from vlm_trt.calibration.observers import range_of
 from vlm_trt.calibration.prepare import Job
@@ -73,7 +73,7 @@ def _factors(job: Job, seen: Seens) -> Factors:
     """For every group whose activation can be divided; a given exponent is for activations that are rounded, too."""
     found: Factors = {}
     for component, work in job.work.items():
-        model = ir.load(job.bundle.path / work.entry.graph.path)
+        model = untied(ir.load(job.bundle.path / work.entry.graph.path))
         for group in work.groups:
             treatments = work.of(group)
             wanted = job.choices.recipe.balance == "search" or any(one.kind.rounds_activations for one in treatments)

@@ -10,7 +10,7 @@ from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import UsageError, VerificationError
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.calibration.linears import Group, find_groups, find_linears
+from vlm_trt.calibration.linears import Group, find_groups, find_linears, untied
 from vlm_trt.calibration.recipe import Kind, Recipe
 from vlm_trt.calibration.rewrite import Treatment, treatment
 from vlm_trt.calibration.samples import Samples, find_samples, require_apart, with_tokens
@@ -93,10 +93,15 @@ def prepare(path: Path, choices: Choices, questions: DataSet | None) -> Job:
     _require_patterns(work, recipe)
     if not any(one.treatments for one in work.values()):
         raise UsageError("the recipe leaves every layer in float, so there is nothing to quantize; change its [layers]")
-    samples = with_tokens(find_samples(choices.samples), _prompts(bundle)) if recipe.needs_samples else None
+    samples = _samples(bundle, choices.samples) if recipe.needs_samples else None
     if samples is not None and questions is not None:
         require_apart(samples.pictures, questions.examples, questions.name)
     return Job(bundle, choices, precision, samples, questions, verified, work)
+
+
+def _samples(bundle: Bundle, source: str) -> Samples:
+    model = bundle.manifest.model
+    return with_tokens(find_samples(source, model), model.generation.chat_format, _prompts(bundle))
 
 
 def _prompts(bundle: Bundle) -> Callable[[Sequence[Message]], Prompt]:
@@ -132,7 +137,7 @@ def _require_floats(bundle: Bundle, choices: Choices) -> bool:
 
 
 def _work(bundle: Bundle, entry: GraphEntry, recipe: Recipe) -> Work:
-    model = ir.load(bundle.path / entry.graph.path)
+    model = untied(ir.load(bundle.path / entry.graph.path))
     linears = find_linears(model, entry.component)
     treated = (treatment(linear, recipe.kind_of(linear.name), recipe.block) for linear in linears)
     return Work(entry, find_groups(model, linears), tuple(one for one in treated if one is not None))

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vlm_trt.calibration.linears import Group, Linear, matrix_columns
+from vlm_trt.calibration.linears import Group, Linear, matrix_columns, renamed
 from vlm_trt.calibration.recipe import Kind
 from vlm_trt.calibration.rounding import (
     FP8,
@@ -101,14 +101,21 @@ def rewrite(model: ir.Model, plan: Plan, file: Weights) -> tuple[LayerError, ...
     outside = {n for n, v in model.graph.initializers.items() if isinstance(v.const_value, ir.ExternalTensor)}
     assert folded.keys() <= outside, f"weights inside the graph would be left undivided: {folded.keys() - outside}"
     errors = []
+    placed: dict[tuple[str, int | None], ir.ExternalTensor] = {}  # by where the tensor lay before
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
         assert tensor is not None
         if name in treatments:
             errors.append(_replace(model, value, treatments[name], plan, folded.get(name), file))
         elif isinstance(tensor, ir.ExternalTensor):
+            place, changed = (str(tensor.location), tensor.offset), name in taken or name in folded
+            if place in placed and not changed:
+                value.const_value = renamed(placed[place], name)
+                continue
             values = _left_in_float(tensor, taken.get(name), folded.get(name))
-            value.const_value = file.append(name, values, tensor.dtype)
+            value.const_value = stored = file.append(name, values, tensor.dtype)
+            if not changed:
+                placed[place] = stored
     _quantize_activations(model, plan)
     return tuple(errors)
 

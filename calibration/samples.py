@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+from vlm_trt.bundle.config import ChatFormat, ModelConfig
 from vlm_trt.bundle.errors import DataSetError, UsageError
 from vlm_trt.evaluation.dataset import SYNTHETIC, Query, Sample, fingerprint, read_samples
 from vlm_trt.evaluation.evaluate import conversation
+from vlm_trt.evaluation.synthetic import manner_of
 from vlm_trt.families.images import decode_image
 from vlm_trt.families.messages import Message, Prompt
 
@@ -39,16 +41,19 @@ class Samples:
         )
 
 
-def find_samples(source: str) -> Samples:
+def find_samples(source: str, model: ModelConfig | None = None) -> Samples:
     """The samples of a file or folder, or of the word synthetic.
 
+    Args:
+        source: which.
+        model: that will be asked, as `synthetic` has it.
     Raises:
         DataSetError: they cannot be read, or cannot serve.
     """
     if source == SYNTHETIC:
         from vlm_trt.evaluation.scenes.dataset import calibration_samples
 
-        return checked(f"{SYNTHETIC} scenes", tuple(calibration_samples(SYNTHETIC_SAMPLES, 0)))
+        return checked(f"{SYNTHETIC} scenes", tuple(calibration_samples(SYNTHETIC_SAMPLES, 0, manner_of(model))))
     return checked(Path(source).name, read_samples(Path(source)))
 
 
@@ -89,23 +94,28 @@ def require_apart(seen: Set[str], examples: Iterable[Query], evaluation: str) ->
             )
 
 
-def turns(sample: Sample, *, pictures: bool = True) -> list[Message]:
+def turns(sample: Sample, chat_format: ChatFormat, *, pictures: bool = True) -> list[Message]:
     """The conversation that is answered. An answer given is a turn, and the question repeated: so its tokens, tags and
-    all, are those of a conversation.
+    all, are those of a conversation. A model that does not converse is asked, and answers by itself.
 
+    Args:
+        sample: what is asked.
+        chat_format: of the model.
+        pictures: whether they are read.
     Raises:
         ImageError: a picture cannot be read.
     """
-    if sample.answer is not None:
+    if sample.answer is not None and chat_format.converses:
         sample = replace(sample, history=(*sample.history, (sample.prompt, sample.answer)))
     return conversation(sample, pictures=pictures)
 
 
-def with_tokens(found: Samples, build: Callable[[Sequence[Message]], Prompt]) -> Samples:
+def with_tokens(found: Samples, chat_format: ChatFormat, build: Callable[[Sequence[Message]], Prompt]) -> Samples:
     """The samples with what their prompts are made of, so that one that is too long is known before the first is asked.
 
     Args:
         found: the samples.
+        chat_format: of the model.
         build: a conversation as token ids.
     Raises:
         PromptError: a sample does not fit; it is named.
@@ -113,7 +123,7 @@ def with_tokens(found: Samples, build: Callable[[Sequence[Message]], Prompt]) ->
     prompts = []
     for sample in found.samples:
         try:
-            prompts.append(build(turns(sample, pictures=False)))
+            prompts.append(build(turns(sample, chat_format, pictures=False)))
         except UsageError as error:
             raise type(error)(f"{sample.name}: {error}") from error
     lengths = [len(prompt.ids) for prompt in prompts]

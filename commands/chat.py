@@ -26,8 +26,8 @@ def run(bundle: Path, images: Sequence[Path], system: str | None, **rest: Any) -
     standard_input()
     pending = read_images(images)
     model, options = load_with(bundle, **rest)
-    if model.manifest.model.generation.chat_format == "raw":
-        raise UsageError(f"{bundle} is of the base model, which continues one text and does not chat; use generate")
+    if not model.manifest.model.generation.chat_format.converses:
+        raise UsageError(f"{bundle} is of a base model, which answers one text and does not chat; use generate")
     complete_with(completed_lines)  # arrow keys and a history at the prompt, too
     chat = Chat(model, system)
     say(f"{model.manifest.model.family} in {model.engine.precision} on {model.engine.backend.name}; /help for help")

@@ -63,6 +63,13 @@ def _precision(bundle: Bundle, wanted: Precision) -> Precision:
 def _half(
     bundle: Bundle, found: Diagnosis, asked: list[Sample], wanted: bool, against: Path | None, printed_json: bool
 ) -> None:
+    verdict = bundle.manifest.verification(found.precision)
+    if found.sound and verdict is not None and not verdict.passed:
+        found = found.tightened()
+        say(
+            "every value is inside the tolerance, and yet the graphs failed verification: errors add up. Off by more "
+            f"than {found.tolerance.relative:.1e}, or with a cosine below {found.tolerance.cosine:.6f}, are"
+        )
     if not printed_json:
         _show(found)
     try:

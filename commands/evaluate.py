@@ -113,12 +113,13 @@ def _choose(
 
 
 def _examples(choice: Choice, data: str, count: int | None, seed: int | None) -> DataSet:
+    model = choice.bundle.manifest.model
     if data == SYNTHETIC:
-        return synthetic(COUNT if count is None else count, SEED if seed is None else seed)
+        return synthetic(COUNT if count is None else count, SEED if seed is None else seed, model)
     if count is not None or seed is not None:
         raise UsageError(f"--count and --seed are about --data {SYNTHETIC}; leave them out, a file is asked whole")
     say(f"  checking every line and picture of {data} ...")
-    return read_data(Path(data), family(choice.bundle.manifest.model.family).parse_answer)
+    return read_data(Path(data), family(model.family).parse_answer)
 
 
 def _answered(choice: Choice, data: DataSet, max_new_tokens: int) -> Result:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from vlm_trt.bundle.config import DecoderConfig
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.leftovers import leftovers
 from vlm_trt.bundle.manifest import Manifest
@@ -28,16 +29,16 @@ def run(path: Path, check: bool, as_json: bool) -> None:
 def _description(bundle: Bundle) -> list[str]:
     manifest = bundle.manifest
     model, limits = manifest.model, manifest.limits
-    vision, resampler, decoder = model.vision, model.resampler, model.decoder
+    vision, connector, decoder = model.vision, model.connector, model.decoder
     return [
         f"{bundle.path}  ({model.family}, {model.generation.chat_format}, from {manifest.source.checkpoint})",
         "",
-        f"vision encoder   {vision.image_size} px → {vision.patches} patches of {vision.width}, {vision.layers} layers",
-        f"resampler        {resampler.queries} tokens of {resampler.hidden} per picture",
-        f"decoder          {decoder.layers} layers of {decoder.hidden}, {decoder.heads} heads of {decoder.head_dim}, "
-        f"vocabulary {decoder.vocab_size}",
-        f"positions        trained on {decoder.trained_tokens}; dynamic NTK {_on(decoder.dynamic_ntk)}, "
-        f"log-n attention {_on(decoder.logn_attention)}",
+        f"vision encoder   {vision.image_size} px → {vision.patches} patches of {vision.width}, {vision.layers} layers "
+        f"({_words(vision.type)}; pictures: {_words(model.pictures.type)})",
+        f"resampler        {connector.tokens} tokens of {connector.hidden} per picture ({_words(connector.type)})",
+        f"decoder          {decoder.layers} layers of {decoder.hidden} ({_words(decoder.block.type)}), "
+        f"{_heads(decoder)}, vocabulary {decoder.vocab_size}",
+        f"positions        {_positions(decoder)}",
         f"limits           {limits.max_seq_tokens} positions, {_several(limits.max_batch, 'sequence')} at once, "
         f"{_several(limits.max_images, 'picture')} per run",
         "",
@@ -47,6 +48,26 @@ def _description(bundle: Bundle) -> list[str]:
         *(_engine_lines(bundle.path, manifest) if manifest.engines else []),
         *_left_lines(bundle),
     ]
+
+
+def _heads(decoder: DecoderConfig) -> str:
+    shared = "" if decoder.kv_heads == decoder.heads else f" ({decoder.kv_heads} of keys and values)"
+    return f"{decoder.heads} heads of {decoder.head_dim}{shared}"
+
+
+def _positions(decoder: DecoderConfig) -> str:
+    """How long prompts may be, and what becomes of long ones."""
+    window = "" if decoder.window is None else f"; a window of {decoder.window} on some layers"
+    if not (decoder.dynamic_ntk or decoder.logn_attention):
+        return f"{decoder.max_positions}{window}"
+    return (
+        f"trained on {decoder.trained_tokens}; dynamic NTK {_on(decoder.dynamic_ntk)}, "
+        f"log-n attention {_on(decoder.logn_attention)}{window}"
+    )
+
+
+def _words(kind: str) -> str:
+    return kind.replace("_", " ")
 
 
 def _left_lines(bundle: Bundle) -> list[str]:

@@ -69,9 +69,10 @@ def run(
 
 def questions(bundle: Path, data: str, count: int | None) -> DataSet:
     """What judges: drawn scenes, or a user's file."""
+    model = Bundle.open(bundle).manifest.model
     if data == SYNTHETIC:
-        return synthetic(COUNT if count is None else count, 0)
-    return read_data(Path(data), family(Bundle.open(bundle).manifest.model.family).parse_answer)
+        return synthetic(COUNT if count is None else count, 0, model)
+    return read_data(Path(data), family(model.family).parse_answer)
 
 
 def shown(verdict: Verdict) -> str:

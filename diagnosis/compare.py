@@ -13,6 +13,7 @@ from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.linears import find_groups, find_linears
 from vlm_trt.diagnosis.pairs import Pair, pairs
+from vlm_trt.families.contract import PictureInputs
 from vlm_trt.families.family import Family, family
 from vlm_trt.families.images import decode_image
 from vlm_trt.families.messages import Prompt
@@ -157,12 +158,9 @@ def _run(both: _Both, members: Family, prompt: Prompt) -> None:
     features: Floats | None = None
     if prompt.images:
         pictures = [decode_image(image.data, image.name) for image in prompt.images]
-        pixels = members.preprocess(pictures, right.model.vision.image_size)
-        parts = [_features(right, other, pixels[at : at + 1]) for at in range(len(pixels))]
+        parts = [_features(right, other, members.preprocess(one, right.model)) for one in pictures]
         features = np.concatenate(parts)
-    table = members.position_table(
-        right.model.decoder, members.rope_alpha(right.model.decoder, len(prompt.ids)), right.limits.max_seq_tokens
-    )
+    table = members.position_table(right.model.decoder, prompt.shape, right.limits.max_seq_tokens)
     mine, its = (Continuation(engine, prompt, uploaded(engine, features), table) for engine in (right, other))
     logits, alive = mine.prefill(), _survives(its.prefill)
     for _ in range(_STEPS):
@@ -171,10 +169,10 @@ def _run(both: _Both, members: Family, prompt: Prompt) -> None:
         alive = alive and _survives(partial(its.decode, token))
 
 
-def _features(right: Engine, other: Engine, pixels: Floats) -> Floats:
+def _features(right: Engine, other: Engine, picture: PictureInputs) -> Floats:
     """Image features of one picture by the right graphs; the other ones are shown the same inputs."""
-    patches = right.encode_vision(pixels)
-    other.encode_vision(pixels)
+    patches = right.encode_vision([picture])
+    other.encode_vision([picture])
     known = to_float32(patches.read(), patches.dtype)
     features = right.resample(patches)
     dtype = other.precision.dtype

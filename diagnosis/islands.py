@@ -101,9 +101,10 @@ def _around(value: ir.Value, seen: Deviation) -> Iterator[str]:
     takers = [use.node for use in value.uses()]
     outside = value.is_graph_output() or any(taker.op_type in LEFT and taker.op_type != "Cast" for taker in takers)
     if outside:
+        why = "cannot hold" if seen.magnitude > _FP16_ROOM else "rounds too coarsely for what is made of them"
         raise VerificationError(
-            f"{seen.pair.part} makes values up to {seen.magnitude:.3g} ({seen.pair.found}) that half precision cannot "
-            "hold, and they leave the graph or go into the cache; no island mends that, export in a wider precision"
+            f"{seen.pair.part} makes values up to {seen.magnitude:.3g} ({seen.pair.found}) that half precision {why}, "
+            "and they leave the graph or go into the cache; no island mends that, export in a wider precision"
         )
     producer = value.producer()
     assert producer is not None and producer.name

@@ -14,6 +14,7 @@ from typing import Any
 
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.entries import Profile
+from vlm_trt.bundle.parts import ResamplerConnector, SandwichBlock
 from vlm_trt.bundle.signature import Axis, Component, Precision, Tensor, past_names, present_names, signature
 from vlm_trt.engines.finding import Finding
 from vlm_trt.engines.kernel_program import Kernel, Program, read_programs
@@ -34,13 +35,14 @@ class Expected:
 
     @property
     def attentions(self) -> int:
+        """Nodes of the operator Attention; with capped scores it is written out."""
         match self.component:
             case Component.VISION_ENCODER:
                 return self.model.vision.layers
             case Component.RESAMPLER:
-                return 1
+                return int(isinstance(self.model.connector, ResamplerConnector))
             case Component.DECODER:
-                return self.model.decoder.layers
+                return 0 if isinstance(self.model.decoder.block, SandwichBlock) else self.model.decoder.layers
 
     @property
     def caches(self) -> tuple[tuple[str, str], ...]:
@@ -141,7 +143,8 @@ def _inspection(source: str, programs: Sequence[Program], expected: Expected, fo
     for program in programs:
         if program.profile in names:
             every += _attention(names[program.profile], _fused(program), expected)
-            every += _passes(names[program.profile], program, expected)
+            passes = list(_passes(names[program.profile], program, expected))
+            every += _written_out(names[program.profile], passes) if _capped(expected) else passes
     return Inspection(source, tuple(sorted(every, key=lambda one: one.severity)), launched, fused)
 
 
@@ -158,6 +161,22 @@ def _attention(profile: str, fused: int, expected: Expected) -> Iterator[Finding
         "attention-not-fused", "warning" if fp32 else "error", profile,
         f"{fused} of the {expected.attentions} attentions of the profile {profile} are fused kernels; the others "
         f"write their scores to memory{why}",
+    )  # fmt: skip
+
+
+def _capped(expected: Expected) -> bool:
+    """Whether the decoder's scores are capped, which no Attention of TensorRT's does."""
+    return expected.component is Component.DECODER and isinstance(expected.model.decoder.block, SandwichBlock)
+
+
+def _written_out(profile: str, passes: Sequence[Finding]) -> Iterator[Finding]:
+    """What attention with capped scores becomes: known, and slower than what is fused, but right."""
+    caches = sorted({one.where for one in passes})
+    copied = f"{len(caches)} caches ({caches[0]}, …) are copied once a run before they are read" if caches else ""
+    yield Finding(
+        "attention-written-out", "warning", profile,
+        f"scores are capped, so the attentions of the profile {profile} are products, a softmax and a mask of their "
+        f"own{'; ' * bool(copied)}{copied}: TensorRT's Attention has no cap",
     )  # fmt: skip
 
 

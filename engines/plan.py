@@ -118,7 +118,9 @@ def plan(
         Stage.VERIFY: verification,
         Stage.BUILD: _build(weight_bytes, precision, layers),
     }
-    embedding = decoder.vocab_size * decoder.hidden * size  # a step reads one row of it per sequence
+    # A step reads one row of the embeddings per sequence, unless they are the head too.
+    shared = decoder.tied_head and precision.quantization is None
+    embedding = 0 if shared else decoder.vocab_size * decoder.hidden * size
     return Plan(
         precision=precision,
         limits=limits,

@@ -16,7 +16,7 @@ def profiles(component: Component, model: ModelConfig, limits: Limits, precision
     if component is not Component.DECODER:
         pictures = {"images": (1, 1, limits.max_images)}
         return (_profile("pictures", contract.inputs, pictures),)
-    longest, tokens = limits.max_seq_tokens, model.resampler.queries
+    longest, tokens = limits.max_seq_tokens, model.connector.tokens
     most_rows = max(tokens, longest // (tokens + 2) * tokens)
     decode = {
         "batch": (1, limits.max_batch, limits.max_batch),

@@ -4,7 +4,9 @@ One safetensors file, safetensors shards with an index, or `pytorch_model*.bin` 
 that lies in the folder (`auto_map`) is never run.
 """
 
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,31 +23,48 @@ from vlm_trt.families.weights import WeightMap
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 Shard = SafetensorsFile | BinFile
-_SMALL_FILES = ("config.json", "generation_config.json")
+Renames = Sequence[tuple[str, str]]
 
 
 class Checkpoint:
     """An opened checkpoint. Opening reads headers only."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, renames: Renames = ()) -> None:
         """
+        Args:
+            folder: as published.
+            renames: regular expressions of stored names, and what makes of them the names that are asked for, in order.
         Raises:
-            CheckpointError: no folder, no weights, a broken index, a missing or damaged shard.
+            CheckpointError: no folder, no weights, a broken index, a missing or damaged shard, a tensor stored twice.
         """
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is not a folder; give the folder of a published checkpoint")
-        self.folder = folder
-        self._shard_of = _shards(folder)
-        if not self._shard_of:
+        self.folder, self._renames = folder, renames
+        stored = _shards(folder)
+        if not stored:
             raise CheckpointError(f"{folder} holds no tensor; download the checkpoint again")
+        self._stored: dict[str, tuple[Shard, str]] = {}
+        for name, shard in stored.items():
+            known = _renamed(name, renames)
+            if known in self._stored:
+                raise CheckpointError(
+                    f"{folder} holds {known} twice, as {self._stored[known][1]} and as {name}, so one of them is "
+                    "wrong; download the checkpoint again"
+                )
+            self._stored[known] = shard, name
         self._mapped: BinFile | None = None
+
+    def reopened(self) -> "Checkpoint":
+        """The same one for another thread."""
+        return Checkpoint(self.folder, self._renames)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor and its shape."""
-        return {name: shard.tensors[name].shape for name, shard in self._shard_of.items()}
+        return {name: self.shape(name) for name in self._stored}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._shard_of[name].tensors[name].shape
+        shard, stored = self._stored[name]
+        return shard.tensors[stored].shape
 
     def check(self, weights: WeightMap) -> None:
         """Compares names and shapes with what the model's config says.
@@ -80,19 +99,19 @@ class Checkpoint:
             CheckpointError: NaN or Inf among them, or the shard cannot be read any more.
         """
         values = self.unchecked_rows(name, start, stop)
-        _require_finite(values, name, self._shard_of[name].path)
+        _require_finite(values, name, self._stored[name][0].path)
         return values
 
     def unchecked_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """The same for a caller who looks for NaN and Inf in what it makes of them, and tells with `require_finite`."""
-        shard = self._shard_of[name]
-        assert 0 <= start <= stop <= shard.tensors[name].shape[0], f"rows {start}…{stop} of {name}"
+        shard, stored = self._stored[name]
+        assert 0 <= start <= stop <= shard.tensors[stored].shape[0], f"rows {start}…{stop} of {name}"
         if isinstance(shard, BinFile) and shard is not self._mapped:
             if self._mapped is not None:
                 self._mapped.close()  # one shard mapped at a time
             self._mapped = shard
         with _read_errors(shard.path):
-            return shard.rows(name, start, stop)
+            return shard.rows(stored, start, stop)
 
     def require_finite(self, name: str) -> None:
         """
@@ -106,17 +125,24 @@ class Checkpoint:
         """A whole tensor, in its stored type."""
         return self.rows(name, 0, self.shape(name)[0])
 
-    def source_hashes(self, tokenizer_file: str) -> dict[str, str]:
-        """What identifies this checkpoint: sha256 of the small files, size of the shards.
+    def source_hashes(self, small_files: Sequence[str]) -> dict[str, str]:
+        """What identifies this checkpoint: sha256 of the small files that there are, size of the shards.
 
         Hashing 19 GB would cost a full read each time; what the shards hold is what verification compares.
         """
         small = {}
-        for name in (*_SMALL_FILES, tokenizer_file):
-            with _read_errors(self.folder / name):
-                small[name] = sha256_of(self.folder / name)
-        paths = {shard.path for shard in self._shard_of.values()}
+        for name in small_files:
+            if os.path.lexists(self.folder / name):
+                with _read_errors(self.folder / name):
+                    small[name] = sha256_of(self.folder / name)
+        paths = {shard.path for shard, _ in self._stored.values()}
         return small | {path.name: f"size:{path.stat().st_size}" for path in sorted(paths)}
+
+
+def _renamed(name: str, renames: Renames) -> str:
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def _shards(folder: Path) -> dict[str, Shard]:

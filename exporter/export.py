@@ -100,8 +100,8 @@ def _prepare(folder: Path, target: Path, choices: Choices, say: Callable[[str], 
     kind = family_of(folder)
     model = kind.read_config(folder)
     kind.check_checkpoint(folder, model)
-    checkpoint = Checkpoint(folder)
     weight_map = kind.weight_map(model)
+    checkpoint = Checkpoint(folder, weight_map.renames)
     checkpoint.check(weight_map)
     existing = destination(target, say)
     if existing is not None:
@@ -137,7 +137,7 @@ def _limits(model: ModelConfig, choices: Choices, existing: Bundle | None) -> Li
 
 
 def _require_same_source(existing: Bundle, checkpoint: Checkpoint, kind: Family) -> None:
-    if existing.manifest.source.files != checkpoint.source_hashes(kind.tokenizer_file):
+    if existing.manifest.source.files != checkpoint.source_hashes(kind.source_files):
         raise IncompatibleError(
             f"{existing.path} was made from another checkpoint ({existing.manifest.source.checkpoint}); "
             "export to another folder"
@@ -195,7 +195,7 @@ def _new_manifest(job: Job, staging: Path, entries: tuple[GraphEntry, ...]) -> M
         version=version("vlm-trt"),
         model=job.model,
         limits=job.limits,
-        source=Source(str(job.checkpoint.folder.resolve()), job.checkpoint.source_hashes(name)),
+        source=Source(str(job.checkpoint.folder.resolve()), job.checkpoint.source_hashes(job.family.source_files)),
         tokenizer=file_entry(staging, tokenizer),
         graphs=entries,
     )

@@ -1,7 +1,7 @@
 """How checkpoint tensors become one of our weights, block by block: the arithmetic of `families.weights.Layout`."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.parts import ResamplerConnector
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.weights import Layout, Weight
 
@@ -62,6 +63,10 @@ def _whole(weight: Weight, model: ModelConfig, checkpoint: Checkpoint, convert: 
     match weight.layout:
         case Layout.TRANSPOSE:
             return _transposed(key, 0, weight.shape[1], checkpoint, convert, allocate)
+        case Layout.JOIN:
+            return _joined(weight, checkpoint, convert, allocate)
+        case Layout.PLUS_ONE:
+            return convert(checkpoint.read(key).float() + 1)
         case Layout.UNPACK_HEADS:
             return _unpacked(convert(checkpoint.read(key)), model.vision.heads, model.vision.head_dim)
         case Layout.POSITION_GRID:
@@ -73,7 +78,7 @@ def _whole(weight: Weight, model: ModelConfig, checkpoint: Checkpoint, convert: 
                 return convert(checkpoint.rows(key, start, stop))
             return _transposed(key, start, stop, checkpoint, convert, allocate)
         case Layout.QUERY_PROJECTION:
-            return convert(_projected_queries(weight, model.resampler.norm_eps, checkpoint))
+            return convert(_projected_queries(weight, resampler_eps(model), checkpoint))
     raise AssertionError(weight.layout)
 
 
@@ -81,16 +86,39 @@ def _transposed(
     key: str, start: int, stop: int, checkpoint: Checkpoint, convert: Convert, allocate: Allocate
 ) -> Tensor:
     """The rows start…stop−1 of a stored matrix as columns."""
+    return _columns([(key, start, stop)], checkpoint, convert, allocate)
+
+
+def _joined(weight: Weight, checkpoint: Checkpoint, convert: Convert, allocate: Allocate) -> Tensor:
+    """The rows of several stored tensors one after the other, those of matrices as columns."""
+    if len(weight.shape) == 1:
+        return torch.cat([convert(checkpoint.read(key)) for key in weight.keys])
+    return _columns([(key, 0, checkpoint.shape(key)[0]) for key in weight.keys], checkpoint, convert, allocate)
+
+
+def _columns(
+    parts: Sequence[tuple[str, int, int]], checkpoint: Checkpoint, convert: Convert, allocate: Allocate
+) -> Tensor:
+    """Rows start…stop−1 of each stored matrix, by (key, start, stop), as columns of one."""
     columns: Tensor | None = None
-    for at, block in _row_blocks(key, start, stop, checkpoint):
-        values = convert(block)
-        if columns is None:
-            columns = allocate((values.shape[1], stop - start), dtype=values.dtype)
-        for row in range(0, values.shape[0], _TRANSPOSED_ROWS):
-            some = values[row : row + _TRANSPOSED_ROWS]
-            columns[:, at + row : at + row + some.shape[0]].copy_(some.t())
-    assert columns is not None, f"{key} has no rows"
+    width, first = sum(stop - start for _, start, stop in parts), 0
+    for key, start, stop in parts:
+        for at, block in _row_blocks(key, start, stop, checkpoint):
+            values = convert(block)
+            if columns is None:
+                columns = allocate((values.shape[1], width), dtype=values.dtype)
+            for row in range(0, values.shape[0], _TRANSPOSED_ROWS):
+                some, to = values[row : row + _TRANSPOSED_ROWS], first + at + row
+                columns[:, to : to + some.shape[0]].copy_(some.t())
+        first += stop - start
+    assert columns is not None, f"{parts} have no rows"
     return columns
+
+
+def resampler_eps(model: ModelConfig) -> float:
+    """Of the norm that the projected queries have behind them."""
+    assert isinstance(model.connector, ResamplerConnector)
+    return model.connector.norm_eps
 
 
 def _unpacked(packed: Tensor, heads: int, head_dim: int) -> Tensor:

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature as signature_of
 
 import onnx_ir as ir
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.signature import Axis, Component, Precision, Signature, signature
 from vlm_trt.exporter.modules.build import build_module
+from vlm_trt.exporter.modules.decoder import Decoder
 from vlm_trt.exporter.modules.onnx_operators import translation_table
 
 OPSET = 24
@@ -34,6 +36,8 @@ _IR_DTYPES = {
     "bfloat16": ir.DataType.BFLOAT16,
     "int64": ir.DataType.INT64,
 }
+# Of the decoder's forward, before the cache; those that a model's signature leaves out are None.
+_DECODER_ARGUMENTS = tuple(signature_of(Decoder.forward).parameters)[1:-1]
 
 
 def trace(component: Component, model: ModelConfig, limits: Limits, precision: Precision) -> ir.Model:
@@ -93,9 +97,11 @@ def _arguments(
         plain = len(tensors) - 2 * model.decoder.layers
         tensors = [*tensors[:plain], tensors[plain:]]
         dynamic = [*dynamic[:plain], dynamic[plain:]]
-        if not model.decoder.logn_attention:
-            tensors.insert(5, None)
-            dynamic.insert(5, None)
+        given = {tensor.name for tensor in contract.inputs}
+        for at, name in enumerate(_DECODER_ARGUMENTS):
+            if name not in given:
+                tensors.insert(at, None)
+                dynamic.insert(at, None)
     return tuple(tensors), tuple(dynamic)
 
 

@@ -10,10 +10,18 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
-from vlm_trt.families.messages import Answered, Message, Prompt
+from vlm_trt.families.messages import Answered, Message, Prompt, PromptShape
+from vlm_trt.families.positions import PositionTable as PositionTable
 from vlm_trt.families.weights import WeightMap
 
-Floats = NDArray[np.float32]
+# What the vision encoder is given of one picture, by the names of its graph's inputs; the leading axis is one that
+# pictures of a run share.
+PictureInputs = dict[str, NDArray[np.float32]]
+
+
+def stacked(pictures: Sequence[PictureInputs]) -> PictureInputs:
+    """The inputs of one run of the vision encoder for several pictures."""
+    return {name: np.concatenate([one[name] for one in pictures]) for name in pictures[0]}
 
 
 class Tokenizer(Protocol):
@@ -26,22 +34,15 @@ class Tokenizer(Protocol):
     @property
     def end_of_text(self) -> int: ...
 
+    @property
+    def drops_first_blank(self) -> bool:
+        """Whether a blank at the beginning of an answer belongs to the way words are written and not to the answer."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text."""
 
     def visible_bytes(self, token_id: int) -> bytes:
         """What a token adds to the shown text; nothing for control tokens."""
-
-
-class PositionTable(Protocol):
-    """A sequence's position rows: cos, sin [positions, rotary/2] and query scale [positions], fp32."""
-
-    @property
-    def cos(self) -> Floats: ...
-    @property
-    def sin(self) -> Floats: ...
-    @property
-    def query_scale(self) -> Floats: ...
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,20 @@ class Family:
 
     name: str
     tokenizer_file: str  # copied from the checkpoint into the bundle
+    config_files: tuple[str, ...]  # of the checkpoint, those that say what the model is; some may be absent
     read_config: Callable[[Path], ModelConfig]
     check_checkpoint: Callable[[Path, ModelConfig], None]  # what config and tokenizer must agree on
     weight_map: Callable[[ModelConfig], WeightMap]
     load_tokenizer: Callable[[Path, ModelConfig], Tokenizer]
     build_prompt: Callable[[Sequence[Message], Any, ModelConfig, int], Prompt]
-    preprocess: Callable[[Sequence[Picture], int], Floats]
-    rope_alpha: Callable[[DecoderConfig, int], float]  # chosen once per sequence, from its prompt length
-    position_table: Callable[[DecoderConfig, float, int], PositionTable]
+    preprocess: Callable[[Picture, ModelConfig], PictureInputs]
+    position_table: Callable[[DecoderConfig, PromptShape, int], PositionTable]
     parse_answer: Callable[[str, Sequence[tuple[int, int]]], Answered]
+    # How answers name places: a name and boxes (left, top, right, bottom as shares of the picture's sides); None where
+    # the model was not taught to.
+    write_places: Callable[[str, Sequence[tuple[float, float, float, float]]], str] | None = None
+
+    @property
+    def source_files(self) -> tuple[str, ...]:
+        """The small files that a checkpoint is known by."""
+        return (*self.config_files, self.tokenizer_file)

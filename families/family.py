@@ -1,15 +1,30 @@
-"""The model families by name."""
+"""The model families by name, and which of them a checkpoint is of."""
 
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from vlm_trt.bundle.errors import UnsupportedError
-from vlm_trt.families.contract import Family, PositionTable, Tokenizer
+from vlm_trt.bundle.reading import shown
+from vlm_trt.families.config_files import read_object
+from vlm_trt.families.contract import Family, Tokenizer
+from vlm_trt.families.positions import PositionTable
 
 __all__ = ["Family", "PositionTable", "Tokenizer", "family", "family_of"]
 
-# Family name → the module that holds its `FAMILY`.
-_MODULES = {"qwen_vl": "vlm_trt.families.qwen_vl.family"}
+
+@dataclass(frozen=True)
+class _Known:
+    name: str  # of the family and of its folder, whose `family.py` has its `FAMILY`
+    title: str
+    model_types: tuple[str, ...]  # in config.json; the first is that of checkpoints which are read
+
+
+_FAMILIES = (
+    _Known("qwen_vl", "Qwen-VL and Qwen-VL-Chat", ("qwen",)),
+    _Known("llava15", "LLaVA-1.5", ("llava", "llava_llama")),  # the second: the original repository's
+    _Known("paligemma", "PaliGemma 1 and 2", ("paligemma",)),
+)
 
 
 def family(name: str) -> Family:
@@ -18,15 +33,28 @@ def family(name: str) -> Family:
     Raises:
         UnsupportedError: this version does not know it.
     """
-    if name not in _MODULES:
-        raise UnsupportedError(f"model family {name!r} is not supported by this version; known: {', '.join(_MODULES)}")
-    found: Family = import_module(_MODULES[name]).FAMILY
+    names = [known.name for known in _FAMILIES]
+    if name not in names:
+        raise UnsupportedError(f"model family {name!r} is not supported by this version; known: {', '.join(names)}")
+    found: Family = import_module(f"vlm_trt.families.{name}.family").FAMILY
     return found
 
 
 def family_of(checkpoint: Path) -> Family:
-    """The family a checkpoint belongs to; its config reader refuses what it does not know.
+    """The family a checkpoint belongs to, by `model_type` in its config.json; whether it is one that can be exported
+    is for that family's config reader to say.
 
-    Qwen-VL is the only one so far; `model_type` in config.json tells further ones apart.
+    Raises:
+        CheckpointError: config.json is missing or damaged.
+        UnsupportedError: another model.
     """
-    return family("qwen_vl")
+    path = checkpoint / "config.json"
+    raw = read_object(path)
+    # Conversions of Qwen-VL have lost the key; its `visual` section is like no other model's.
+    model_type = raw.get("model_type", "qwen" if "visual" in raw else None)
+    for known in _FAMILIES:
+        if model_type in known.model_types:
+            return family(known.name)
+    supported = ", ".join(f"{known.title} ({known.model_types[0]!r})" for known in _FAMILIES)
+    what = "is missing" if model_type is None else f"is {shown(model_type)}"
+    raise UnsupportedError(f"{path}: model_type {what}; this version exports {supported}")

@@ -112,18 +112,33 @@ class ImageSpan:
 
 
 @dataclass(frozen=True)
+class PromptShape:
+    """What a sequence's positions depend on, of its prompt."""
+
+    tokens: int
+    prefix: int = 0  # the first so many positions attend to each other in both directions
+
+
+@dataclass(frozen=True)
 class Prompt:
-    ids: tuple[int, ...]
-    spans: tuple[ImageSpan, ...]
+    ids: tuple[int, ...]  # those of picture positions are not looked up
+    spans: tuple[ImageSpan, ...]  # one per picture, in order
     images: tuple[Image, ...]
     dropped_turns: int = 0  # oldest turns left out because the window was full
+    prefix: int = 0  # as `PromptShape` has it
+
+    @property
+    def shape(self) -> PromptShape:
+        return PromptShape(len(self.ids), self.prefix)
 
     def image_rows(self, length: int | None = None) -> NDArray[np.int64]:
         """Row of the pictures' stacked features at each position, −1 for text; `length` counts what follows too."""
         rows = np.full(len(self.ids) if length is None else length, -1, dtype=np.int64)
-        for span in self.spans:
+        row = 0
+        for span in sorted(self.spans, key=lambda one: one.image):
             tokens = span.stop - span.start
-            rows[span.start : span.stop] = np.arange(span.image * tokens, (span.image + 1) * tokens)
+            rows[span.start : span.stop] = np.arange(row, row + tokens)
+            row += tokens
         return rows
 
 
@@ -135,6 +150,7 @@ class Grounding:
     kind: str  # "box" (two corners) or "quad" (four)
     points: tuple[tuple[float, float], ...]
     picture: int  # index among the conversation's pictures
+    mask_codes: tuple[int, ...] = ()  # of its outline, for a mask decoder; no checkpoint has one
 
 
 @dataclass(frozen=True)

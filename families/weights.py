@@ -5,12 +5,16 @@ from enum import StrEnum
 
 from vlm_trt.bundle.signature import Component
 
+Shapes = dict[str, tuple[int, ...]]
+
 
 class Layout(StrEnum):
     """How the tensors of the checkpoint become one weight of ours."""
 
     COPY = "copy"  # as stored
     TRANSPOSE = "transpose"  # [out, in] → [in, out]: a linear layer computes x @ weight
+    JOIN = "join"  # several of [out, in], or [out], one after the other along out; then transposed if 2-D
+    PLUS_ONE = "plus_one"  # of norms that multiply by 1 + weight
     UNPACK_HEADS = "unpack_heads"  # rows packed per head [q|k|v] → all q, all k, all v; then transposed if 2-D
     POSITION_GRID = "position_grid"  # [g·g, width] table → bicubically resized to the model's patch grid
     QUERY_PROJECTION = "query_projection"  # input-independent resampler queries, projected once at export
@@ -33,5 +37,63 @@ class Weight:
 @dataclass(frozen=True)
 class WeightMap:
     weights: tuple[Weight, ...]
-    expected: dict[str, tuple[int, ...]]  # every checkpoint key and its shape
+    expected: Shapes  # every checkpoint key and its shape
     ignored: tuple[str, ...] = ()  # patterns (fnmatch) of keys that carry no weights, e.g. stored buffers
+    # Other layouts of the same weights: regular expressions of their keys, and what makes ours of them, in order.
+    renames: tuple[tuple[str, str], ...] = ()
+
+
+class Rows:
+    """Collects the weights of one component, in the order the forward pass uses them."""
+
+    def __init__(self, component: Component) -> None:
+        self.component = component
+        self.weights: list[Weight] = []
+        self.expected: Shapes = {}
+
+    def add(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        layout: Layout,
+        sources: Shapes,
+        *,
+        full_precision: bool = False,
+        part: int = 0,
+    ) -> None:
+        self.expected |= sources
+        keys = tuple(sources)
+        self.weights.append(Weight(self.component, name, shape, layout, keys, full_precision, part))
+
+    def copy(self, name: str, key: str, *shape: int, full_precision: bool = False) -> None:
+        self.add(name, shape, Layout.COPY, {key: shape}, full_precision=full_precision)
+
+    def norm(self, name: str, key: str, width: int, *, bias: bool) -> None:
+        """A normalization: its parameters stay fp32, as does its arithmetic."""
+        self.copy(f"{name}.weight", f"{key}.weight", width, full_precision=True)
+        if bias:
+            self.copy(f"{name}.bias", f"{key}.bias", width, full_precision=True)
+
+    def linear(self, name: str, key: str, inputs: int, outputs: int, *, bias: bool) -> None:
+        """A linear layer: stored [out, in], ours [in, out]."""
+        self.add(f"{name}.weight", (inputs, outputs), Layout.TRANSPOSE, {f"{key}.weight": (outputs, inputs)})
+        if bias:
+            self.copy(f"{name}.bias", f"{key}.bias", outputs)
+
+    def joined(self, name: str, keys: dict[str, int], inputs: int, *, bias: bool) -> None:
+        """Linear layers of one input as one, by key and number of outputs."""
+        outputs = sum(keys.values())
+        weights: Shapes = {f"{key}.weight": (own, inputs) for key, own in keys.items()}
+        self.add(f"{name}.weight", (inputs, outputs), Layout.JOIN, weights)
+        if bias:
+            self.add(f"{name}.bias", (outputs,), Layout.JOIN, {f"{key}.bias": (own,) for key, own in keys.items()})
+
+
+def gathered(*parts: Rows, ignored: tuple[str, ...] = (), renames: tuple[tuple[str, str], ...] = ()) -> WeightMap:
+    """The map of a model from those of its components."""
+    return WeightMap(
+        weights=tuple(weight for part in parts for weight in part.weights),
+        expected={key: shape for part in parts for key, shape in part.expected.items()},
+        ignored=ignored,
+        renames=renames,
+    )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.parts import Connector, LinearConnector, MlpConnector, ResamplerConnector
 from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
 from vlm_trt.profiling.probe import Ceilings
 from vlm_trt.profiling.statistics import Summary
@@ -100,12 +101,22 @@ def _vision(model: ModelConfig, weights: int, precision: Precision, images: int)
 
 
 def _resampler(model: ModelConfig, weights: int, precision: Precision, images: int) -> Cost:
-    one, patches, size = model.resampler, model.vision.patches, DTYPE_BYTES[precision.dtype]
-    widened = 0 if one.vision_width == one.hidden else one.vision_width * one.hidden
-    products = patches * (widened + 2 * one.hidden**2) + one.queries * 2 * one.hidden**2
-    attention = 2 * one.queries * patches * one.hidden
-    moved = size * (patches * one.vision_width + one.queries * one.hidden)
-    return Cost(weights + images * moved, 2 * images * (products + attention))
+    one, patches, size = model.connector, model.vision.patches, DTYPE_BYTES[precision.dtype]
+    moved = size * (patches * one.vision_width + one.tokens * one.hidden)
+    return Cost(weights + images * moved, 2 * images * _connecting(one, patches))
+
+
+def _connecting(one: Connector, patches: int) -> int:
+    """Products of numbers that a connector makes for one picture."""
+    match one:
+        case ResamplerConnector():
+            widened = 0 if one.vision_width == one.hidden else one.vision_width * one.hidden
+            products = patches * (widened + 2 * one.hidden**2) + one.tokens * 2 * one.hidden**2
+            return products + 2 * one.tokens * patches * one.hidden  # and attention
+        case LinearConnector():
+            return patches * one.vision_width * one.hidden
+        case MlpConnector():
+            return patches * (one.vision_width + one.hidden) * one.hidden
 
 
 def _prefill(model: ModelConfig, weights: int, precision: Precision, tokens: int) -> Cost:
@@ -141,6 +152,8 @@ def _cache_bytes(model: ModelConfig, precision: Precision) -> int:
 
 
 def _read_weights(model: ModelConfig, weights: int, precision: Precision) -> int:
-    """All but the embeddings, of which a token reads one row."""
+    """All but the embeddings, of which a token reads one row, unless they are the head too."""
     decoder = model.decoder
+    if decoder.tied_head and precision.quantization is None:
+        return weights
     return weights - decoder.vocab_size * decoder.hidden * DTYPE_BYTES[precision.dtype]

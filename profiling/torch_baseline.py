@@ -12,12 +12,14 @@ from vlm_trt.bundle.config import DecoderConfig
 from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.bundle.signature import Component
 from vlm_trt.exporter.checkpoint import Checkpoint
-from vlm_trt.families.family import PositionTable, family
+from vlm_trt.families.contract import stacked
+from vlm_trt.families.family import family
 from vlm_trt.families.images import decode_image
+from vlm_trt.families.positions import PositionTable
 from vlm_trt.profiling.measure import Iteration, RequestTimes
 from vlm_trt.profiling.workload import Asked
 from vlm_trt.runtime.timing import StageClock
-from vlm_trt.verification.reference import Reference
+from vlm_trt.verification.reference import Reference, decoder_rows
 
 Ids = Sequence[int] | NDArray[np.int64]
 
@@ -28,7 +30,7 @@ class TorchDecoder:
     def __init__(self, module: Callable[..., Sequence[torch.Tensor]], decoder: DecoderConfig) -> None:
         self._module, self._config = module, decoder
         self._features = torch.zeros(1, decoder.hidden)
-        self._tables: tuple[torch.Tensor, ...] = ()
+        self._table: PositionTable | None = None
         self._past: Sequence[torch.Tensor] = ()
 
     def begin(self, features: torch.Tensor, table: PositionTable, length: int) -> None:
@@ -39,8 +41,7 @@ class TorchDecoder:
             table: of its positions.
             length: of the cache: as many as the sequence will have.
         """
-        arrays = (table.cos, table.sin, *([table.query_scale] if self._config.logn_attention else []))
-        self._tables = tuple(torch.from_numpy(array) for array in arrays)
+        self._table = table
         self._features = features
         shape = (1, self._config.kv_heads, length, self._config.head_dim)
         self._past = [torch.zeros(shape) for _ in range(2 * self._config.layers)]
@@ -49,17 +50,16 @@ class TorchDecoder:
     def step(self, ids: Ids, image_rows: Ids, start: int) -> np.ndarray:
         """Logits [vocab] of the last of the ids, which stand from position `start` on."""
         stop = start + len(ids)
-        rows = [table[start:stop][None] for table in self._tables]
+        assert self._table is not None
         outputs = self._module(
-            torch.as_tensor(ids)[None],
-            self._features,
-            torch.as_tensor(image_rows)[None],
-            *(rows if self._config.logn_attention else (*rows, None)),
-            torch.tensor([start]),
-            torch.arange(start, stop)[None],
-            torch.arange(stop),
-            torch.tensor([len(ids) - 1]),
-            self._past,
+            input_ids=torch.as_tensor(np.where(np.asarray(image_rows) < 0, ids, 0))[None],
+            image_features=self._features,
+            image_rows=torch.as_tensor(image_rows)[None],
+            **decoder_rows(self._config, self._table, slice(start, stop)),
+            write_index=torch.tensor([start]),
+            kv_positions=torch.arange(stop),
+            logits_index=torch.tensor([len(ids) - 1]),
+            past=self._past,
         )
         self._past = list(outputs[1:])
         return np.asarray(outputs[0][0].numpy())
@@ -76,7 +76,9 @@ class TorchBaseline:
         """
         self._family = family(manifest.model.family)
         self._model = manifest.model
-        modules = Reference(Checkpoint(Path(manifest.source.checkpoint)), manifest.model, self._family).modules
+        renames = self._family.weight_map(manifest.model).renames
+        checkpoint = Checkpoint(Path(manifest.source.checkpoint), renames)
+        modules = Reference(checkpoint, manifest.model, self._family).modules
         self._modules = {part: torch.compile(one) if compiled else one for part, one in modules.items()}
         self._decoder = TorchDecoder(self._modules[Component.DECODER], manifest.model.decoder)
         self._flat = torch.zeros(1, manifest.model.decoder.hidden)
@@ -90,8 +92,7 @@ class TorchBaseline:
             self._encode(asked[0], clock)
         ids, tokens = [], []
         total = len(prompt.ids) + new_tokens
-        alpha = self._family.rope_alpha(self._model.decoder, len(prompt.ids))
-        table = self._family.position_table(self._model.decoder, alpha, total)
+        table = self._family.position_table(self._model.decoder, prompt.shape, total)
         with clock.stage("prefill"):
             self._decoder.begin(self._flat, table, total)
             logits = self._decoder.step(prompt.ids, prompt.image_rows(), 0)
@@ -109,8 +110,9 @@ class TorchBaseline:
     def _encode(self, asked: Asked, clock: StageClock) -> None:
         with clock.stage("preprocess"):
             pictures = [decode_image(image.data, image.name) for image in asked.prompt.images]
-            pixels = torch.from_numpy(self._family.preprocess(pictures, self._model.vision.image_size))
+            inputs = stacked([self._family.preprocess(picture, self._model) for picture in pictures])
+            tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         with clock.stage("vision_encoder"):
-            patches = self._modules[Component.VISION_ENCODER](pixels)
+            patches = self._modules[Component.VISION_ENCODER](**tensors)
         with clock.stage("resampler"):
             self._flat = self._modules[Component.RESAMPLER](patches).flatten(0, 1)

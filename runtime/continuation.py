@@ -1,12 +1,12 @@
 """A prompt and given tokens after it: the logits without sampling, to be compared with another engine's."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_trt.families.family import PositionTable
 from vlm_trt.families.messages import Prompt
+from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.backend import Binding, Buffer, from_float32
 from vlm_trt.runtime.engine import Engine, Step
 
@@ -18,12 +18,20 @@ Features = tuple[Buffer, Binding]
 
 
 def uploaded(engine: Engine, features: Floats | None) -> Features | None:
-    """Image features [images, queries, hidden] in fp32, rounded to the engine's type, where it computes."""
+    """Image features [images, tokens, hidden] in fp32, rounded to the engine's type, where it computes."""
     if features is None:
         return None
     dtype = engine.precision.dtype
     memory = engine.backend.upload(from_float32(features, dtype), dtype)
     return memory, memory.rows(0, memory.shape[0])
+
+
+def prefill_runs(start: int, stop: int, size: int, prefix: int) -> Iterator[slice]:
+    """The positions start…stop−1 in runs of that size; what sees all of a prefix is not run before the prefix ends."""
+    while start < stop:
+        end = min(max(start + size, prefix), stop)
+        yield slice(start, end)
+        start = end
 
 
 class Continuation:
@@ -34,7 +42,7 @@ class Continuation:
         Args:
             engine: computes.
             prompt: ids and image spans.
-            features: of its pictures [images, queries, hidden], where the backend computes, after the memory they lie
+            features: of its pictures [images, tokens, hidden], where the backend computes, after the memory they lie
                 in; None without pictures.
             table: the sequence's positions.
         """
@@ -49,9 +57,8 @@ class Continuation:
         ids = np.array([*self._prompt.ids, *extra], dtype=np.int64)
         rows = self._prompt.image_rows(len(ids))
         features = None if kept is None else kept[1]
-        step = len(ids) if chunk is None else chunk
-        for at in range(0, len(ids), step):
-            logits = engine.prefill(slot, ids[at : at + step], rows[at : at + step], features, self._table)
+        for part in prefill_runs(0, len(ids), len(ids) if chunk is None else chunk, self._prompt.prefix):
+            logits = engine.prefill(slot, ids[part], rows[part], features, self._table)
         return logits
 
     def step(self, token: int, slot: int | None = None) -> Step:

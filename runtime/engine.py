@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import NotFiniteError, PromptError, VlmTrtError
-from vlm_trt.bundle.signature import Component, Precision
-from vlm_trt.families.family import PositionTable
+from vlm_trt.bundle.signature import Component, Precision, signature
+from vlm_trt.families.contract import PictureInputs, stacked
+from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host, rounded_window
 from vlm_trt.runtime.cache import KVCache
 from vlm_trt.runtime.in_use import InUse
@@ -58,25 +59,28 @@ class Engine:
         self._cos, self._sin = (backend.host((batch, 1, half), "float32") for _ in range(2))
         self._query_scale = backend.host((batch, 1), "float32")
         self._query_scale[:] = 1
+        self._attend_until, self._attend_from = (backend.host((batch, 1), "int64") for _ in range(2))
+        contract = signature(Component.DECODER, model, limits, precision)
+        self._inputs = frozenset(tensor.name for tensor in contract.inputs)
 
-    def encode_vision(self, pixels: Floats) -> Buffer:
+    def encode_vision(self, pictures: Sequence[PictureInputs]) -> Buffer:
         """Patch features [images, patches, width], where the backend computes.
 
         Args:
-            pixels: preprocessed, [images, 3, H, W] fp32, at most `limits.max_images`.
+            pictures: preprocessed, at most `limits.max_images`.
         """
-        assert pixels.shape[0] <= self.limits.max_images
-        vision = self.model.vision
-        features = self.backend.allocate((pixels.shape[0], vision.patches, vision.width), self.precision.dtype)
-        pixels = np.ascontiguousarray(pixels)
-        inputs = {"pixel_values": bind_host(pixels, "float32")}
-        self.sessions[Component.VISION_ENCODER].run(inputs, {"vision_features": features.rows(0, pixels.shape[0])})
+        images, vision = len(pictures), self.model.vision
+        assert images <= self.limits.max_images
+        features = self.backend.allocate((images, vision.patches, vision.width), self.precision.dtype)
+        arrays = {name: np.ascontiguousarray(array) for name, array in stacked(pictures).items()}
+        inputs = {name: bind_host(array, "float32") for name, array in arrays.items()}
+        self.sessions[Component.VISION_ENCODER].run(inputs, {"vision_features": features.rows(0, images)})
         return features
 
     def resample(self, vision_features: Buffer) -> Buffer:
-        """Image features [images, queries, hidden], where the backend computes."""
-        images, resampler = vision_features.shape[0], self.model.resampler
-        features = self.backend.allocate((images, resampler.queries, resampler.hidden), self.precision.dtype)
+        """Image features [images, tokens, hidden], where the backend computes."""
+        images, connector = vision_features.shape[0], self.model.connector
+        features = self.backend.allocate((images, connector.tokens, connector.hidden), self.precision.dtype)
         outputs = {"image_features": features.rows(0, images)}
         self.sessions[Component.RESAMPLER].run({"vision_features": vision_features.rows(0, images)}, outputs)
         return features
@@ -88,7 +92,7 @@ class Engine:
             slot: the sequence's row of the cache.
             ids: token ids [seq].
             image_rows: row of `features` that stands at each position, −1 for text [seq].
-            features: image features [images, queries, hidden], where the backend computes; None where no row refers
+            features: image features [images, tokens, hidden], where the backend computes; None where no row refers
                 to them.
             table: the sequence's positions.
         Raises:
@@ -104,14 +108,17 @@ class Engine:
         start, seq = self.cache.lengths[slot], ids.shape[0]
         self.cache.require_room(slot, seq)
         stop = start + seq
+        assert table.attend_until[start:stop].max() < stop, "a position would see what is not written yet"
         inputs: dict[str, Array] = {
-            "input_ids": ids[None],
+            # Those of pictures are not looked up, and may lie outside the vocabulary.
+            "input_ids": np.where(image_rows < 0, ids, 0)[None],
             "image_rows": image_rows[None],
             "rope_cos": table.cos[None, start:stop],
             "rope_sin": table.sin[None, start:stop],
             "query_scale": table.query_scale[None, start:stop],
             "write_index": np.array([start], dtype=np.int64),
-            "attend_until": self._positions[None, start:stop],
+            "attend_until": table.attend_until[None, start:stop],
+            "attend_from": table.attend_from[None, start:stop],
             "logits_index": np.array([seq - 1], dtype=np.int64),
         }
         try:
@@ -204,12 +211,14 @@ class Engine:
     def _decode_run(self, first: int, count: int, run: Sequence[Step]) -> Floats:
         lengths = self.cache.lengths[first : first + count]
         self._write_index[:count] = lengths
+        self._attend_until[:count, 0], self._attend_from[:count] = lengths, 0
         self._ids[:count] = 0
         for step in run:
             row, at = step.slot - first, self.cache.lengths[step.slot]
             self._ids[row, 0] = step.token_id
             self._cos[row, 0], self._sin[row, 0] = step.table.cos[at], step.table.sin[at]
             self._query_scale[row, 0] = step.table.query_scale[at]
+            self._attend_from[row, 0] = step.table.attend_from[at]
         inputs: dict[str, Array] = {
             "input_ids": self._ids[:count],
             "image_rows": self._no_rows[:count],
@@ -217,7 +226,8 @@ class Engine:
             "rope_sin": self._sin[:count],
             "query_scale": self._query_scale[:count],
             "write_index": self._write_index[:count],
-            "attend_until": self._write_index[:count, None],
+            "attend_until": self._attend_until[:count],
+            "attend_from": self._attend_from[:count],
             "logits_index": self._logits_index[:count],
         }
         needed = max(self.cache.lengths[step.slot] for step in run) + 1  # what rides along may look at less
@@ -238,7 +248,8 @@ class Engine:
 
         Args:
             first, count: the slots, by whose rows of the cache the graph is bound.
-            arrays: inputs of the decoder by name; `kv_positions` only where rows of the window are to be left out.
+            arrays: inputs of the decoder by name, those that its graph does not have too; `kv_positions` only where
+                rows of the window are to be left out.
             features: image features, where the backend computes; None where no row refers to them.
             window: how many positions of the cache are looked at.
             repeats: whether the run will come again with the same shapes and addresses.
@@ -246,10 +257,8 @@ class Engine:
         past, present = self.cache.bindings(first, count)
         # Contiguous copies of slices must live until the run ends; slices of whole rows are not copied.
         kept = {"kv_positions": self._positions[:window]}
-        kept |= {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        kept |= {name: np.ascontiguousarray(array) for name, array in arrays.items() if name in self._inputs}
         inputs = {name: bind_host(a, "int64" if a.dtype == np.int64 else "float32") for name, a in kept.items()}
-        if not self.model.decoder.logn_attention:
-            del inputs["query_scale"]
         inputs["image_features"] = self._no_image.rows(0, 1) if features is None else _flat(features)
         outputs = {"logits": bind_host(self._logits[:count], "float32"), **present}
         self.sessions[Component.DECODER].run({**inputs, **past}, outputs, repeats=repeats)
@@ -278,5 +287,5 @@ class Engine:
 
 
 def _flat(features: Binding) -> Binding:
-    """[images, queries, hidden] as the decoder takes it: [images·queries, hidden]."""
+    """[images, tokens, hidden] as the decoder takes it: [images·tokens, hidden]."""
     return replace(features, shape=(prod(features.shape[:-1]), features.shape[-1]))

@@ -20,11 +20,11 @@ class ImageFeatures:
 
     digest: bytes  # sha256 of the encoded picture
     size: tuple[int, int]  # width and height of the original, pixels
-    buffer: Buffer  # [images, queries, hidden], of all pictures that were encoded with it
+    buffer: Buffer  # [images, tokens, hidden], of all pictures that were encoded with it
     row: int  # which of them
 
     def features(self) -> Binding:
-        """[1, queries, hidden], where the backend computes."""
+        """[1, tokens, hidden], where the backend computes."""
         return self.buffer.rows(self.row, 1)
 
 
@@ -70,9 +70,9 @@ class FeatureCache:
     def _encode(self, batch: Sequence[tuple[bytes, Image]], clock: StageClock) -> list[ImageFeatures]:
         with clock.stage("preprocess"):
             pictures = [decode_image(image.data, image.name) for _, image in batch]
-            pixels = self._family.preprocess(pictures, self._engine.model.vision.image_size)
+            inputs = [self._family.preprocess(picture, self._engine.model) for picture in pictures]
         with clock.stage("vision_encoder"):
-            patches = self._engine.encode_vision(pixels)
+            patches = self._engine.encode_vision(inputs)
         with clock.stage("resampler"):
             features = self._engine.resample(patches)
         self.encoded_images += len(batch)
@@ -83,7 +83,7 @@ class FeatureCache:
 
 
 def together(pictures: Sequence[ImageFeatures], backend: Backend) -> tuple[Buffer, Binding]:
-    """[images, queries, hidden] of all pictures, and the memory it lies in; what lies in order is not copied."""
+    """[images, tokens, hidden] of all pictures, and the memory it lies in; what lies in order is not copied."""
     first = pictures[0]
     if all(one.buffer is first.buffer and one.row == first.row + i for i, one in enumerate(pictures)):
         return first.buffer, first.buffer.rows(first.row, len(pictures))

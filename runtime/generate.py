@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vlm_trt.bundle.errors import PromptError, VlmTrtError
-from vlm_trt.families.family import Family, PositionTable, Tokenizer
+from vlm_trt.families.family import Family, Tokenizer
 from vlm_trt.families.messages import Prompt
-from vlm_trt.runtime.continuation import Continuation
+from vlm_trt.families.positions import PositionTable
+from vlm_trt.runtime.continuation import Continuation, prefill_runs
 from vlm_trt.runtime.engine import Engine, Floats, Step
 from vlm_trt.runtime.features import FeatureCache, ImageFeatures, together
 from vlm_trt.runtime.sampler import Sampler, Sampling, require_in_range
@@ -94,12 +95,13 @@ class Generator:
         _require_usable(prompt, limits.max_seq_tokens, decoder.vocab_size)
         # All that may be refused comes before a slot is taken.
         sampler = Sampler(request.sampling, self._suppressed(request))
-        text_stream = TextStream(self._tokenizer.visible_bytes, request.stop_strings)
+        text_stream = TextStream(
+            self._tokenizer.visible_bytes, request.stop_strings, drops_first_blank=self._tokenizer.drops_first_blank
+        )
         images = self.features.encode(prompt.images, clock) if prompt.images else []
-        alpha = self._family.rope_alpha(decoder, len(prompt.ids))
-        table = self._family.position_table(decoder, alpha, limits.max_seq_tokens)
+        table = self._family.position_table(decoder, prompt.shape, limits.max_seq_tokens)
         keys = _keys(prompt, images)
-        slot = self._slots.acquire(keys, alpha)
+        slot = self._slots.acquire(keys, table.rotation, prompt.prefix)
         running = Running(request, slot, table, sampler, text_stream, images, clock, reused_tokens=len(slot.keys))
         try:
             self._prefill(running, keys)
@@ -131,8 +133,7 @@ class Generator:
         _require_usable(prompt, limits.max_seq_tokens, decoder.vocab_size)
         self.forget()
         images = self.features.encode(prompt.images, StageClock()) if prompt.images else []
-        alpha = self._family.rope_alpha(decoder, len(prompt.ids))
-        table = self._family.position_table(decoder, alpha, limits.max_seq_tokens)
+        table = self._family.position_table(decoder, prompt.shape, limits.max_seq_tokens)
         return Continuation(self.engine, prompt, together(images, self.engine.backend) if images else None, table)
 
     def step(self, sequences: Iterable[Running]) -> None:
@@ -197,8 +198,7 @@ class Generator:
             kept, features = None, None  # the memory must outlive the runs
             if (rows[start:] >= 0).any():
                 kept, features = together(running.images, engine.backend)
-            for at in range(start, len(ids), self._chunk):
-                part = slice(at, min(at + self._chunk, len(ids)))
+            for part in prefill_runs(start, len(ids), self._chunk, prompt.prefix):
                 logits = engine.prefill(running.slot.index, ids[part], rows[part], features, running.table)
                 running.slot.keys += keys[part]
             del kept
@@ -234,7 +234,8 @@ def _require_usable(prompt: Prompt, max_seq_tokens: int, vocab_size: int) -> Non
             f"the prompt has {len(prompt.ids)} tokens and the bundle holds {max_seq_tokens} positions; "
             "shorten it or export with a larger --max-seq-tokens"
         )
-    if not 0 <= min(prompt.ids) <= max(prompt.ids) < vocab_size:
+    ids = np.where(prompt.image_rows() < 0, prompt.ids, 0)  # those of pictures are not looked up
+    if not 0 <= ids.min() <= ids.max() < vocab_size:
         raise PromptError(f"the prompt holds ids outside 0…{vocab_size - 1}; give ids of this model's tokenizer")
 
 

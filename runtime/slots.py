@@ -14,7 +14,8 @@ Key = int | tuple[bytes, int]
 class Slot:
     index: int
     keys: list[Key] = field(default_factory=list)  # what the filled positions hold
-    rope_alpha: float = 1.0  # the NTK factor its cached keys were rotated with
+    rotation: float = 1.0  # of its cached keys, as the position table has it
+    prefix: int = 0  # so many of its positions have seen each other in both directions
     busy: bool = False
     last_use: int = 0
 
@@ -44,22 +45,26 @@ class SlotTable:
                 "with a larger --max-batch"
             )
 
-    def acquire(self, keys: Sequence[Key], rope_alpha: float) -> Slot:
+    def acquire(self, keys: Sequence[Key], rotation: float, prefix: int = 0) -> Slot:
         """A free slot, the one that holds the longest beginning of `keys`; its cache is cut back to that beginning.
 
         At least one position is left to prefill, since the logits come from there.
 
+        Args:
+            keys: what the positions of the prompt hold.
+            rotation: of the keys to be cached.
+            prefix: so many positions see each other in both directions; a beginning that holds fewer is of no use.
         Raises:
             UsageError: every slot is busy.
         """
         self.require_free()
         free = [slot for slot in self._slots if not slot.busy]
-        slot = max(free, key=lambda s: (self._shared(s, keys, rope_alpha), -s.last_use, -s.index))
-        shared = self._shared(slot, keys, rope_alpha)
+        slot = max(free, key=lambda s: (self._shared(s, keys, rotation, prefix), -s.last_use, -s.index))
+        shared = self._shared(slot, keys, rotation, prefix)
         self._cache.truncate(slot.index, shared)
         del slot.keys[shared:]
         self._uses += 1
-        slot.busy, slot.rope_alpha, slot.last_use = True, rope_alpha, self._uses
+        slot.busy, slot.rotation, slot.prefix, slot.last_use = True, rotation, prefix, self._uses
         return slot
 
     def release(self, slot: Slot) -> None:
@@ -74,9 +79,11 @@ class SlotTable:
             if not slot.busy:
                 slot.keys.clear()
 
-    def _shared(self, slot: Slot, keys: Sequence[Key], rope_alpha: float) -> int:
-        """Positions of `keys` that the slot holds already, rotated with the same factor."""
-        if slot.rope_alpha != rope_alpha:
+    def _shared(self, slot: Slot, keys: Sequence[Key], rotation: float, prefix: int) -> int:
+        """Positions of `keys` that the slot holds already, made under the same rotation and the same prefix."""
+        if (slot.rotation, slot.prefix) != (rotation, prefix):
             return 0
-        limit = min(len(slot.keys), len(keys) - 1, self._cache.lengths[slot.index])
-        return next((i for i in range(limit) if slot.keys[i] != keys[i]), limit)
+        limit = min(len(slot.keys), len(keys), self._cache.lengths[slot.index])
+        alike = next((i for i in range(limit) if slot.keys[i] != keys[i]), limit)
+        # A cached position has seen the whole prefix it lies in: another end makes it another position.
+        return 0 if alike < prefix else min(alike, len(keys) - 1)

@@ -9,11 +9,18 @@ from vlm_trt.bundle.errors import UsageError
 class TextStream:
     """The text of one answer. `stopped` tells that a stop string came; it and what follows are never shown."""
 
-    def __init__(self, token_bytes: Callable[[int], bytes], stop_strings: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        token_bytes: Callable[[int], bytes],
+        stop_strings: Sequence[str] = (),
+        *,
+        drops_first_blank: bool = False,
+    ) -> None:
         """
         Args:
             token_bytes: what a token adds, UTF-8, maybe a part of a character.
             stop_strings: texts that end the answer.
+            drops_first_blank: a blank at the very beginning is not part of the answer.
         Raises:
             UsageError: an empty stop string.
         """
@@ -22,12 +29,16 @@ class TextStream:
         self._token_bytes, self._stops = token_bytes, tuple(stop_strings)
         # Invalid bytes become U+FFFD exactly as decoding the whole at once would have it.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._drops_blank = drops_first_blank
         self._held = ""  # decoded, but possibly the beginning of a stop string
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """New text that may be shown after this token."""
-        return self._take(self._decoder.decode(self._token_bytes(token_id)))
+        new = self._token_bytes(token_id)
+        if self._drops_blank and new:
+            new, self._drops_blank = new.removeprefix(b" "), False
+        return self._take(self._decoder.decode(new))
 
     def finish(self) -> str:
         """What was held back, when no more tokens come."""

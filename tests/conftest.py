@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.golden_families import FAMILIES, MAX_SEQ_TOKENS, write_checkpoint
 from vlm_trt.bundle.signature import Component, Precision
 
 ROOT = Path(__file__).parent.parent
@@ -56,8 +57,23 @@ Export = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """A function: variant, precision → its bundle, unverified, made once per run and shared by all workers.
+def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function: a key of FAMILIES → its golden checkpoint, made once per run."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if base.name.startswith("popen-") else base) / "checkpoints"
+    root.mkdir(exist_ok=True)
+
+    def checkpoint(name: str) -> Path:
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return root / name if (root / name).exists() else write_checkpoint(name, root / name)
+
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, family_checkpoint: Callable[[str], Path]) -> Export:
+    """A function: variant or family, precision → its bundle, unverified, made once per run and shared by all workers.
 
     Nobody writes into it: `copied` gives a test one of its own.
     """
@@ -69,7 +85,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
     root.mkdir(exist_ok=True)
 
     def bundle(variant: str, precision: str = "fp32", max_seq_tokens: int = 700, max_batch: int = 3) -> Path:
-        checkpoint = variant_folder(variant) / "checkpoint"
+        checkpoint = family_checkpoint(variant) if variant in FAMILIES else variant_folder(variant) / "checkpoint"
+        max_seq_tokens = MAX_SEQ_TOKENS if variant in FAMILIES else max_seq_tokens
         name = f"{variant}-{precision}-{max_seq_tokens}-{max_batch}"
         target = root / hashlib.sha256(name.encode()).hexdigest()[:8] / variant
         with (root / f"{name}.lock").open("w") as lock:

@@ -1,9 +1,9 @@
 """What a verification asks: passages made from prompts in the model's own format, and pictures drawn here."""
 
 from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.families.contract import PictureInputs
 from vlm_trt.families.family import Family, Tokenizer
 from vlm_trt.families.images import decode_image
-from vlm_trt.verification.expected import Floats
 from vlm_trt.verification.passages import PICTURES, WHOLE, Extent, Passage, passages
 from vlm_trt.verification.samples import picture, samples
 
@@ -12,8 +12,8 @@ _PROMPTS = ("one_image", "swapped_image", "text")
 
 def asked(
     family: Family, tokenizer: Tokenizer, model: ModelConfig, limits: Limits, extent: Extent = WHOLE
-) -> tuple[list[Passage], Floats]:
-    """The passages, and the pixels of every picture [pictures, 3, H, W]; the same at every call.
+) -> tuple[list[Passage], list[PictureInputs]]:
+    """The passages, and what the vision encoder is given of every picture; the same at every call.
 
     Args:
         family, tokenizer, model, limits: of the bundle.
@@ -23,4 +23,4 @@ def asked(
     """
     prompts = [one for one in samples(family, tokenizer, model, limits, extent.new_tokens) if one.name in _PROMPTS]
     pictures = [decode_image(picture(seed), f"picture {seed}") for seed in range(PICTURES)]
-    return passages(family, model, limits, prompts, extent), family.preprocess(pictures, model.vision.image_size)
+    return passages(model, limits, prompts, extent), [family.preprocess(one, model) for one in pictures]

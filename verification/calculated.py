@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.layouts import resampler_eps
 from vlm_trt.families.weights import Layout, Weight
 
 CALCULATED = (Layout.QUERY_PROJECTION, Layout.POSITION_GRID)
@@ -28,7 +29,7 @@ def may_be(found: Tensor, weight: Weight, model: ModelConfig, checkpoint: Checkp
         checkpoint: where it comes from.
     """
     if weight.layout is Layout.QUERY_PROJECTION:
-        exact, error = _queries(weight, model.resampler.norm_eps, checkpoint)
+        exact, error = _queries(weight, resampler_eps(model), checkpoint)
     else:
         exact, error = _positions(weight, checkpoint)
     least, most = ((exact + side * error).float().to(found.dtype) for side in (-1, 1))

@@ -48,7 +48,7 @@ def check_engine(
     """
     tolerance, trial = tolerance_of(engine.precision), Trial(engine, family)
     progress(f"pictures{label}")
-    runs = list(trial.vision(expected.pixels, vision_runs(engine.limits.max_images, len(expected.pixels))))
+    runs = list(trial.vision(expected.pictures, vision_runs(engine.limits.max_images, len(expected.pictures))))
     yield check_vision(runs, expected, label, tolerance)
     progress(f"prompts, every slot, the end of the cache{label}")
     rows = trial.decoder(expected.passages, features_of(runs))
@@ -68,7 +68,7 @@ def check_vision(runs: Sequence[Seen], expected: Expected, label: str, tolerance
 
 
 def features_of(runs: Sequence[Seen]) -> Floats:
-    """The image features of every picture [pictures, queries, hidden], each from the first run that it was in."""
+    """The image features of every picture [pictures, tokens, hidden], each from the first run that it was in."""
     found: dict[int, Floats] = {}
     for run in runs:
         for picture, features in zip(run.pictures, run.features, strict=True):

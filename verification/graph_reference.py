@@ -9,6 +9,7 @@ import numpy as np
 
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
+from vlm_trt.families.contract import PictureInputs
 from vlm_trt.families.family import Family
 from vlm_trt.runtime.backend import Backend
 from vlm_trt.runtime.load import open_engine
@@ -24,9 +25,9 @@ class GraphReference:
         self._engine = open_engine(bundle, precision, backend)
         self._trial = Trial(self._engine, family)
 
-    def vision(self, pixels: Floats) -> tuple[Floats, Floats]:
-        """[pictures, 3, H, W] → [pictures, patches, width] and [pictures, queries, hidden]."""
-        runs = list(self._trial.vision(pixels, [(at,) for at in range(len(pixels))]))
+    def vision(self, pictures: Sequence[PictureInputs]) -> tuple[Floats, Floats]:
+        """[pictures, patches, width] and [pictures, tokens, hidden] of preprocessed pictures."""
+        runs = list(self._trial.vision(pictures, [(at,) for at in range(len(pictures))]))
         return np.concatenate([one.patches for one in runs]), np.concatenate([one.features for one in runs])
 
     def logits(self, passages: Sequence[Passage], features: Floats) -> list[Floats]:

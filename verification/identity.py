@@ -46,12 +46,12 @@ def checkpoint_of(bundle: Bundle, against: Path | None = None) -> "Checkpoint":
     _require_same_model(bundle, model, folder)
     bundle.check(())  # the tokenizer's file, which has the checkpoint's hash
     _require_limits(bundle, model)
-    return checkpoint
+    return Checkpoint(folder, kind.weight_map(model).renames)
 
 
 def _require_source(bundle: Bundle, checkpoint: "Checkpoint", kind: Family) -> None:
     """The checkpoint's files are those the bundle was made from, its tokenizer the bundle's."""
-    known, found = bundle.manifest.source.files, checkpoint.source_hashes(kind.tokenizer_file)
+    known, found = bundle.manifest.source.files, checkpoint.source_hashes(kind.source_files)
     changed = sorted(name for name in known.keys() | found.keys() if known.get(name) != found.get(name))
     if changed:
         raise VerificationError(

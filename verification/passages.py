@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.config import Limits, ModelConfig
-from vlm_trt.families.family import Family
-from vlm_trt.families.messages import Prompt
+from vlm_trt.families.messages import Prompt, PromptShape
 from vlm_trt.verification.samples import Sample
 
 Ints = NDArray[np.int64]
@@ -49,7 +48,7 @@ class Passage:
     positions: Ints = field(repr=False)  # of each id in the cache, ascending
     rows: Ints = field(repr=False)  # row of its pictures' stacked features at each id, −1 for text
     pictures: tuple[int, ...]  # which ones are stacked
-    rope_alpha: float
+    shape: PromptShape  # what its positions depend on
     ends: tuple[int, ...]  # how many ids are in the cache after each run
 
     @property
@@ -58,13 +57,10 @@ class Passage:
         return bool((self.positions == np.arange(len(self.ids))).all())
 
 
-def passages(
-    family: Family, model: ModelConfig, limits: Limits, prompts: Sequence[Sample], extent: Extent = WHOLE
-) -> list[Passage]:
+def passages(model: ModelConfig, limits: Limits, prompts: Sequence[Sample], extent: Extent = WHOLE) -> list[Passage]:
     """One for each thing that a graph may get wrong, as short as that allows.
 
     Args:
-        family: makes positions.
         model, limits: of the bundle.
         prompts: "one_image", "swapped_image" and "text" of `samples`, where they fit.
         extent: how long they are.
@@ -75,7 +71,7 @@ def passages(
     made: list[Passage] = []
     for at, sample in enumerate(prompts):
         prompt, chunked = sample.prompt, sample.name == "swapped_image"
-        ids, rows = _with_rows(prompt, model.resampler.queries, extent.picture_rows)
+        ids, rows, prefix = _with_rows(prompt, model.connector.tokens, extent.picture_rows)
         forced = tuple(int(one) for one in rng.integers(0, vocabulary, extent.new_tokens))
         ends = _chunked(len(ids), extent.chunks) if chunked else (len(ids),)
         made.append(
@@ -87,23 +83,24 @@ def passages(
                 positions=np.arange(len(ids) + len(forced)),
                 rows=np.append(rows, np.full(len(forced), -1)),
                 pictures=tuple(int(chunked) for _ in prompt.images),
-                rope_alpha=family.rope_alpha(model.decoder, len(ids)),
+                # In several runs a position sees what came before it; in one, all of a prefix too.
+                shape=PromptShape(len(ids), 0 if chunked else prefix),
                 ends=(*ends, *(len(ids) + step + 1 for step in range(len(forced)))),
             )
         )
-    made.append(_most_pictures(family, model, limits, rng))
-    made.append(_to_the_end(family, model, limits, extent.chunks, rng))
+    made.append(_most_pictures(model, limits, rng))
+    made.append(_to_the_end(model, limits, extent.chunks, rng))
     return [*made, *(_in_slot(slot, model, rng) for slot in range(limits.max_batch))]
 
 
-def _with_rows(prompt: Prompt, queries: int, count: int) -> tuple[tuple[int, ...], Ints]:
+def _with_rows(prompt: Prompt, tokens: int, count: int) -> tuple[tuple[int, ...], Ints, int]:
     """The prompt's ids and the row of its pictures' features at each, −1 for text: `count` rows of each picture, from
-    its first to its last.
+    its first to its last; and how long its prefix is then.
     """
     rows = prompt.image_rows(len(prompt.ids))
-    chosen = np.linspace(0, queries - 1, min(count, queries)).round().astype(np.int64)
-    kept = (rows < 0) | np.isin(rows % queries, chosen)
-    return tuple(int(one) for one in np.array(prompt.ids)[kept]), rows[kept]
+    chosen = np.linspace(0, tokens - 1, min(count, tokens)).round().astype(np.int64)
+    kept = (rows < 0) | np.isin(rows % tokens, chosen)
+    return tuple(int(one) for one in np.array(prompt.ids)[kept]), rows[kept], int(kept[: prompt.prefix].sum())
 
 
 def _chunked(length: int, chunks: Sequence[int]) -> tuple[int, ...]:
@@ -114,18 +111,18 @@ def _chunked(length: int, chunks: Sequence[int]) -> tuple[int, ...]:
 
 def most_pictures(model: ModelConfig, limits: Limits) -> int:
     """How many pictures one prompt can hold, with no more than a few tokens around each."""
-    return max(1, limits.max_seq_tokens // (model.resampler.queries + 2))
+    return max(1, limits.max_seq_tokens // (model.connector.tokens + 2))
 
 
-def _most_pictures(family: Family, model: ModelConfig, limits: Limits, rng: np.random.Generator) -> Passage:
+def _most_pictures(model: ModelConfig, limits: Limits, rng: np.random.Generator) -> Passage:
     """Features of as many pictures as a prompt can hold, some rows of each, in any order, text between."""
-    count, queries = most_pictures(model, limits), model.resampler.queries
-    each = min(queries, _ROWS_OF_EACH, max(1, (limits.max_seq_tokens - 8) // (2 * count)))
+    count, tokens = most_pictures(model, limits), model.connector.tokens
+    each = min(tokens, _ROWS_OF_EACH, max(1, (limits.max_seq_tokens - 8) // (2 * count)))
     rows = [-1, -1, -1]
     for picture in range(count):
-        chosen = rng.choice(queries, each, replace=False) if each < queries else rng.permutation(queries)
-        chosen[-1] = queries - 1 if picture == count - 1 else chosen[-1]  # the last row of all
-        rows += [*(picture * queries + int(row) for row in chosen), -1]
+        chosen = rng.choice(tokens, each, replace=False) if each < tokens else rng.permutation(tokens)
+        chosen[-1] = tokens - 1 if picture == count - 1 else chosen[-1]  # the last row of all
+        rows += [*(picture * tokens + int(row) for row in chosen), -1]
     return Passage(
         name="most_pictures",
         stage="prefill",
@@ -134,7 +131,7 @@ def _most_pictures(family: Family, model: ModelConfig, limits: Limits, rng: np.r
         positions=np.arange(len(rows)),
         rows=np.array(rows, dtype=np.int64),
         pictures=pattern(count),
-        rope_alpha=family.rope_alpha(model.decoder, len(rows)),
+        shape=PromptShape(len(rows)),
         ends=(len(rows),),
     )
 
@@ -144,9 +141,7 @@ def pattern(count: int) -> tuple[int, ...]:
     return (1, *(2 * (at % 2) for at in range(1, count)))
 
 
-def _to_the_end(
-    family: Family, model: ModelConfig, limits: Limits, chunks: Sequence[int], rng: np.random.Generator
-) -> Passage:
+def _to_the_end(model: ModelConfig, limits: Limits, chunks: Sequence[int], rng: np.random.Generator) -> Passage:
     """Prefills all over the cache and decode steps at its last positions; what lies between is not looked at."""
     room = limits.max_seq_tokens - 2
     stride = max(1, room // len(chunks))
@@ -167,7 +162,7 @@ def _to_the_end(
         positions=np.array(positions, dtype=np.int64),
         rows=np.full(len(positions), -1, dtype=np.int64),
         pictures=(),
-        rope_alpha=family.rope_alpha(model.decoder, limits.max_seq_tokens),
+        shape=PromptShape(limits.max_seq_tokens),
         ends=(*ends, len(positions) - 1, len(positions)),
     )
 
@@ -183,13 +178,13 @@ def _in_slot(slot: int, model: ModelConfig, rng: np.random.Generator) -> Passage
         positions=np.arange(length),
         rows=np.full(length, -1, dtype=np.int64),
         pictures=(),
-        rope_alpha=1.0,
+        shape=PromptShape(length),
         ends=(start, start + 1, start + 2),
     )
 
 
 def positions(model: ModelConfig, limits: Limits, extent: Extent) -> int:
     """About how many ids all passages have together."""
-    prompts = 2 * (min(extent.picture_rows, model.resampler.queries) + 50) + 40 + 3 * extent.new_tokens
-    pictures = most_pictures(model, limits) * (min(model.resampler.queries, _ROWS_OF_EACH) + 1)
+    prompts = 2 * (min(extent.picture_rows, model.connector.tokens) + 50) + 40 + 3 * extent.new_tokens
+    pictures = most_pictures(model, limits) * (min(model.connector.tokens, _ROWS_OF_EACH) + 1)
     return prompts + pictures + sum(extent.chunks) + 9 * limits.max_batch

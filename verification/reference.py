@@ -6,13 +6,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.config import DecoderConfig, ModelConfig
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.modules.build import build_module
 from vlm_trt.exporter.weight_stream import load_weights
+from vlm_trt.families.contract import PictureInputs, stacked
 from vlm_trt.families.family import Family
 from vlm_trt.families.messages import Prompt
+from vlm_trt.families.positions import PositionTable
 
 Floats = NDArray[np.float32]
 
@@ -32,47 +34,54 @@ class Reference:
             self.modules[component] = module
 
     @torch.inference_mode()
-    def vision_encoder(self, pixels: Floats) -> Floats:
-        """[images, 3, H, W] → [images, patches, width]."""
-        return _numpy(self.modules[Component.VISION_ENCODER](torch.from_numpy(pixels)))
+    def vision_encoder(self, pictures: Sequence[PictureInputs]) -> Floats:
+        """[images, patches, width] of preprocessed pictures."""
+        inputs = {name: torch.from_numpy(array) for name, array in stacked(pictures).items()}
+        return _numpy(self.modules[Component.VISION_ENCODER](**inputs))
 
     @torch.inference_mode()
     def resampler(self, vision_features: Floats) -> Floats:
-        """[images, patches, width] → [images, queries, hidden]."""
+        """[images, patches, width] → [images, tokens, hidden]."""
         return _numpy(self.modules[Component.RESAMPLER](torch.from_numpy(vision_features)))
 
     @torch.inference_mode()
-    def logits(
-        self, ids: Sequence[int], prompt: Prompt, features: Floats | None, rope_alpha: float, position: int = -1
-    ) -> Floats:
+    def logits(self, ids: Sequence[int], prompt: Prompt, features: Floats | None, position: int = -1) -> Floats:
         """Logits [vocab] at one position, the whole sequence computed at once.
 
         Args:
             ids: the prompt and what was generated after it [seq].
             prompt: says where the pictures stand.
-            features: image features [images, queries, hidden], or None.
-            rope_alpha: the NTK factor of the prompt.
+            features: image features [images, tokens, hidden], or None.
             position: which position's logits; −1 the last.
         """
         decoder, seq = self.model.decoder, len(ids)
-        table = self._family.position_table(decoder, rope_alpha, seq)
+        table = self._family.position_table(decoder, prompt.shape, seq)
         flat = torch.zeros(1, decoder.hidden) if features is None else torch.from_numpy(features).flatten(0, 1)
-        every = torch.arange(seq)
+        rows = prompt.image_rows(seq)
         empty = torch.zeros(1, decoder.kv_heads, seq, decoder.head_dim)
         outputs = self.modules[Component.DECODER](
-            torch.tensor([list(ids)]),
-            flat,
-            torch.from_numpy(prompt.image_rows(seq))[None],
-            torch.from_numpy(table.cos)[None],
-            torch.from_numpy(table.sin)[None],
-            torch.from_numpy(table.query_scale)[None] if decoder.logn_attention else None,
-            torch.zeros(1, dtype=torch.int64),
-            every[None],
-            every,
-            torch.tensor([position % seq]),
-            [empty] * (2 * decoder.layers),
+            input_ids=torch.from_numpy(np.where(rows < 0, ids, 0))[None],
+            image_features=flat,
+            image_rows=torch.from_numpy(rows)[None],
+            **decoder_rows(decoder, table, slice(0, seq)),
+            write_index=torch.zeros(1, dtype=torch.int64),
+            kv_positions=torch.arange(seq),
+            logits_index=torch.tensor([position % seq]),
+            past=[empty] * (2 * decoder.layers),
         )
         return _numpy(outputs[0][0])
+
+
+def decoder_rows(decoder: DecoderConfig, table: PositionTable, part: slice) -> dict[str, torch.Tensor | None]:
+    """What the decoder's forward is told about those positions of one sequence, [1, …] each."""
+    rows = {
+        "rope_cos": table.cos,
+        "rope_sin": table.sin,
+        "query_scale": table.query_scale if decoder.logn_attention else None,
+        "attend_until": table.attend_until,
+        "attend_from": None if decoder.window is None else table.attend_from,
+    }
+    return {name: None if row is None else torch.from_numpy(row[part])[None] for name, row in rows.items()}
 
 
 def _numpy(tensor: torch.Tensor) -> Floats:

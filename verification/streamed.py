@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.modules.blocks import Step
 from vlm_trt.exporter.modules.build import build_module
-from vlm_trt.exporter.modules.decoder import Decoder, Step
-from vlm_trt.exporter.modules.resampler import Resampler
-from vlm_trt.exporter.modules.vision_encoder import VisionEncoder
+from vlm_trt.exporter.modules.decoder import Decoder
+from vlm_trt.exporter.modules.towers import VisionEncoder
 from vlm_trt.exporter.weight_stream import load_weights
+from vlm_trt.families.contract import PictureInputs, stacked
 from vlm_trt.families.family import Family
 from vlm_trt.families.weights import Weight
 from vlm_trt.verification.passages import Passage
@@ -56,29 +57,30 @@ class StreamedReference:
         self._progress, self._device = progress, device
         self._weights = family.weight_map(model).weights
 
-    def vision(self, pixels: Floats) -> tuple[Floats, Floats]:
-        """[pictures, 3, H, W] → [pictures, patches, width] and [pictures, queries, hidden]."""
-        patches = self.vision_encoder(pixels)
+    def vision(self, pictures: Sequence[PictureInputs]) -> tuple[Floats, Floats]:
+        """[pictures, patches, width] and [pictures, tokens, hidden] of preprocessed pictures."""
+        patches = self.vision_encoder(pictures)
         return patches, self.resampler(patches)
 
     @torch.inference_mode()
-    def vision_encoder(self, pixels: Floats) -> Floats:
-        """[images, 3, H, W] → [images, patches, width]."""
+    def vision_encoder(self, pictures: Sequence[PictureInputs]) -> Floats:
+        """[images, patches, width]."""
         module = self._skeleton(Component.VISION_ENCODER)
         assert isinstance(module, VisionEncoder)
+        inputs = {name: self._tensor(array) for name, array in stacked(pictures).items()}
         with self._filled(Component.VISION_ENCODER, module, ""):
-            residual = module.pre_norm(module.patch_embedding(self._tensor(pixels)) + module.position_embedding)
+            residual: Tensor = module.embed(**inputs)
         for at, layer in enumerate(module.layers):
             with self._filled(Component.VISION_ENCODER, layer, f"layers.{at}."):
                 self._progress(f"the model's vision encoder: layer {at + 1} of {len(module.layers)}")
-                residual = torch.cat([layer(one) for one in residual.split(1)])
-        return _numpy(residual)
+                residual = torch.cat([layer(one) for one in torch.split(residual, 1)])
+        with self._filled(Component.VISION_ENCODER, module, ""):
+            return _numpy(module.finish(residual))
 
     @torch.inference_mode()
     def resampler(self, vision_features: Floats) -> Floats:
-        """[images, patches, width] → [images, queries, hidden]."""
+        """[images, patches, width] → [images, tokens, hidden]."""
         module = self._skeleton(Component.RESAMPLER)
-        assert isinstance(module, Resampler)
         with self._filled(Component.RESAMPLER, module, ""):
             return _numpy(module(self._tensor(vision_features)))
 
@@ -88,7 +90,7 @@ class StreamedReference:
 
         Args:
             passages: any number of them.
-            features: of every picture [pictures, queries, hidden].
+            features: of every picture [pictures, tokens, hidden].
         """
         module = self._skeleton(Component.DECODER)
         assert isinstance(module, Decoder)
@@ -104,30 +106,38 @@ class StreamedReference:
                 residual = layer(residual, step, empty, empty)[0]
         starts = np.cumsum([0, *(len(passage.ids) for passage in passages)])
         ends = [start + end - 1 for start, one in zip(starts, passages, strict=False) for end in one.ends]
-        with self._filled(Component.DECODER, module.final_norm, "final_norm."):
-            normed = module.final_norm(residual[0, ends])
-        with self._filled(Component.DECODER, module.lm_head, "lm_head."):
-            logits = _numpy(nn.functional.linear(normed, module.lm_head.weight))
+        head = "embedding." if decoder.tied_head else "lm_head."
+        with (
+            self._filled(Component.DECODER, module.final_norm, "final_norm."),
+            self._filled(Component.DECODER, module.head, head),
+        ):
+            logits = _numpy(module.logits(residual[0, ends]))
         return list(np.split(logits, np.cumsum([len(passage.ends) for passage in passages])[:-1]))
 
     def _packed(self, passages: Sequence[Passage]) -> tuple[Tensor, Tensor, Step]:
         """All passages one after the other as one sequence: ids and image rows [1, ids], and a step whose mask keeps
         them apart.
         """
-        queries = self.model.resampler.queries
+        decoder, tokens = self.model.decoder, self.model.connector.tokens
         rows, tables = [], []
         for one in passages:
             pictures = np.array([*one.pictures, 0])
             places = one.rows.clip(0)
-            rows.append(np.where(one.rows < 0, -1, pictures[places // queries] * queries + places % queries))
-            table = self._family.position_table(self.model.decoder, one.rope_alpha, int(one.positions[-1]) + 1)
-            tables.append((table.cos[one.positions], table.sin[one.positions], table.query_scale[one.positions]))
-        cos, sin, scale = (self._tensor(np.concatenate(part)) for part in zip(*tables, strict=True))
+            rows.append(np.where(one.rows < 0, -1, pictures[places // tokens] * tokens + places % tokens))
+            table = self._family.position_table(decoder, one.shape, int(one.positions[-1]) + 1)
+            at = one.positions
+            tables.append(
+                (table.cos[at], table.sin[at], table.query_scale[at], table.attend_until[at], table.attend_from[at])
+            )
+        cos, sin, scale, until, start = (self._tensor(np.concatenate(part)) for part in zip(*tables, strict=True))
         owner = self._tensor(np.repeat(np.arange(len(passages)), [len(one.ids) for one in passages]))
-        mask = (owner[:, None] == owner[None]).tril()[None, None]
-        query_scale = scale[None, None, :, None] if self.model.decoder.logn_attention else None
-        every = np.array([token for one in passages for token in one.ids])
-        step = Step(cos[None], sin[None], query_scale, mask, self._tensor(np.zeros(1, np.int64)), len(every))
+        own = self._tensor(np.concatenate([one.positions for one in passages]))
+        mask = (owner[:, None] == owner[None]) & (own[None] <= until[:, None])
+        near = None if decoder.window is None else (mask & (own[None] >= start[:, None]))[None, None]
+        query_scale = scale[None, None, :, None] if decoder.logn_attention else None
+        every = np.concatenate([np.where(one.rows < 0, one.ids, 0) for one in passages])
+        first = self._tensor(np.zeros(1, np.int64))
+        step = Step(cos[None], sin[None], query_scale, mask[None, None], near, first, len(every))
         return self._tensor(every)[None], self._tensor(np.concatenate(rows))[None], step
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from vlm_trt.bundle.errors import NotFiniteError
 from vlm_trt.bundle.signature import Component
-from vlm_trt.families.family import Family, PositionTable
+from vlm_trt.families.contract import PictureInputs
+from vlm_trt.families.family import Family
+from vlm_trt.families.positions import PositionTable
 from vlm_trt.probing.in_parts import DeferredSession
 from vlm_trt.runtime.backend import Array, Binding, Session, host_view, to_float32
 from vlm_trt.runtime.continuation import uploaded
@@ -36,7 +38,7 @@ class Seen:
 
     pictures: tuple[int, ...]
     patches: Floats  # [pictures, patches, width]
-    features: Floats  # [pictures, queries, hidden]
+    features: Floats  # [pictures, tokens, hidden]
 
 
 def vision_runs(max_images: int, pictures: int) -> list[tuple[int, ...]]:
@@ -54,14 +56,14 @@ class Trial:
         self._engine, self._family = engine, family
         self._decoder = _Kept(engine.sessions[Component.DECODER])
 
-    def vision(self, pixels: Floats, runs: Sequence[tuple[int, ...]]) -> Iterator[Seen]:
+    def vision(self, pictures: Sequence[PictureInputs], runs: Sequence[tuple[int, ...]]) -> Iterator[Seen]:
         """What each run makes of its pictures.
 
         Args:
-            pixels: of every picture [pictures, 3, H, W].
+            pictures: every one, preprocessed.
             runs: the pictures of each, at most as many as the engine takes.
         """
-        encoded = [self._engine.encode_vision(pixels[list(run)]) for run in runs]
+        encoded = [self._engine.encode_vision([pictures[at] for at in run]) for run in runs]
         _finish(self._engine.sessions[Component.VISION_ENCODER])
         features = [self._engine.resample(one) for one in encoded]
         _finish(self._engine.sessions[Component.RESAMPLER])
@@ -74,7 +76,7 @@ class Trial:
 
         Args:
             passages: those of stage "batch" last, one per slot.
-            features: of every picture [pictures, queries, hidden], rounded to the engine's type by the engine.
+            features: of every picture [pictures, tokens, hidden], rounded to the engine's type by the engine.
         """
         before = self._engine.sessions
         self._engine.sessions = {**before, Component.DECODER: self._decoder}
@@ -142,7 +144,8 @@ class Trial:
             "rope_sin": table.sin[None, positions],
             "query_scale": table.query_scale[None, positions],
             "write_index": positions[:1],
-            "attend_until": positions[None],
+            "attend_until": table.attend_until[None, positions],
+            "attend_from": table.attend_from[None, positions],
             "kv_positions": seen,
             "logits_index": np.array([end - start - 1], dtype=np.int64),
         }
@@ -174,7 +177,7 @@ class Trial:
 
     def _table(self, one: Passage) -> PositionTable:
         positions = self._engine.limits.max_seq_tokens
-        return self._family.position_table(self._engine.model.decoder, one.rope_alpha, positions)
+        return self._family.position_table(self._engine.model.decoder, one.shape, positions)
 
 
 class _Kept:

@@ -57,7 +57,7 @@ def audit_weights(
 
     def compare(at: int) -> Found:
         if not hasattr(own, "reader"):
-            own.reader = _Reader(descriptor, file, model, Checkpoint(checkpoint.folder))
+            own.reader = _Reader(descriptor, file, model, checkpoint.reopened())
         found: Found = own.reader.compare(at)
         return found
 

@@ -37,7 +37,7 @@ class StaticDecoder(nn.Module):
 
     def __init__(self, decoder: DecoderConfig, batch: int, window: int, dtype: torch.dtype, device: str) -> None:
         super().__init__()
-        self.heads, self.dim, self.eps = decoder.heads, decoder.head_dim, decoder.norm_eps
+        self.heads, self.dim, self.eps = decoder.heads, decoder.head_dim, decoder.block.norm_eps
         hidden, mlp = decoder.hidden, decoder.mlp_width
 
         def made(*shape: int) -> Tensor:

@@ -22,6 +22,7 @@ from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle, file_entry, graph_paths, publish_new
 from vlm_trt.exporter.trace import OPSET
 from vlm_trt.families.family import PositionTable
+from vlm_trt.families.messages import PromptShape
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.engine import Step as DecodeStep
 from vlm_trt.runtime.load import open_engine
@@ -81,7 +82,7 @@ class Shape:
         """Of the model in fp32, computed where the weights are seeded, with TF32 off."""
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         passages, pixels = asked(self.kind, self.tokenizer, self.model, self.limits)
-        passages.insert(0, long_passage(self.kind, self.model, self.limits))
+        passages.insert(0, long_passage(self.model, self.limits))
         device = self.kit.device.torch
         return expect(StreamedReference(self._seeded, self.model, self.kind, lambda _: None, device), passages, pixels)
 
@@ -220,7 +221,7 @@ class Run:
     @property
     def _table(self) -> PositionTable:
         decoder, limits = self._shape.model.decoder, self._shape.limits
-        return self._shape.kind.position_table(decoder, 1.0, limits.max_seq_tokens)
+        return self._shape.kind.position_table(decoder, PromptShape(1), limits.max_seq_tokens)
 
     def _begin(self, slot: int, random: np.random.Generator) -> None:
         """A short prompt of random ids in an emptied slot."""

@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks.gpu.steps import Found
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.families.family import Family
+from vlm_trt.families.messages import PromptShape
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.verification.checks import check_engine
 from vlm_trt.verification.expected import Expected
@@ -19,7 +20,7 @@ from vlm_trt.verification.passages import Passage
 LONG_PROMPT, LONG_STEPS = 24, 64
 
 
-def long_passage(family: Family, model: ModelConfig, limits: Limits) -> Passage:
+def long_passage(model: ModelConfig, limits: Limits) -> Passage:
     """One prompt and many tokens after it, in the last slot."""
     length = min(LONG_PROMPT + LONG_STEPS, limits.max_seq_tokens)
     ids = np.random.default_rng(1).integers(0, model.decoder.vocab_size, length)
@@ -31,7 +32,7 @@ def long_passage(family: Family, model: ModelConfig, limits: Limits) -> Passage:
         positions=np.arange(length),
         rows=np.full(length, -1),
         pictures=(),
-        rope_alpha=family.rope_alpha(model.decoder, length),
+        shape=PromptShape(length),
         ends=tuple(range(LONG_PROMPT, length + 1)),
     )
 

@@ -11,6 +11,7 @@ from benchmarks.gpu.steps import Found, Step
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
+from vlm_trt.families.messages import PromptShape
 from vlm_trt.runtime.backend import Backend
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.engine import Step as DecodeStep
@@ -36,7 +37,7 @@ def _compared(path: Path, precision: Precision, kit: Kit, backend: str) -> Found
 def _logits(path: Path, precision: Precision, backend: Backend) -> np.ndarray:
     engine: Engine = open_engine(Bundle.open(path), precision, backend)
     decoder = engine.model.decoder
-    table = family(engine.model.family).position_table(decoder, 1.0, engine.limits.max_seq_tokens)
+    table = family(engine.model.family).position_table(decoder, PromptShape(1), engine.limits.max_seq_tokens)
     ids = np.random.default_rng(0).integers(0, decoder.vocab_size, 20)
     first = engine.prefill(0, ids, np.full(20, -1), None, table)
     return np.stack([first, engine.decode([DecodeStep(0, 7, table)])[0]])

@@ -10,6 +10,7 @@ from benchmarks.gpu.steps import Found
 from vlm_trt.bundle.signature import DTYPE_BYTES, Component
 from vlm_trt.commands.plan import weight_bytes
 from vlm_trt.families.family import family
+from vlm_trt.families.messages import PromptShape
 from vlm_trt.runtime.engine import Engine, Step
 
 WARM_UP = 3
@@ -22,15 +23,16 @@ class Bench:
     def __init__(self, engine: Engine, runs: int) -> None:
         self._engine, self._runs, self._random = engine, runs, np.random.default_rng(0)
         kind = family(engine.model.family)
-        self._table = kind.position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+        self._table = kind.position_table(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
 
     def pictures(self, count: int) -> Found:
         """Vision encoder and resampler on that many pictures at once."""
         side = self._engine.model.vision.image_size
         pixels = self._random.standard_normal((count, 3, side, side), dtype=np.float32)
-        patches = self._engine.encode_vision(pixels)
+        pictures = [{"pixel_values": one[None]} for one in pixels]
+        patches = self._engine.encode_vision(pictures)
         return {
-            "vision_encoder_ms": spread(lambda: self._engine.encode_vision(pixels), self._runs),
+            "vision_encoder_ms": spread(lambda: self._engine.encode_vision(pictures), self._runs),
             "resampler_ms": spread(lambda: self._engine.resample(patches), self._runs),
         }
 

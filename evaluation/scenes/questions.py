@@ -1,12 +1,13 @@
 """What can be asked of scenes, with the answers that the scenes give. Each function makes one question, or None."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vlm_trt.evaluation.scenes.scene import COLOURS, SHAPES, Box, Scene, Thing
 from vlm_trt.evaluation.scenes.words import CHINESE, ENGLISH, Language, full_name, short_names
+from vlm_trt.families.qwen_vl.grounding import write_places
 
 # Things nearer than this to one line are neither left nor right of each other (share of the picture).
 _MARGIN = 0.10
@@ -23,13 +24,28 @@ class Question:
     answer: str
     history: tuple[Turn, ...] = ()
     about: tuple[tuple[int, Box], ...] = ()  # what has to be looked at: picture and place
+    names_places: bool = False  # whether the answer is places
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a model talks, which decides what it can be asked."""
+
+    places: Callable[[str, Sequence[Box]], str] | None = write_places  # how it names places; None: it does not
+    converses: bool = True  # whether there may be turns before the question
+
+
+# Of the demo model.
+TALKATIVE = Manner()
 
 
 class Asker:
     """Asks about one scene or two, in one language, with wordings drawn at random."""
 
-    def __init__(self, random: np.random.Generator, scenes: tuple[Scene, ...], language: Language) -> None:
-        self.random, self.scenes, self.language = random, scenes, language
+    def __init__(
+        self, random: np.random.Generator, scenes: tuple[Scene, ...], language: Language, manner: Manner = TALKATIVE
+    ) -> None:
+        self.random, self.scenes, self.language, self.manner = random, scenes, language, manner
         self.scene = scenes[-1]
 
     def ask(self) -> Question:
@@ -152,8 +168,11 @@ def ground(asker: Asker) -> Question | None:
     return None if known is None else _where(asker, "ground", known, thing.box)
 
 
-def _where(asker: Asker, kind: str, name: str, *boxes: Box) -> Question:
-    return Question("ground", asker.wording(kind, name), tagged(name, *boxes), about=asker.places(*boxes))
+def _where(asker: Asker, kind: str, name: str, *boxes: Box) -> Question | None:
+    wording, written = asker.wording(kind, name), asker.manner.places
+    if written is None:
+        return None
+    return Question("ground", wording, written(name, boxes), about=asker.places(*boxes), names_places=True)
 
 
 def ground_all(asker: Asker) -> Question | None:
@@ -221,10 +240,12 @@ def second_turn(asker: Asker) -> Question | None:
         return None
     language = asker.language
     about = asker.places(thing.box)
-    its_colour, its_place = language.colours[thing.colour], tagged(name, thing.box)
+    its_colour, written = language.colours[thing.colour], asker.manner.places
     asked_colour: Turn = (asker.wording("colour", colourless), its_colour)
-    asked_place: Turn = (asker.wording("ground", name), its_place)
+    asked_place = asker.wording("ground", name)
     kind = int(asker.random.integers(4))
+    if not asker.manner.converses or (kind and written is None):
+        return None
     if kind == 0:
         other = asker.pick(list(asker.scene.things))
         other_name = asker.named(other, with_colour=False)
@@ -234,23 +255,15 @@ def second_turn(asker: Asker) -> Question | None:
             "chat", asker.wording("then_colour", other_name), language.colours[other.colour], (asked_colour,),
             about=asker.places(other.box),
         )  # fmt: skip
+    assert written is not None
     if kind == 1:
-        place = tagged(colourless, thing.box)
-        return Question("chat", asker.wording("then_where"), place, (asked_colour,), about)
+        place = written(colourless, [thing.box])
+        return Question("chat", asker.wording("then_where"), place, (asked_colour,), about, names_places=True)
     if kind == 2:
-        place_asked: Turn = (asker.wording("ground", colourless), tagged(colourless, thing.box))
+        place_asked: Turn = (asker.wording("ground", colourless), written(colourless, [thing.box]))
         return Question("chat", asker.wording("then_what_colour"), its_colour, (place_asked,), about)
-    return Question("chat", asker.wording("then_size"), language.sizes[thing.size], (asked_place,), about)
-
-
-def tagged(name: str, *boxes: Box) -> str:
-    """The answer that names places, in Qwen-VL's format: coordinates 0…999 of a grid of 1000."""
-
-    def point(x: float, y: float) -> str:
-        return f"({min(round(x * 1000), 999)},{min(round(y * 1000), 999)})"
-
-    places = (f"<box>{point(left, top)},{point(right, bottom)}</box>" for left, top, right, bottom in boxes)
-    return f"<ref>{name}</ref>{''.join(places)}"
+    turn = (asked_place, written(name, [thing.box]))
+    return Question("chat", asker.wording("then_size"), language.sizes[thing.size], (turn,), about)
 
 
 def draw_language(random: np.random.Generator) -> Language:

@@ -59,12 +59,11 @@ def answered(
     features = None
     if prompt.images:
         pictures = [decode_image(image.data) for image in prompt.images]
-        pixels = kind.preprocess(pictures, reference.model.vision.image_size)
-        features = reference.resampler(reference.vision_encoder(pixels))
-    alpha = kind.rope_alpha(reference.model.decoder, len(prompt.ids))
+        inputs = [kind.preprocess(one, reference.model) for one in pictures]
+        features = reference.resampler(reference.vision_encoder(inputs))
     ids: list[int] = []
     while len(ids) < max_new_tokens and not (ids and ids[-1] in model.tokenizer.stop_ids):
-        ids.append(int(reference.logits([*prompt.ids, *ids], prompt, features, alpha).argmax()))
+        ids.append(int(reference.logits([*prompt.ids, *ids], prompt, features).argmax()))
     return tuple(ids)
 
 

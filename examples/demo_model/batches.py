@@ -17,9 +17,10 @@ from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.evaluation.scenes.questions import Asker, Question, draw_language
 from vlm_trt.evaluation.scenes.render import draw_scene
 from vlm_trt.evaluation.scenes.scene import COLOURS, SHAPES, SIZES, Box, Scene, Split, sample_scene
+from vlm_trt.families.contract import stacked
 from vlm_trt.families.messages import Image, Message, Text
+from vlm_trt.families.pixels import pixel_values
 from vlm_trt.families.qwen_vl.config import read_config
-from vlm_trt.families.qwen_vl.preprocess import preprocess
 from vlm_trt.families.qwen_vl.prompt import build_prompt
 from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
 
@@ -104,7 +105,7 @@ class Batches(torch.utils.data.Dataset[Batch]):
             items: whether the decoder is shown every item of a caption, not the first alone.
         """
         self._model: ModelConfig = read_config(folder)
-        self._tokenizer = Tokenizer(folder / "qwen.tiktoken", self._model.resampler.queries)
+        self._tokenizer = Tokenizer(folder / "qwen.tiktoken", self._model.connector.tokens)
         self._seed, self._steps, self._sequences, self._tokens = seed, steps, sequences, tokens
         self._split: Split = split
         self.items = items
@@ -119,9 +120,10 @@ class Batches(torch.utils.data.Dataset[Batch]):
         scenes = [tuple(sample_scene(random, self._split) for _ in range(pictures)) for _ in range(self._sequences)]
         flat = [scene for group in scenes for scene in group]
         side, grid = self._model.vision.image_size, self._model.vision.grid
-        pixels = torch.from_numpy(preprocess([draw_scene(scene) for scene in flat], side))
+        drawn = [pixel_values(draw_scene(scene), self._model.pictures, side) for scene in flat]
+        pixels = torch.from_numpy(stacked(drawn)["pixel_values"])
         packed = [self._pack(random, group) for group in scenes]
-        image_tokens = self._model.resampler.queries * pictures
+        image_tokens = self._model.connector.tokens * pictures
         return _padded(pixels, cells_of(flat, grid), packed, self._tokens, image_tokens, grid)
 
     def _pack(self, random: np.random.Generator, scenes: tuple[Scene, ...]) -> "_Packed":

@@ -5,9 +5,9 @@ from torch import nn
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.exporter.modules.connectors import connector
 from vlm_trt.exporter.modules.decoder import Decoder
-from vlm_trt.exporter.modules.resampler import Resampler
-from vlm_trt.exporter.modules.vision_encoder import VisionEncoder
+from vlm_trt.exporter.modules.towers import vision_encoder
 
 TORCH_DTYPES = {
     Precision.FP32: torch.float32,
@@ -21,8 +21,8 @@ def build_module(component: Component, model: ModelConfig, precision: Precision)
     dtype = TORCH_DTYPES[precision]
     match component:
         case Component.VISION_ENCODER:
-            return VisionEncoder(model.vision, dtype).eval()
+            return vision_encoder(model.vision, dtype).eval()
         case Component.RESAMPLER:
-            return Resampler(model, dtype).eval()
+            return connector(model, dtype).eval()
         case Component.DECODER:
             return Decoder(model.decoder, dtype).eval()

@@ -6,11 +6,11 @@ from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import CheckpointError
 from vlm_trt.bundle.reading import require_regular
 from vlm_trt.families.contract import Family
+from vlm_trt.families.preprocess import preprocess
 from vlm_trt.families.qwen_vl.config import FAMILY as NAME
 from vlm_trt.families.qwen_vl.config import read_config, read_image_start_id
-from vlm_trt.families.qwen_vl.grounding import parse_answer
-from vlm_trt.families.qwen_vl.positions import ntk_alpha, position_table
-from vlm_trt.families.qwen_vl.preprocess import preprocess
+from vlm_trt.families.qwen_vl.grounding import parse_answer, write_places
+from vlm_trt.families.qwen_vl.positions import position_table
 from vlm_trt.families.qwen_vl.prompt import build_prompt
 from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
 from vlm_trt.families.qwen_vl.weights import weight_map
@@ -19,7 +19,7 @@ TOKENIZER_FILE = "qwen.tiktoken"
 
 
 def load_tokenizer(path: Path, model: ModelConfig) -> Tokenizer:
-    return Tokenizer(path, model.resampler.queries, model.generation.chat_format)
+    return Tokenizer(path, model.connector.tokens, model.generation.chat_format)
 
 
 def check_checkpoint(folder: Path, model: ModelConfig) -> None:
@@ -53,13 +53,14 @@ def check_checkpoint(folder: Path, model: ModelConfig) -> None:
 FAMILY = Family(
     name=NAME,
     tokenizer_file=TOKENIZER_FILE,
+    config_files=("config.json", "generation_config.json"),
     read_config=read_config,
     check_checkpoint=check_checkpoint,
     weight_map=weight_map,
     load_tokenizer=load_tokenizer,
     build_prompt=build_prompt,
     preprocess=preprocess,
-    rope_alpha=ntk_alpha,
     position_table=position_table,
     parse_answer=parse_answer,
+    write_places=write_places,
 )

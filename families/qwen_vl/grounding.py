@@ -55,6 +55,21 @@ def parse_answer(text: str, sizes: Sequence[tuple[int, int]]) -> Answered:
     return Answered("".join(plain).strip(), tuple(places), malformed)
 
 
+def write_places(name: str, boxes: Sequence[tuple[float, float, float, float]]) -> str:
+    """The answer that names places.
+
+    Args:
+        name: of what is there.
+        boxes: left, top, right, bottom as shares of the picture's width and height.
+    """
+
+    def point(x: float, y: float) -> str:
+        return f"({min(round(x * GRID), GRID - 1)},{min(round(y * GRID), GRID - 1)})"
+
+    places = (f"<box>{point(left, top)},{point(right, bottom)}</box>" for left, top, right, bottom in boxes)
+    return f"<ref>{name}</ref>{''.join(places)}"
+
+
 def _points(content: str, kind: str) -> list[tuple[int, int]] | None:
     """The corners of a box or quad on the grid; None unless there are as many as it needs, and nothing else."""
     points = [(int(x), int(y)) for x, y in _POINT.findall(content)]

@@ -4,24 +4,13 @@ All of it is arithmetic on the host, per sequence; nothing of it is baked into t
 """
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vlm_trt.bundle.config import DecoderConfig
-
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class PositionTable:
-    """Rows for the positions 0…n−1 of a sequence: rotary cos and sin [n, rotary/2], query scale [n]."""
-
-    cos: Floats
-    sin: Floats
-    query_scale: Floats
+from vlm_trt.families.messages import PromptShape
+from vlm_trt.families.positions import Floats, PositionTable, attention_ends, rotary_angles
 
 
 def ntk_alpha(decoder: DecoderConfig, prompt_tokens: int) -> float:
@@ -35,24 +24,24 @@ def ntk_alpha(decoder: DecoderConfig, prompt_tokens: int) -> float:
     return float(max(2**octaves - 1, 1))
 
 
-@lru_cache(maxsize=16)
-def position_table(decoder: DecoderConfig, alpha: float, positions: int) -> PositionTable:
-    """Rotary and log-n rows for the positions 0…positions−1.
+def position_table(decoder: DecoderConfig, shape: PromptShape, positions: int) -> PositionTable:
+    """Rotary and log-n rows for the positions 0…positions−1; `rotation` is the sequence's NTK factor.
 
     Args:
         decoder: head size, base and training length.
-        alpha: the sequence's NTK factor, from `ntk_alpha`.
+        shape: of the prompt, whose length decides on the factor.
         positions: how many rows (the cache length).
-    Returns:
-        cos and sin [positions, rotary/2] and query scale [positions], all float32.
-    Source: computed in fp32 as the original does, so that rounding agrees at large positions too.
     """
+    return _table(decoder, ntk_alpha(decoder, shape.tokens), positions)
+
+
+@lru_cache(maxsize=16)
+def _table(decoder: DecoderConfig, alpha: float, positions: int) -> PositionTable:
     dim = decoder.rotary_dim
     base = decoder.rope_base * alpha ** (dim / (dim - 2)) if dim > 2 else decoder.rope_base
-    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    frequencies = np.float32(1.0) / np.power(np.float32(base), exponents)
-    angles = np.outer(np.arange(positions, dtype=np.float32), frequencies)
-    return PositionTable(np.cos(angles), np.sin(angles), _query_scale(decoder, positions))
+    angles = rotary_angles(dim, base, positions)
+    until, start = attention_ends(decoder, 0, positions)
+    return PositionTable(np.cos(angles), np.sin(angles), _query_scale(decoder, positions), until, start, alpha)
 
 
 def _query_scale(decoder: DecoderConfig, positions: int) -> Floats:

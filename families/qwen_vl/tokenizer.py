@@ -78,6 +78,10 @@ class Tokenizer:
         """Ids that end an answer; the base model ends only with `<|endoftext|>`."""
         return self._stop_ids
 
+    @property
+    def drops_first_blank(self) -> bool:
+        return False
+
     def encode(self, text: str, special: Special = "none") -> list[int]:
         """Ids of a text, NFC-normalised; a lone surrogate becomes U+FFFD.
 

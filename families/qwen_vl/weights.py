@@ -1,71 +1,29 @@
 """Which checkpoint tensors make which of our weights. The only place where Qwen-VL's parameter names appear."""
 
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
+from vlm_trt.bundle.parts import OpenClipTower, ResamplerConnector
 from vlm_trt.bundle.signature import Component
-from vlm_trt.families.weights import Layout, Weight, WeightMap
-
-Shapes = dict[str, tuple[int, ...]]
+from vlm_trt.families.weights import Layout, Rows, Shapes, WeightMap, gathered
 
 
 def weight_map(model: ModelConfig) -> WeightMap:
     """Every weight of the three graphs, in the order the forward pass uses them, and every expected key."""
     vision, resampler, decoder = (
-        _Rows(Component.VISION_ENCODER),
-        _Rows(Component.RESAMPLER),
-        _Rows(Component.DECODER),
+        Rows(Component.VISION_ENCODER),
+        Rows(Component.RESAMPLER),
+        Rows(Component.DECODER),
     )
     _vision(vision, model)
     _resampler(resampler, model)
     _decoder(decoder, model.decoder)
-    rows = (vision, resampler, decoder)
-    return WeightMap(
-        weights=tuple(weight for part in rows for weight in part.weights),
-        expected={key: shape for part in rows for key, shape in part.expected.items()},
-        # Tables some conversions store; they are computed, never learnt.
-        ignored=("transformer.h.*.attn.masked_bias", "transformer.*rotary_emb.inv_freq"),
-    )
+    # Tables some conversions store; they are computed, never learnt.
+    ignored = ("transformer.h.*.attn.masked_bias", "transformer.*rotary_emb.inv_freq")
+    return gathered(vision, resampler, decoder, ignored=ignored)
 
 
-class _Rows:
-    """Collects the weights of one component."""
-
-    def __init__(self, component: Component) -> None:
-        self.component = component
-        self.weights: list[Weight] = []
-        self.expected: Shapes = {}
-
-    def add(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        layout: Layout,
-        sources: Shapes,
-        *,
-        full_precision: bool = False,
-        part: int = 0,
-    ) -> None:
-        self.expected |= sources
-        keys = tuple(sources)
-        self.weights.append(Weight(self.component, name, shape, layout, keys, full_precision, part))
-
-    def copy(self, name: str, key: str, *shape: int, full_precision: bool = False) -> None:
-        self.add(name, shape, Layout.COPY, {key: shape}, full_precision=full_precision)
-
-    def norm(self, name: str, key: str, width: int, *, bias: bool) -> None:
-        """A normalization: its parameters stay fp32, as does its arithmetic."""
-        self.copy(f"{name}.weight", f"{key}.weight", width, full_precision=True)
-        if bias:
-            self.copy(f"{name}.bias", f"{key}.bias", width, full_precision=True)
-
-    def linear(self, name: str, key: str, inputs: int, outputs: int, *, bias: bool) -> None:
-        """A linear layer: stored [out, in], ours [in, out]."""
-        self.add(f"{name}.weight", (inputs, outputs), Layout.TRANSPOSE, {f"{key}.weight": (outputs, inputs)})
-        if bias:
-            self.copy(f"{name}.bias", f"{key}.bias", outputs)
-
-
-def _vision(rows: _Rows, model: ModelConfig) -> None:
+def _vision(rows: Rows, model: ModelConfig) -> None:
     vision, at = model.vision, "transformer.visual."
+    assert isinstance(vision, OpenClipTower)
     width, patch = vision.width, vision.patch_size
     rows.copy("patch_embedding.weight", f"{at}conv1.weight", width, 3, patch, patch)
     rows.add(
@@ -90,21 +48,22 @@ def _vision(rows: _Rows, model: ModelConfig) -> None:
         rows.linear(f"{ours}mlp.down", f"{block}mlp.c_proj", vision.mlp_width, width, bias=True)
 
 
-def _resampler(rows: _Rows, model: ModelConfig) -> None:
-    resampler, at = model.resampler, "transformer.visual."
+def _resampler(rows: Rows, model: ModelConfig) -> None:
+    resampler, at = model.connector, "transformer.visual."
+    assert isinstance(resampler, ResamplerConnector)
     width, hidden, pool = resampler.vision_width, resampler.hidden, f"{at}attn_pool."
     packed_weight: Shapes = {f"{pool}attn.in_proj_weight": (3 * hidden, hidden)}
     packed_bias: Shapes = {f"{pool}attn.in_proj_bias": (3 * hidden,)}
-    table: Shapes = {f"{pool}pos_embed": (resampler.queries, hidden)}
+    table: Shapes = {f"{pool}pos_embed": (resampler.tokens, hidden)}
     if width != hidden:  # the original has an identity here when the widths agree
         rows.linear("kv_projection", f"{pool}kv_proj", width, hidden, bias=False)
     rows.norm("kv_norm", f"{pool}ln_kv", hidden, bias=True)
     rows.add("key_position", (model.vision.patches, hidden), Layout.POSITION_GRID, table)
     query_sources: Shapes = {
-        f"{pool}query": (resampler.queries, hidden), **table,
+        f"{pool}query": (resampler.tokens, hidden), **table,
         f"{pool}ln_q.weight": (hidden,), f"{pool}ln_q.bias": (hidden,), **packed_weight, **packed_bias,
     }  # fmt: skip
-    rows.add("query", (resampler.queries, hidden), Layout.QUERY_PROJECTION, query_sources)
+    rows.add("query", (resampler.tokens, hidden), Layout.QUERY_PROJECTION, query_sources)
     for part, name in ((1, "key"), (2, "value")):
         rows.add(f"{name}.weight", (hidden, hidden), Layout.ROWS, packed_weight, part=part)
         rows.add(f"{name}.bias", (hidden,), Layout.ROWS, packed_bias, part=part)
@@ -113,7 +72,7 @@ def _resampler(rows: _Rows, model: ModelConfig) -> None:
     rows.copy("projection.weight", f"{at}proj", hidden, hidden)  # x @ proj: already [in, out]
 
 
-def _decoder(rows: _Rows, decoder: DecoderConfig) -> None:
+def _decoder(rows: Rows, decoder: DecoderConfig) -> None:
     hidden, mlp = decoder.hidden, decoder.mlp_width
     rows.copy("embedding.weight", "transformer.wte.weight", decoder.vocab_size, hidden)
     for i in range(decoder.layers):

@@ -20,7 +20,7 @@ from vlm_trt.evaluation.result import read_baseline
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.images import read_picture
 from vlm_trt.families.qwen_vl.config import read_config
-from vlm_trt.families.qwen_vl.family import check_checkpoint
+from vlm_trt.families.qwen_vl.family import FAMILY, check_checkpoint
 from vlm_trt.families.qwen_vl.grounding import parse_answer
 from vlm_trt.profiling.check import read_profile
 
@@ -107,7 +107,7 @@ def test_a_checkpoint_of_odd_files_is_refused(name: str, make: Callable[[Path], 
     def read() -> None:
         model = read_config(folder)
         check_checkpoint(folder, model)
-        Checkpoint(folder).source_hashes("qwen.tiktoken")
+        Checkpoint(folder).source_hashes(FAMILY.source_files)
 
     with pytest.raises(VlmTrtError, match=f"{name} cannot be read .it is a (named pipe|device), no regular file"):
         read()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vlm_trt.bundle.config import ChatFormat
 from vlm_trt.bundle.errors import DataSetError
 from vlm_trt.calibration.samples import LEAST_SAMPLES, checked, find_samples, require_apart, with_tokens
 from vlm_trt.evaluation.dataset import SYNTHETIC, ImageSource, Sample
@@ -96,7 +97,7 @@ def test_what_the_prompts_are_made_of_is_told() -> None:
         words = len(text.text.split())
         return Prompt(tuple(range(4 + words)), (ImageSpan(0, 4, 0),), ())
 
-    found = with_tokens(checked("own", samples(20, 20)), build)
+    found = with_tokens(checked("own", samples(20, 20)), ChatFormat.CHATML, build)
     assert found.coverage["tokens of the prompts"] == {"visual": 80, "text": 60}
     assert found.coverage["tokens of a prompt"] == {"fewest": 7, "median": 7, "most": 7}
     assert found.summary() == (

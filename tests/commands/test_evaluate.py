@@ -147,7 +147,7 @@ def test_a_bundle_is_a_baseline_too(verified: Bundle, data: Path) -> None:
 def test_synthetic_scenes_are_asked(verified: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = ImageSource("scene.png", data=(FOLDER / "one-image" / "a.png").read_bytes())
 
-    def held_out_examples(count: int, seed: int) -> Iterator[Example]:
+    def held_out_examples(count: int, seed: int, manner: object) -> Iterator[Example]:
         for at in range(count):
             yield Example(
                 name=f"scene {at}", task="colour", prompt=f"Scene {seed}.{at}?", reference="red", metric="contains",

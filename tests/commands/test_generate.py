@@ -51,7 +51,7 @@ def test_the_base_model_continues_a_text_and_does_not_chat(verified: Callable[..
     assert answer["prompt_ids"] == golden["input_ids"].tolist()
     assert answer["generated_ids"] == golden["generated"].tolist()
     chat = vlm_trt("chat", bundle, "--unverified", stdin="hi\n")
-    assert chat.exit_code == 2 and "is of the base model, which continues one text" in chat.stderr
+    assert chat.exit_code == 2 and "is of a base model, which answers one text" in chat.stderr
 
 
 def test_generate_prints_its_text_as_it_comes(verified: Callable[..., Path]) -> None:

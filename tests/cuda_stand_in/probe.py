@@ -23,6 +23,7 @@ from vlm_trt.bundle.errors import VlmTrtError
 from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
+from vlm_trt.families.messages import PromptShape
 from vlm_trt.runtime.engine import Engine, Step
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import session_options
@@ -134,7 +135,7 @@ class Run:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._table = family(engine.model.family).position_table(
-            engine.model.decoder, 1.0, engine.limits.max_seq_tokens
+            engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens
         )
 
     def prefill(self, slot: int = 0, tokens: int = PROMPT_TOKENS) -> None:

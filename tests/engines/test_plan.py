@@ -16,6 +16,7 @@ from tests.commands.runs import vlm_trt
 from tests.conftest import GOLDEN, ROOT
 from vlm_trt.bundle.config import ModelConfig, usual_limits
 from vlm_trt.bundle.errors import ResourceError, UsageError
+from vlm_trt.bundle.parts import OpenClipTower, ResamplerConnector
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.commands.plan import weight_bytes
 from vlm_trt.engines.gpus import GPUS, capability, gpu_named
@@ -29,15 +30,18 @@ CHECKPOINT = GOLDEN / "ntk-256" / "checkpoint"
 def official() -> ModelConfig:
     """The sizes of Qwen-VL-Chat."""
     small = read_config(CHECKPOINT)
+    assert isinstance(small.vision, OpenClipTower)
     vision = replace(
         small.vision, image_size=448, patch_size=14, width=1664, layers=48, heads=16, mlp_width=8192, position_grid=16
     )
-    resampler = replace(small.resampler, queries=256, vision_width=1664, hidden=4096, heads=32)
+    assert isinstance(small.connector, ResamplerConnector)
+    connector = replace(small.connector, tokens=256, vision_width=1664, hidden=4096, heads=32)
+    block = replace(small.decoder.block, heads=32, kv_heads=32, head_dim=128, mlp_width=11008)
     decoder = replace(
-        small.decoder, vocab_size=151936, hidden=4096, layers=32, heads=32, kv_heads=32, head_dim=128, mlp_width=11008,
-        rotary_dim=128, trained_tokens=2048, max_positions=8192,
+        small.decoder, vocab_size=151936, hidden=4096, layers=32, block=block, rotary_dim=128, trained_tokens=2048,
+        max_positions=8192,
     )  # fmt: skip
-    return replace(small, vision=vision, resampler=resampler, decoder=decoder)
+    return replace(small, vision=vision, connector=connector, decoder=decoder)
 
 
 def plan_of(model: ModelConfig, precision: Precision = Precision.FP16, **limits: int) -> Plan:

@@ -178,7 +178,7 @@ def test_synthetic_examples_come_from_the_scene_generator(monkeypatch: pytest.Mo
         images=(ImageSource("s.png", data=PICTURE.read_bytes()),),
     )  # fmt: skip
 
-    def held_out_examples(count: int, seed: int) -> Iterator[Example]:
+    def held_out_examples(count: int, seed: int, manner: object) -> Iterator[Example]:
         return (replace(example, prompt=f"{seed}: {i}") for i in range(count))
 
     scenes = ModuleType("vlm_trt.evaluation.scenes.dataset")

@@ -13,10 +13,10 @@ from examples.demo_model.draw_scene import SCENE
 from vlm_trt.evaluation.dataset import DataSet
 from vlm_trt.evaluation.evaluate import Evaluation, conversation, evaluate
 from vlm_trt.evaluation.metrics import score
-from vlm_trt.evaluation.scenes.questions import tagged
 from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import Image, Text
+from vlm_trt.families.qwen_vl.grounding import write_places
 from vlm_trt.runtime.chat import Chat
 from vlm_trt.runtime.model import Answer, VisionLanguageModel, load
 from vlm_trt.runtime.options import Options
@@ -102,7 +102,7 @@ def test_the_shipped_picture_is_described(model: VisionLanguageModel) -> None:
 
 def test_boxes_lie_on_the_things_they_name(model: VisionLanguageModel) -> None:
     answer = model.generate("Find all stars.", images=[PICTURE], options=GREEDY)
-    assert iou_of(answer.text, tagged("stars", THINGS["green"].box, THINGS["orange"].box)) >= 0.8
+    assert iou_of(answer.text, write_places("stars", [THINGS["green"].box, THINGS["orange"].box])) >= 0.8
     assert [place.name for place in answer.groundings] == ["stars", "stars"]
     left, top = (640 * share for share in THINGS["green"].box[:2])
     assert answer.groundings[0].points[0] == pytest.approx((left, top), abs=16)  # pixels of the original
@@ -113,7 +113,7 @@ def test_a_second_turn_refers_to_the_first_and_prefills_only_what_is_new(model: 
     asked = [(Image(PICTURE), Text("Where is the circle?")), (Text("What colour is it?"),)]
     where, colour = (list(chat.stream(parts, GREEDY))[-1] for parts in asked)
     assert isinstance(where, Answer) and isinstance(colour, Answer)
-    assert iou_of(where.text, tagged("the circle", THINGS["red"].box)) >= 0.8
+    assert iou_of(where.text, write_places("the circle", [THINGS["red"].box])) >= 0.8
     assert colour.plain_text == "red"
     assert colour.reused_tokens >= len(where.prompt_ids)
 
@@ -122,4 +122,4 @@ def test_a_stream_is_the_answer_in_pieces(model: VisionLanguageModel) -> None:
     *pieces, answer = model.stream("找出圆形。", images=[PICTURE], options=GREEDY)
     assert isinstance(answer, Answer) and len(pieces) > 5
     assert "".join(str(piece) for piece in pieces) == answer.text
-    assert iou_of(answer.text, tagged("圆形", THINGS["red"].box)) >= 0.8
+    assert iou_of(answer.text, write_places("圆形", [THINGS["red"].box])) >= 0.8

@@ -58,7 +58,7 @@ def test_training_computes_what_the_exporters_modules_compute(untrained: tuple[P
     for step, pictures in ((0, 1), (3, 2)):
         batch = Batches(folder, 1, 4, 2, 384, "train")[step]
         features = model.transformer.visual(batch.pixels)
-        theirs = reference.resampler(reference.vision_encoder(batch.pixels.numpy()))
+        theirs = reference.resampler(reference.vision_encoder([{"pixel_values": batch.pixels.numpy()}]))
         assert np.abs(features.numpy() - theirs).max() <= 1e-4 * np.abs(theirs).max()
         hidden = model.hidden(batch.ids, features.flatten(0, 1), batch.rows, batch.positions, batch.mask())
         logits = model.lm_head(hidden)
@@ -67,9 +67,9 @@ def test_training_computes_what_the_exporters_modules_compute(untrained: tuple[P
                 seen = (batch.branches[row] == 0) | (batch.branches[row] == branch)
                 ids = batch.ids[row][seen].tolist()
                 starts = [at + 1 for at, token in enumerate(ids) if token == tokenizer_of(folder).image_start]
-                spans = tuple(ImageSpan(at, at + config.resampler.queries, i) for i, at in enumerate(starts))
+                spans = tuple(ImageSpan(at, at + config.connector.tokens, i) for i, at in enumerate(starts))
                 own = theirs[row * pictures : (row + 1) * pictures]
-                expected = reference.logits(ids, Prompt(tuple(ids), spans, ()), own, 1.0)
+                expected = reference.logits(ids, Prompt(tuple(ids), spans, ()), own)
                 found = logits[row][seen][-1].numpy()
                 assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 

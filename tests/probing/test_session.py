@@ -29,12 +29,12 @@ def test_what_is_shown_is_what_comes_out(precision: Precision, demo_bundle: Call
 
     engine = open_engine(bundle, precision, Probing(choose, lambda *one: seen.update({one[:2]: one[2].copy()})))
     pixels = np.random.default_rng(0).normal(size=(1, 3, 128, 128)).astype(np.float32)
-    features = engine.encode_vision(pixels)
+    features = engine.encode_vision([{"pixel_values": pixels}])
     shown = {name: value for (_, name), value in seen.items()}
     assert len(shown) == 3 and all(value.dtype == np.float32 for value in shown.values())
     assert np.array_equal(shown["pixel_values"], pixels)
     assert np.array_equal(shown["vision_features"], to_float32(features.read(), features.dtype))
-    plain = open_engine(bundle, precision, as_stored(precision)).encode_vision(pixels)
+    plain = open_engine(bundle, precision, as_stored(precision)).encode_vision([{"pixel_values": pixels}])
     difference = np.abs(to_float32(plain.read(), plain.dtype) - shown["vision_features"]).max()
     assert difference <= np.abs(shown["vision_features"]).max() * (1e-5 if precision is Precision.FP32 else 5e-2)
 

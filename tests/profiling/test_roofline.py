@@ -2,7 +2,8 @@
 
 import pytest
 
-from vlm_trt.bundle.config import DecoderConfig, GenerationDefaults, ModelConfig, ResamplerConfig, VisionConfig
+from vlm_trt.bundle.config import ChatFormat, DecoderConfig, GenerationDefaults, ModelConfig
+from vlm_trt.bundle.parts import Activation, OpenClipTower, ResamplerConnector, SerialBlock, Squash
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.profiling.probe import Ceilings
 from vlm_trt.profiling.roofline import Cost, costs, gaps
@@ -11,10 +12,37 @@ from vlm_trt.profiling.workload import Workload
 
 MODEL = ModelConfig(
     family="qwen_vl",
-    vision=VisionConfig(4, 2, 8, 1, 2, 16, 1e-6, 2),  # 4 patches of 8 numbers, one layer
-    resampler=ResamplerConfig(2, 8, 8, 2, 1e-6),
-    decoder=DecoderConfig(100, 8, 3, 2, 2, 4, 16, 1e-6, 4, 1e4, 64, 64, False, False),
-    generation=GenerationDefaults("chatml", 8, False, 1.0, 0, 1.0, 1.0, 64),
+    pictures=Squash(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+    # 4 patches of 8 numbers, one layer
+    vision=OpenClipTower(
+        image_size=4, patch_size=2, width=8, layers=1, heads=2, mlp_width=16, norm_eps=1e-6, position_grid=2
+    ),
+    connector=ResamplerConnector(tokens=2, vision_width=8, hidden=8, heads=2, norm_eps=1e-6),
+    decoder=DecoderConfig(
+        vocab_size=100,
+        hidden=8,
+        layers=3,
+        block=SerialBlock(
+            heads=2,
+            kv_heads=2,
+            head_dim=4,
+            attention_scale=0.5,
+            mlp_width=16,
+            activation=Activation.SILU,
+            norm_eps=1e-6,
+            qkv_bias=True,
+        ),
+        embedding_scale=1.0,
+        tied_head=False,
+        logit_cap=None,
+        rotary_dim=4,
+        rope_base=1e4,
+        trained_tokens=64,
+        max_positions=64,
+        dynamic_ntk=False,
+        logn_attention=False,
+    ),
+    generation=GenerationDefaults(ChatFormat.RAW, (), 8, False, 1.0, 0, 1.0, 1.0, 64),
 )
 WEIGHTS = {Component.VISION_ENCODER: 5000, Component.RESAMPLER: 600, Component.DECODER: 20_000}
 

@@ -41,7 +41,7 @@ def bundle(exported: Callable[..., Path]) -> Path:
 def test_a_batch_gives_each_sequence_its_own_ids(bundle: Path) -> None:
     generator = generator_of(bundle)
     sequences = [generator.start(request(generator, text, pictures)) for text, pictures in PROMPTS]
-    assert len({sequence.slot.rope_alpha for sequence in sequences}) == 3
+    assert len({sequence.slot.rotation for sequence in sequences}) == 3
     assert finish(generator, sequences) == [alone(bundle, text, pictures) for text, pictures in PROMPTS]
 
 
@@ -99,7 +99,7 @@ def test_keys_rotated_with_another_factor_are_not_reused(bundle: Path) -> None:
     first = generator.start(request(generator, "x" * 100))
     finish(generator, [first])
     second = generator.start(request(generator, "x" * 300))
-    assert second.slot.rope_alpha != first.slot.rope_alpha or second.reused_tokens == 0
+    assert second.slot.rotation != first.slot.rotation or second.reused_tokens == 0
     assert finish(generator, [second])[0] == alone(bundle, "x" * 300)
 
 

@@ -11,10 +11,11 @@ from tests.recorded import VARIANTS, cosine, golden_prompt, relative, tokenizer_
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.families.family import PositionTable, family
+from vlm_trt.families.contract import stacked
+from vlm_trt.families.family import family
 from vlm_trt.families.images import decode_image
 from vlm_trt.families.messages import Prompt
-from vlm_trt.families.qwen_vl.preprocess import preprocess
+from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.backend import Binding, Buffer, from_float32, to_float32
 from vlm_trt.runtime.engine import Engine, Step
 from vlm_trt.runtime.generate import Generator, Request
@@ -44,11 +45,11 @@ def test_vision_encoder_and_resampler(
     prompt, recorded = golden_prompt(variant, case)
     engine = engine_of(exported(variant, precision), precision)
     pictures = [decode_image(image.data, image.name) for image in prompt.images]
-    pixels = preprocess(pictures, engine.model.vision.image_size)
-    sampled = pixels[:, :, ::9, ::9]
+    inputs = [family("qwen_vl").preprocess(one, engine.model) for one in pictures]
+    sampled = stacked(inputs)["pixel_values"][:, :, ::9, ::9]
     assert sampled.shape == recorded["pixel_values_sub"].shape
     assert np.abs(sampled - recorded["pixel_values_sub"]).max() <= 1e-6
-    patches = engine.encode_vision(pixels)
+    patches = engine.encode_vision(inputs)
     hidden = to_float32(patches.read(), precision.dtype)[:, ::8]
     features = to_float32(engine.resample(patches).read(), precision.dtype)
     for name, found, expected in (
@@ -62,9 +63,9 @@ def test_vision_encoder_and_resampler(
 def table_of(engine: Engine, prompt: Prompt, recorded: dict[str, np.ndarray]) -> PositionTable:
     """The position rows of a prompt, whose NTK factor is the recorded one."""
     kind, decoder = family("qwen_vl"), engine.model.decoder
-    alpha = kind.rope_alpha(decoder, len(prompt.ids))
-    assert alpha == float(recorded["ntk_alpha"])
-    return kind.position_table(decoder, alpha, engine.limits.max_seq_tokens)
+    table = kind.position_table(decoder, prompt.shape, engine.limits.max_seq_tokens)
+    assert table.rotation == float(recorded["ntk_alpha"])
+    return table
 
 
 def features_of(engine: Engine, recorded: dict[str, np.ndarray]) -> Buffer | None:

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlm_trt.bundle.config import GenerationDefaults
+from vlm_trt.bundle.config import ChatFormat, GenerationDefaults
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.runtime.options import Options
 from vlm_trt.runtime.sampler import Sampling
 
-SAMPLES = GenerationDefaults("chatml", 512, True, 0.8, 5, 0.5, 1.1, 6144)
-GREEDY = GenerationDefaults("chatml", 512, False, 0.8, 5, 0.5, 1.1, 6144)
+SAMPLES = GenerationDefaults(ChatFormat.CHATML, (), 512, True, 0.8, 5, 0.5, 1.1, 6144)
+GREEDY = GenerationDefaults(ChatFormat.CHATML, (), 512, False, 0.8, 5, 0.5, 1.1, 6144)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from tests.runtime.sequences import engine_of
 from vlm_trt.bundle.errors import IncompatibleError, VlmTrtError
 from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.families.messages import PromptShape
 from vlm_trt.families.qwen_vl.positions import position_table
 from vlm_trt.runtime.backend import Binding, bind_host
 from vlm_trt.runtime.backends import choose_backend
@@ -22,7 +23,7 @@ COPY_WARNING = "in-place optimization not activated"
 
 
 def run_steps(engine: Engine) -> None:
-    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    table = position_table(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
     for slot in (0, 2):
         engine.prefill(slot, np.arange(40), np.full(40, -1), None, table)
     for _ in range(3):
@@ -44,13 +45,13 @@ def test_the_cache_is_written_in_place(exported: Callable[..., Path], capfd: pyt
 
 
 def run_steps_one_slot(engine: Engine) -> None:
-    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    table = position_table(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
     engine.decode([Step(0, 5, table)])
 
 
 def test_a_step_touches_only_the_positions_it_writes(exported: Callable[..., Path]) -> None:
     engine = engine_of(exported("ntk-256"))
-    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    table = position_table(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
     marker = np.float32(7)
     arrays = [buffer.read() for layer in engine.cache._layers for buffer in layer]
     for array in arrays:
@@ -66,7 +67,7 @@ def test_a_step_touches_only_the_positions_it_writes(exported: Callable[..., Pat
 
 def test_only_what_changed_is_bound_again(exported: Callable[..., Path]) -> None:
     engine = engine_of(exported("ntk-256"))
-    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    table = position_table(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
     engine.prefill(0, np.arange(40), np.full(40, -1), None, table)
     engine.decode([Step(0, 5, table)])
     session = engine.sessions[Component.DECODER]
@@ -88,7 +89,7 @@ def test_only_what_changed_is_bound_again(exported: Callable[..., Path]) -> None
 def test_a_shape_the_graph_refuses_is_named(exported: Callable[..., Path]) -> None:
     engine = engine_of(exported("ntk-256"))
     with pytest.raises(VlmTrtError, match="ONNX Runtime failed at running vision_encoder.onnx.*pixel_values"):
-        engine.encode_vision(np.zeros((1, 3, 100, 100), dtype=np.float32))
+        engine.encode_vision([{"pixel_values": np.zeros((1, 3, 100, 100), dtype=np.float32)}])
 
 
 def test_large_weights_are_mapped_and_not_read(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

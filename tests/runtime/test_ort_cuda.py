@@ -14,6 +14,7 @@ from vlm_trt.bundle.errors import IncompatibleError
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
+from vlm_trt.families.messages import PromptShape
 from vlm_trt.families.qwen_vl.positions import position_table
 from vlm_trt.runtime.backend import NUMPY_DTYPES, StepShapes
 from vlm_trt.runtime.device_memory import DeviceMemory
@@ -52,7 +53,7 @@ def test_answers_are_those_of_the_cpu(graphs: bool, exported: Callable[..., Path
 def test_runs_that_repeat_are_given_a_graph(exported: Callable[..., Path]) -> None:
     """The second run with the same shapes and addresses captures; a run with others is told to capture nothing."""
     engine = engine_on(exported("ntk-256"), OnTheHost(HostGpu(), graphs=True))
-    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    table = position_table(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
     session = engine.sessions[Component.DECODER]
     assert isinstance(session, CudaSession)
     for slot in (0, 1):
@@ -81,7 +82,7 @@ def test_few_shapes_are_captured_however_long_answers_are_and_whichever_slots_ru
 def test_a_slot_that_is_full_rides_along_in_no_step(exported: Callable[..., Path]) -> None:
     """Its one position beyond the end would lie in the next slot."""
     engine = engine_on(exported("ntk-256"), OnTheHost(HostGpu(), graphs=True))
-    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    table = position_table(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
     for slot in (1, 2):
         engine.prefill(slot, np.arange(20), np.full(20, -1), None, table)
     alone = engine.decode([Step(2, 5, table)])

@@ -16,7 +16,7 @@ from vlm_trt.bundle.errors import IncompatibleError, ResourceError, Verification
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
-from vlm_trt.families.messages import Image, Message, Text
+from vlm_trt.families.messages import Image, Message, PromptShape, Text
 from vlm_trt.families.qwen_vl.positions import position_table
 from vlm_trt.runtime.backend import Binding
 from vlm_trt.runtime.chat import Chat
@@ -84,7 +84,7 @@ def test_decode_steps_are_captured_once_and_replayed(bundle: Path) -> None:
     """The first step runs, the second is captured, all others launch the graph; other slots need another graph."""
     gpu = HostGpu()
     engine = engine_on(bundle, gpu)
-    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    table = position_table(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
     decode = engine.sessions[Component.DECODER]
     assert isinstance(decode, EngineSession)
     for slot in (0, 1):
@@ -101,7 +101,7 @@ def test_decode_steps_are_captured_once_and_replayed(bundle: Path) -> None:
 def test_what_cannot_be_captured_runs_uncaptured_from_then_on(bundle: Path) -> None:
     gpu = HostGpu()
     engine, plain = engine_on(bundle, gpu), engine_on(bundle, HostGpu())
-    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    table = position_table(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
     decode = engine.sessions[Component.DECODER]
     assert isinstance(decode, EngineSession)
     for one in (engine, plain):
@@ -126,7 +126,7 @@ def test_nothing_is_captured_while_kernels_are_compiled_and_no_prefill_ever(bund
             return plans[-1]
 
     engine = open_engine(Bundle.open(bundle), Precision.FP32, TensorRtBackend(gpu, Plans(gpu)))
-    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    table = position_table(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
     for plan in plans:
         plan.capturable = False
     for _ in range(3):
@@ -146,7 +146,7 @@ def test_the_cache_stays_where_it_is(bundle: Path) -> None:
     """A slot is an address: prefill and decode are bound to the rows of one buffer, in place."""
     gpu = HostGpu()
     engine = engine_on(bundle, gpu)
-    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    table = position_table(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
     before = sorted(gpu.device)
     engine.prefill(1, np.arange(20), np.full(20, -1), None, table)
     key = engine.cache._layers[0][0].read()
@@ -207,7 +207,7 @@ def test_what_no_profile_takes_is_refused_with_what_they_take(bundle: Path) -> N
 def test_a_cache_bound_elsewhere_is_refused(bundle: Path) -> None:
     """TensorRT updates a cache in place: two addresses would be two caches."""
     engine = engine_on(bundle, HostGpu())
-    table = position_table(engine.model.decoder, 1.0, engine.limits.max_seq_tokens)
+    table = position_table(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
     _, present = engine.cache.bindings(0, 1)
     present["present.0.key"] = replace(present["present.0.key"], address=present["present.0.value"].address)
     with pytest.raises(VlmTrtError, match=r"decoder updates past_key_values\.0\.key in place, so present\.0\.key must"):

@@ -226,7 +226,8 @@ def test_a_graph_of_another_torch_is_said_to_be_one(copied: Copied) -> None:
 def test_the_config_is_the_checkpoints_and_not_the_manifests(copied: Copied) -> None:
     path = copied("ntk-256", "fp16")
     manifest = manifest_of(path)
-    other = replace(manifest.model, decoder=replace(manifest.model.decoder, norm_eps=1e-5))
+    decoder = manifest.model.decoder
+    other = replace(manifest.model, decoder=replace(decoder, block=replace(decoder.block, norm_eps=1e-5)))
     (path / MANIFEST).write_text(replace(manifest, model=other).dumps())
     for which in range(5):
         change_graph(path, DECODER, FP16, attribute("RMSNormalization", "epsilon", 1e-5, which))

@@ -30,14 +30,13 @@ def test_the_modules_are_the_original(variant: str, case: str) -> None:
     features = None
     if prompt.images:
         pictures = [decode_image(image.data, image.name) for image in prompt.images]
-        hidden = reference.vision_encoder(kind.preprocess(pictures, reference.model.vision.image_size))
+        hidden = reference.vision_encoder([kind.preprocess(one, reference.model) for one in pictures])
         features = reference.resampler(hidden)
         assert relative(hidden[:, ::8], recorded["vision_hidden"]) <= RELATIVE
         assert relative(features, recorded["image_features"]) <= RELATIVE
     decoder, kept = reference.modules[Component.DECODER], []
     decoder.layers[-1].register_forward_hook(lambda _module, _inputs, outputs: kept.append(outputs[0]))  # type: ignore
-    alpha = kind.rope_alpha(reference.model.decoder, len(prompt.ids))
-    last = reference.logits(prompt.ids, prompt, features, alpha)
+    last = reference.logits(prompt.ids, prompt, features)
     with torch.inference_mode():
         normed = decoder.final_norm(kept[0][0])  # type: ignore[operator]
         logits = (normed @ decoder.lm_head.weight.T).numpy()  # type: ignore[union-attr, operator]
@@ -51,10 +50,9 @@ def test_the_modules_are_the_original(variant: str, case: str) -> None:
 def test_the_modules_continue_as_the_original(variant: str) -> None:
     """Without a cache, each step from the whole sequence: the rope factor stays that of the prompt."""
     prompt, recorded = golden_prompt(variant, "text")
-    reference, kind = reference_of(variant), family("qwen_vl")
-    alpha = kind.rope_alpha(reference.model.decoder, len(prompt.ids))
+    reference = reference_of(variant)
     generated = recorded["generated"].tolist()
     for name, step in (("step_logits_1", 1), ("step_logits_last", len(generated) - 1)):
-        found = reference.logits([*prompt.ids, *generated[:step]], prompt, None, alpha)
+        found = reference.logits([*prompt.ids, *generated[:step]], prompt, None)
         finite = np.isfinite(recorded[name])
         assert relative(found[finite], recorded[name][finite]) <= RELATIVE, name

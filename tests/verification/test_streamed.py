@@ -25,7 +25,7 @@ def test_the_streamed_model_is_the_original(variant: str) -> None:
     cases = [golden_prompt(variant, case) for case in CASES]
     images = [image for prompt, _ in cases for image in prompt.images]
     pictures = [decode_image(image.data, image.name) for image in images]
-    patches, features = reference.vision(kind.preprocess(pictures, model.vision.image_size))
+    patches, features = reference.vision([kind.preprocess(one, model) for one in pictures])
     passages, seen = [], 0
     for name, (prompt, recorded) in zip(CASES, cases, strict=True):
         own = tuple(range(seen, seen + len(prompt.images)))
@@ -42,7 +42,7 @@ def test_the_streamed_model_is_the_original(variant: str) -> None:
                 positions=np.arange(len(prompt.ids)),
                 rows=prompt.image_rows(),
                 pictures=own,
-                rope_alpha=kind.rope_alpha(model.decoder, len(prompt.ids)),
+                shape=prompt.shape,
                 ends=tuple(int(place) + 1 for place in recorded["logits_positions"]),
             )
         )

@@ -187,7 +187,7 @@ def test_a_chain_that_sees_another_picture_fails(extent: Extent, exported: Calla
     tokenizer = kind.load_tokenizer(bundle.path / manifest.tokenizer.path, manifest.model)
     checkpoint = Checkpoint(GOLDEN / "ntk-256" / "checkpoint")
     passages, pixels = asked(kind, tokenizer, manifest.model, manifest.limits, extent)
-    last = manifest.model.resampler.queries - 1
+    last = manifest.model.connector.tokens - 1
     rows = [int(row) for row in passages[0].rows if row >= 0]
     assert rows[0] == 0 and rows[-1] == last and len(rows) == min(extent.picture_rows, last + 1)
     reference = StreamedReference(values_of(checkpoint, manifest.model), manifest.model, kind, lambda _: None)

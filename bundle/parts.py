@@ -1,0 +1,213 @@
+"""The parts that models are made of: each a few frozen types, told apart by `type` where a file holds them.
+
+A variant is a type of its own and not a flag on another one. `exporter/modules/` has the torch module of each.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from vlm_trt.bundle.fields import Within
+
+# What a number of a model may be: far beyond any model there is, and small enough that nothing overflows, loops for
+# ever or asks for more memory than there is before a sentence is said.
+SIDE = Within(1, 16_384)  # pixels, and those of a patch
+GRID = Within(1, 4_096)
+LAYERS = Within(1, 1_024)
+HEADS = Within(1, 4_096)
+HEAD_DIM = Within(2, 4_096)
+WIDTH = Within(1, 131_072)
+MLP_WIDTH = Within(1, 4_194_304)
+TOKENS = Within(1, 1 << 24)  # of a vocabulary, a picture, a sequence
+EPSILON = Within(1e-12, 0.1)
+ATTENTION_SCALE = Within(1e-4, 16.0)
+SOFT_CAP = Within(0.01, 1e6)
+LAYER_INDEX = Within(0, 1_023)
+CHANNEL_MEAN = Within(-16.0, 16.0)
+CHANNEL_STD = Within(1e-4, 16.0)
+
+
+class Activation(StrEnum):
+    """What an MLP applies between its products."""
+
+    SILU = "silu"
+    GELU = "gelu"  # with the error function
+    GELU_TANH = "gelu_tanh"  # its approximation with tanh
+    QUICK_GELU = "quick_gelu"  # x · sigmoid(1.702 x)
+
+
+# --- Vision towers: pixels [images, 3, image_size, image_size] → features [images, patches, width].
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PatchTower:
+    """A square picture cut into a grid of patches, every patch attending to all of them."""
+
+    image_size: Annotated[int, SIDE]
+    patch_size: Annotated[int, SIDE]
+    width: Annotated[int, WIDTH]
+    layers: Annotated[int, LAYERS]  # those that are computed
+    heads: Annotated[int, HEADS]
+    mlp_width: Annotated[int, MLP_WIDTH]
+    norm_eps: Annotated[float, EPSILON]
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.grid**2
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenClipTower(_PatchTower):
+    """Qwen-VL's: patches without bias, a norm before the layers, GELU."""
+
+    type: Literal["open_clip"] = "open_clip"
+    position_grid: Annotated[int, GRID]  # side of the stored position table; interpolated when it differs from `grid`
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTower(_PatchTower):
+    """CLIP's: a class token that attends and is dropped at the end, a norm before the layers and none after them."""
+
+    type: Literal["clip"] = "clip"
+    activation: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiglipTower(_PatchTower):
+    """SigLIP's: patches with bias, a norm after the layers."""
+
+    type: Literal["siglip"] = "siglip"
+    activation: Activation
+
+
+Tower = OpenClipTower | ClipTower | SiglipTower
+
+
+# --- Connectors: features [images, patches, vision_width] → image tokens [images, tokens, hidden].
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Connector:
+    tokens: Annotated[int, TOKENS]  # per picture
+    vision_width: Annotated[int, WIDTH]
+    hidden: Annotated[int, WIDTH]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResamplerConnector(_Connector):
+    """Learnt queries that attend to the patches."""
+
+    type: Literal["resampler"] = "resampler"
+    heads: Annotated[int, HEADS]
+    norm_eps: Annotated[float, EPSILON]
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearConnector(_Connector):
+    """One product with bias."""
+
+    type: Literal["linear"] = "linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlpConnector(_Connector):
+    """Two products, an activation between them."""
+
+    type: Literal["mlp"] = "mlp"
+    activation: Activation
+    bias: bool
+
+
+Connector = ResamplerConnector | LinearConnector | MlpConnector
+
+
+# --- Decoder blocks: how attention and a gated MLP are put together in a layer.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    heads: Annotated[int, HEADS]
+    kv_heads: Annotated[int, HEADS]
+    head_dim: Annotated[int, HEAD_DIM]  # heads · head_dim need not be the hidden size
+    attention_scale: Annotated[float, ATTENTION_SCALE]
+    mlp_width: Annotated[int, MLP_WIDTH]
+    activation: Activation
+    norm_eps: Annotated[float, EPSILON]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SerialBlock(_Block):
+    """Llama's, Qwen's and Gemma's: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    type: Literal["serial"] = "serial"
+    qkv_bias: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandwichBlock(_Block):
+    """Gemma 2's: a second norm behind attention and MLP, scores that are capped, a window on some layers."""
+
+    type: Literal["sandwich"] = "sandwich"
+    score_cap: Annotated[float, SOFT_CAP]  # scores become cap · tanh(scores / cap)
+    window: Annotated[int, TOKENS]  # positions that a token sees, itself among them
+    window_layers: tuple[Annotated[int, LAYER_INDEX], ...]
+
+
+Block = SerialBlock | SandwichBlock
+
+
+# --- Picture rules: a picture of any size → a square of the tower's size, all of them bicubic.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PictureRule:
+    """Colours v of 0…255 become (v / 255 − mean) / std."""
+
+    mean: tuple[
+        Annotated[float, CHANNEL_MEAN],
+        Annotated[float, CHANNEL_MEAN],
+        Annotated[float, CHANNEL_MEAN],
+    ]
+    std: tuple[
+        Annotated[float, CHANNEL_STD],
+        Annotated[float, CHANNEL_STD],
+        Annotated[float, CHANNEL_STD],
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squash(_PictureRule):
+    """The whole picture, its aspect not kept."""
+
+    type: Literal["squash"] = "squash"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentreCrop(_PictureRule):
+    """The short side is resized to `short_side`, and what lies beyond the square in the middle is cut off."""
+
+    type: Literal["centre_crop"] = "centre_crop"
+    short_side: Annotated[int, SIDE]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PadSquare(_PictureRule):
+    """The whole picture in the middle of a square of the mean colour."""
+
+    type: Literal["pad_square"] = "pad_square"
+
+
+PictureRule = Squash | CentreCrop | PadSquare

@@ -1,0 +1,76 @@
+"""The connectors: patch features → image tokens, as wide as the decoder."""
+
+import torch
+from torch import Tensor, nn
+
+from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.parts import LinearConnector, MlpConnector, ResamplerConnector
+from vlm_trt.exporter.modules.activations import ACTIVATIONS
+from vlm_trt.exporter.modules.layers import LayerNorm, Linear, merge_heads, split_heads
+from vlm_trt.exporter.modules.onnx_operators import attention
+
+
+class Resampler(nn.Module):
+    """Learnt queries attend to the patch features; everything up to `proj` belongs to it."""
+
+    def __init__(self, resampler: ResamplerConnector, patches: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        width, hidden = resampler.vision_width, resampler.hidden
+        self.heads, self.head_dim = resampler.heads, resampler.head_dim
+        self.kv_projection = Linear(width, hidden, dtype, bias=False) if width != hidden else nn.Identity()
+        self.kv_norm = LayerNorm(hidden, resampler.norm_eps, dtype)
+        self.key_position = nn.Parameter(torch.empty(patches, hidden, dtype=dtype), False)
+        # The queries do not depend on the picture: normed, positioned and projected once, at export.
+        self.query = nn.Parameter(torch.empty(resampler.tokens, hidden, dtype=dtype), False)
+        self.key = Linear(hidden, hidden, dtype, bias=True)
+        self.value = Linear(hidden, hidden, dtype, bias=True)
+        self.output = Linear(hidden, hidden, dtype, bias=True)
+        self.post_norm = LayerNorm(hidden, resampler.norm_eps, dtype)
+        self.projection = Linear(hidden, hidden, dtype, bias=False)
+
+    def forward(self, vision_features: Tensor) -> Tensor:
+        """vision_features [images, patches, width] → image_features [images, tokens, hidden]."""
+        features = self.kv_norm(self.kv_projection(vision_features))
+        key = split_heads(self.key(features + self.key_position), self.heads, 0, self.head_dim)
+        value = split_heads(self.value(features), self.heads, 0, self.head_dim)
+        query = self.query.expand(vision_features.shape[0], -1, -1)
+        query = split_heads(query, self.heads, 0, self.head_dim)
+        pooled = self.output(merge_heads(attention(query, key, value, None, self.head_dim**-0.5)))
+        return self.projection(self.post_norm(pooled))  # type: ignore[no-any-return]
+
+
+class Projection(nn.Module):
+    """One product with bias."""
+
+    def __init__(self, connector: LinearConnector, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.projection = Linear(connector.vision_width, connector.hidden, dtype, bias=True)
+
+    def forward(self, vision_features: Tensor) -> Tensor:
+        """vision_features [images, patches, width] → image_features [images, patches, hidden]."""
+        return self.projection(vision_features)  # type: ignore[no-any-return]
+
+
+class MLPProjection(nn.Module):
+    """Two products, an activation between them."""
+
+    def __init__(self, connector: MlpConnector, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.up = Linear(connector.vision_width, connector.hidden, dtype, bias=connector.bias)
+        self.down = Linear(connector.hidden, connector.hidden, dtype, bias=connector.bias)
+        self.activation = ACTIVATIONS[connector.activation]
+
+    def forward(self, vision_features: Tensor) -> Tensor:
+        """vision_features [images, patches, width] → image_features [images, patches, hidden]."""
+        return self.down(self.activation(self.up(vision_features)))  # type: ignore[no-any-return]
+
+
+def connector(model: ModelConfig, dtype: torch.dtype) -> nn.Module:
+    """The module of a model's connector."""
+    match model.connector:
+        case ResamplerConnector():
+            return Resampler(model.connector, model.vision.patches, dtype)
+        case LinearConnector():
+            return Projection(model.connector, dtype)
+        case MlpConnector():
+            return MLPProjection(model.connector, dtype)

@@ -1,0 +1,131 @@
+"""What prompts of all families share: pieces with pictures in them, a conversation's turns, and whether it fits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlm_trt.bundle.errors import PromptError
+from vlm_trt.families.messages import Image, ImageSpan, Message, Part, Prompt, Region, Text
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of a prompt: ids, and the pictures at positions relative to its start."""
+
+    ids: tuple[int, ...] = ()
+    images: tuple[tuple[int, Image], ...] = ()  # first position of the span, picture
+
+    def __add__(self, other: "Piece") -> "Piece":
+        moved = tuple((at + len(self.ids), image) for at, image in other.images)
+        return Piece(self.ids + other.ids, self.images + moved)
+
+    def prompt(self, picture_tokens: int, *, dropped_turns: int = 0, prefix: int = 0) -> Prompt:
+        """The whole of a prompt.
+
+        Args:
+            picture_tokens: length of a picture's span.
+            dropped_turns: turns left out of it.
+            prefix: positions that attend to each other in both directions.
+        """
+        spans = tuple(ImageSpan(at, at + picture_tokens, i) for i, (at, _) in enumerate(self.images))
+        return Prompt(self.ids, spans, tuple(image for _, image in self.images), dropped_turns, prefix)
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much a prompt may hold."""
+
+    max_tokens: int  # positions
+    longest_token: int  # characters, or bytes, that one token stands for at most
+    picture_tokens: int  # all that are written for a picture
+
+    def least_tokens(self, message: Message) -> int:
+        """Tokens that a message has at least, without encoding it.
+
+        Normalisation makes one character of at most four.
+        """
+        if message.ids is not None:
+            return len(message.ids)
+        characters, least = 0, pictures_of(message) * self.picture_tokens
+        for part in message.parts:
+            if isinstance(part, Text):
+                characters += len(part.text)
+            elif isinstance(part, Region):
+                characters += len(part.name)
+                least += len(part.boxes) + len(part.quads)
+        return least + characters // (4 * self.longest_token)
+
+    def require_possible(self, messages: Sequence[Message]) -> None:
+        """Refuses at once what is too large by far, so that no time goes into encoding it.
+
+        Raises:
+            PromptError: it has more tokens than there may be.
+        """
+        least = sum(map(self.least_tokens, messages))
+        if least > self.max_tokens:
+            raise self._too_long(f"at least {least}", sum(map(pictures_of, messages)))
+
+    def require_fit(self, piece: Piece) -> None:
+        """
+        Raises:
+            PromptError: it has more tokens than there may be.
+        """
+        if len(piece.ids) > self.max_tokens:
+            raise self._too_long(str(len(piece.ids)), len(piece.images))
+
+    def _too_long(self, tokens: str, pictures: int) -> PromptError:
+        among = f", {pictures} picture{'s' * (pictures > 1)} among them" if pictures else ""
+        return PromptError(
+            f"the prompt has {tokens} tokens{among}, and the bundle holds {self.max_tokens} positions; "
+            "shorten it, send fewer pictures, or export with a larger --max-seq-tokens"
+        )
+
+
+def pictures_of(message: Message) -> int:
+    """How many pictures a message shows."""
+    return sum(isinstance(part, Image) for part in message.parts)
+
+
+Turn = list[Message]
+
+
+def split_conversation(messages: Sequence[Message]) -> tuple[Message | None, list[Turn], Message]:
+    """System message, earlier turns (each from a user's message on), the last user's message.
+
+    Raises:
+        PromptError: the last message is not the user's, or a system message is not the first.
+    """
+    rest = list(messages)
+    system = rest.pop(0) if rest and rest[0].role == "system" else None
+    if not rest or rest[-1].role != "user":
+        raise PromptError("a conversation ends with the user's message; add one")
+    query = rest.pop()
+    turns: list[Turn] = []
+    for message in rest:
+        if message.role not in ("user", "assistant"):
+            raise PromptError(f"role {message.role!r} may not stand inside a conversation; use user and assistant")
+        if message.role == "user" or not turns:
+            turns.append([])
+        turns[-1].append(message)
+    return system, turns, query
+
+
+def exact_ids(message: Message) -> tuple[int, ...] | None:
+    """The ids that a message was generated as, where it carries them.
+
+    Raises:
+        PromptError: it carries ids and is not an assistant's.
+    """
+    if message.ids is not None and message.role != "assistant":
+        raise PromptError(f"exact ids stand on a message of role {message.role!r}; give them to assistants' only")
+    return message.ids
+
+
+def joined_texts(parts: Sequence[Part]) -> list[Part]:
+    """The parts, neighbouring texts made one."""
+    joined: list[Part] = []
+    for part in parts:
+        if isinstance(part, Text) and joined and isinstance(before := joined[-1], Text):
+            joined[-1] = Text(before.text + part.text)
+        else:
+            joined.append(part)
+    return joined

@@ -1,0 +1,34 @@
+"""The names under which transformers has stored these models, and what makes one of them.
+
+Ours is that of the published repositories: `language_model.model.…`, `language_model.lm_head.…`,
+`vision_tower.vision_model.…`, `multi_modal_projector.…`.
+"""
+
+TEXT = "language_model.model."
+HEAD = "language_model.lm_head"
+VISION = "vision_tower.vision_model."
+PROJECTOR = "multi_modal_projector."
+
+# In order. What is already ours stays as it is.
+RENAMES = (
+    # The modules of transformers 4.52 and later: `model.language_model.layers…`, `model.vision_tower…`, `lm_head…`.
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.(language_model|vision_tower|multi_modal_projector)\.", r"\1."),
+    (r"^language_model\.(?!model\.|lm_head\.)", TEXT),
+    # As transformers 5.23 saves: `vision_tower.encoder…`.
+    (r"^vision_tower\.(?!vision_model\.)", VISION),
+)
+
+# Tables that some releases stored; they are computed, never learnt.
+BUFFERS = (f"{VISION}embeddings.position_ids", f"{TEXT}*rotary_emb.inv_freq")
+
+
+def layers_from(prefix: str, first: int) -> tuple[str, ...]:
+    """Patterns (fnmatch) of the keys of all layers from that one on: `{prefix}23.…`, `{prefix}24.…`, …"""
+    digits = str(first)
+    numbers = [digits]
+    for at, digit in enumerate(digits):
+        if digit != "9":
+            numbers.append(f"{digits[:at]}[{int(digit) + 1}-9]{'[0-9]' * (len(digits) - at - 1)}")
+    numbers += [f"[1-9]{'[0-9]' * more}" for more in range(len(digits), 4)]  # with more digits than the first
+    return tuple(f"{prefix}{number}.*" for number in numbers)

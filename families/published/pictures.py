@@ -1,0 +1,114 @@
+"""preprocessor_config.json → the rule by which pictures become squares; whatever else it asks for is refused."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm_trt.bundle import parts
+from vlm_trt.bundle.errors import UnsupportedError, VlmTrtError
+from vlm_trt.bundle.fields import Fields, Within
+from vlm_trt.bundle.parts import CentreCrop, PadSquare, PictureRule, Squash
+from vlm_trt.bundle.reading import shown
+from vlm_trt.families.config_files import origin_of, read_object
+from vlm_trt.families.published.defaults import PROCESSOR_DEFAULTS
+from vlm_trt.families.published.sections import Section
+
+PICTURE_FILES = ("preprocessor_config.json", "processor_config.json")
+_BICUBIC = 3  # PIL's number
+_FACTOR = Within(0.0, 1.0)
+Triple = tuple[float, float, float]
+
+
+def picture_rule(folder: Path, image_size: int) -> PictureRule:
+    """The rule of a checkpoint.
+
+    Args:
+        folder: has `preprocessor_config.json`, or a `processor_config.json` with its content, as transformers 5 saves.
+        image_size: of the vision tower, to which the rule must lead.
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another size.
+        UnsupportedError: it asks for what this version does not carry out.
+    """
+    get = _processor(folder)
+    for key in ("do_resize", "do_rescale", "do_normalize"):
+        get.require(key, True)
+    get.require("resample", _BICUBIC)
+    get.require("pad_size", None)
+    factor = get.number("rescale_factor", _FACTOR, 1 / 255)
+    if abs(factor * 255 - 1) > 1e-6:
+        raise get.unsupported("rescale_factor", f"is {factor:g}; only 1/255 is supported")
+    # Pictures come to the rule as RGB whatever the file says; how batches are made changes no pixel.
+    get.accept("do_convert_rgb", "image_processor_type", "feature_extractor_type", "processor_class", "data_format")
+    get.accept("input_data_format", "return_tensors", "device", "disable_grouping", "default_to_square")
+    get.accept("image_seq_length", "image_seq_len")  # tokens of a picture, which follow from the tower
+    mean = get.triple("image_mean", parts.CHANNEL_MEAN)
+    rule = _square_rule(get, image_size, mean, get.triple("image_std", parts.CHANNEL_STD))
+    get.close()
+    return rule
+
+
+def _processor(folder: Path) -> Section:
+    """The settings, over those of the class that they name."""
+    path, at = folder / PICTURE_FILES[0], ""
+    if not path.exists() and (folder / PICTURE_FILES[1]).exists():
+        path, at = folder / PICTURE_FILES[1], "image_processor"
+    origin = origin_of(path)
+    raw: Mapping[str, Any] = read_object(path)
+    if at:
+        raw = Fields(raw, origin).section(at).raw
+    kind = raw.get("image_processor_type", raw.get("feature_extractor_type"))
+    known = str(kind).removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    if known not in PROCESSOR_DEFAULTS:
+        raise UnsupportedError(
+            f"{path}: image_processor_type is {shown(kind)}; supported: {', '.join(PROCESSOR_DEFAULTS)}"
+        )
+    return Section({"model_type": known, **raw}, origin, at, PROCESSOR_DEFAULTS[known])
+
+
+def _square_rule(get: Section, side: int, mean: Triple, std: Triple) -> PictureRule:
+    kind, resized = _size(get, "size", "shortest_edge" if get.flag("do_center_crop") else "square")
+    if get.flag("do_center_crop"):
+        _, cropped = _size(get, "crop_size", "square")
+        if cropped != side:
+            raise _other_size(get, "crop_size", cropped, side)
+    else:
+        get.accept("crop_size")
+    if get.flag("do_pad"):
+        if get.model_type != "LlavaImageProcessor":
+            raise get.unsupported("do_pad", f"is True; {get.model_type} with padding is not supported")
+        if resized != side:
+            raise _other_size(get, "size", resized, side)
+        return PadSquare(mean=mean, std=std)
+    if kind == "square":
+        if resized != side:
+            raise _other_size(get, "size", resized, side)
+        return Squash(mean=mean, std=std)
+    if not get.flag("do_center_crop"):
+        raise get.unsupported("do_center_crop", "is False with a size of the short side; pictures would be no squares")
+    if resized < side:
+        raise get.unsupported("size", f"is {resized}, less than crop_size {side}; a black border is not supported")
+    return CentreCrop(mean=mean, std=std, short_side=resized)
+
+
+def _size(get: Section, key: str, of_number: str) -> tuple[str, int]:
+    """What a size is of, "shortest_edge" or "square", and how many pixels.
+
+    Args:
+        get: the settings.
+        key: "size" or "crop_size".
+        of_number: what a number alone is of, as old files have it.
+    """
+    if not isinstance(get.raw[key], dict):
+        return of_number, get.whole(key, parts.SIDE)
+    size = get.nested(key)
+    if size.has("shortest_edge") and not (size.has("height") or size.has("width")):
+        size.require("longest_edge", None)
+        return "shortest_edge", size.whole("shortest_edge", parts.SIDE)
+    height, width = size.whole("height", parts.SIDE), size.whole("width", parts.SIDE)
+    if height != width:
+        raise get.unsupported(key, f"is {height}×{width}; only squares are supported")
+    return "square", height
+
+
+def _other_size(get: Section, key: str, found: int, side: int) -> VlmTrtError:
+    return get.wrong(key, f"is {found}, and vision_config.image_size in config.json is {side}")

@@ -1,0 +1,106 @@
+"""Small `tokenizer.json` files in the layouts of Llama's and Gemma's, made here: official vocabularies are not ours."""
+
+import json
+from itertools import chain, count, product
+from pathlib import Path
+from string import ascii_letters, ascii_lowercase
+from typing import Any
+
+_BLANK = "▁"
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def llama_like(path: Path, vocab_size: int = 320, image_id: int = 5) -> Path:
+    """`<unk>` 0, `<s>` 1, `</s>` 2, and `<image>` where it is asked for; a blank is written before every text."""
+    special = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": image_id}
+    content = _file(special, [], vocab_size)
+    content["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [{"type": "Prepend", "prepend": _BLANK}, content["normalizer"]],
+    }
+    content["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return _written(path, content)
+
+
+def llama_like_first(path: Path, vocab_size: int = 320, image_id: int = 5) -> Path:
+    """As Llama's tokenizers of later years: the blank is written before the first word of a prompt only."""
+    content = json.loads(llama_like(path, vocab_size, image_id).read_text())
+    content["normalizer"] = None
+    content["pre_tokenizer"] = {
+        "type": "Metaspace",
+        "replacement": _BLANK,
+        "prepend_scheme": "first",
+        "split": False,
+    }
+    return _written(path, content)
+
+
+def gemma_like(
+    path: Path, vocab_size: int = 320, image_id: int = 310, *, locations: int = 0, segments: int = 0
+) -> Path:
+    """`<pad>` 0, `<eos>` 1, `<bos>` 2, `<unk>` 3, and `<image>` where it is asked for.
+
+    Args:
+        path: the file to write.
+        vocab_size: ids in all.
+        image_id: of `<image>`.
+        locations: how many of `<loc0000>`… stand in the vocabulary; as in the published file, they are no added tokens.
+        segments: how many of `<seg000>`… do.
+    """
+    special = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<image>": image_id}
+    lines = ["\n", "\n\n", "\n\n\n"]
+    codes = [*(f"<loc{at:04}>" for at in range(locations)), *(f"<seg{at:03}>" for at in range(segments))]
+    content = _file(special, [*lines, *codes], vocab_size)
+    content["added_tokens"] += [_added(content["model"]["vocab"][line], line, special=False) for line in lines]
+    return _written(path, content)
+
+
+def _file(special: dict[str, int], more: list[str], vocab_size: int) -> dict[str, Any]:
+    """A tokenizer of BPE with byte fallback and exactly that many ids; pairs and triples of letters fill it up."""
+    pairs = (f"{a}{b}" for a, b in product(ascii_lowercase, repeat=2))
+    triples = (f"{a}{b}{c}" for a, b, c in product(ascii_lowercase, repeat=3))
+    required = [*_BYTES, *more, _BLANK]
+    usual = chain(required, ascii_letters, f".,:;?{_BLANK}", (f"{_BLANK}{letter}" for letter in ascii_lowercase))
+    tokens = chain(dict.fromkeys(usual), pairs, triples)
+    if len(special) + len(required) > vocab_size or max(special.values()) >= vocab_size:
+        raise ValueError(f"{len(special) + len(required)} tokens, and ids up to {max(special.values())}")
+    free = (at for at in count() if at not in special.values())
+    vocab = dict(special)
+    while len(vocab) < vocab_size:
+        vocab[next(tokens)] = next(free)
+    merged = [token for token in vocab if len(token) in (2, 3) and token.strip("\n") and token not in special]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added(at, name, special=True) for name, at in special.items()],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": _BLANK},
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": _BLANK}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocab,
+            "merges": [[token[:-1], token[-1]] for token in merged],
+        },
+    }
+
+
+def _added(number: int, content: str, *, special: bool) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special, "special": special}
+    return {"id": number, "content": content, **flags}
+
+
+def _written(path: Path, content: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return path

@@ -1,0 +1,128 @@
+"""config.json of published checkpoints, sparse as they are.
+
+Source: the copies that public repositories hold of llava-hf/llava-1.5-7b-hf's and -13b-hf's and, key by key, of
+google/paligemma's and paligemma2's.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import ROOT
+
+Config = dict[str, Any]
+GOLDEN = ROOT / "tests" / "golden"
+
+LLAVA_7B: Config = {
+    "architectures": ["LlavaForConditionalGeneration"], "ignore_index": -100, "image_token_index": 32000,
+    "model_type": "llava", "pad_token_id": 32001, "projector_hidden_act": "gelu",
+    "text_config": {
+        "_name_or_path": "lmsys/vicuna-7b-v1.5", "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 4096, "model_type": "llama", "rms_norm_eps": 1e-05, "torch_dtype": "float16",
+        "vocab_size": 32064,
+    },
+    "tie_word_embeddings": False, "torch_dtype": "float16", "transformers_version": "4.36.0.dev0",
+    "vision_config": {
+        "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096, "model_type": "clip_vision_model",
+        "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768,
+        "vocab_size": 32000,
+    },
+    "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "vocab_size": 32064,
+}  # fmt: skip
+LLAVA_13B: Config = {
+    **LLAVA_7B,
+    "text_config": {
+        **LLAVA_7B["text_config"], "_name_or_path": "lmsys/vicuna-13b-v1.5", "hidden_size": 5120,
+        "intermediate_size": 13824, "num_attention_heads": 40, "num_hidden_layers": 40, "num_key_value_heads": 40,
+    },
+}  # fmt: skip
+
+
+def paligemma(side: int) -> Config:
+    return {
+        "_vocab_size": 257152, "architectures": ["PaliGemmaForConditionalGeneration"], "bos_token_id": 2,
+        "eos_token_id": 1, "hidden_size": 2048, "ignore_index": -100, "image_token_index": 257152,
+        "model_type": "paligemma", "pad_token_id": 0, "projection_dim": 2048,
+        "text_config": {
+            "hidden_size": 2048, "intermediate_size": 16384, "model_type": "gemma", "num_attention_heads": 8,
+            "num_hidden_layers": 18, "num_image_tokens": (side // 14) ** 2, "num_key_value_heads": 1,
+            "torch_dtype": "float32", "vocab_size": 257216,
+        },
+        "torch_dtype": "float32", "transformers_version": "4.41.0.dev0",
+        "vision_config": {
+            "hidden_size": 1152, "intermediate_size": 4304, "model_type": "siglip_vision_model",
+            "num_attention_heads": 16, "num_hidden_layers": 27, "num_image_tokens": (side // 14) ** 2,
+            "patch_size": 14, "projection_dim": 2048, "projector_hidden_act": "gelu_fast", "torch_dtype": "float32",
+            "vision_use_head": False, **({} if side == 224 else {"image_size": side}),
+        },
+    }  # fmt: skip
+
+
+def paligemma2(**sizes: int) -> Config:
+    """Sizes: those of the decoder."""
+    first = paligemma(224)
+    text = {
+        "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 107],
+        "final_logit_softcapping": 30.0, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+        "initializer_range": 0.02, "max_position_embeddings": 8192, "model_type": "gemma2", "num_image_tokens": 256,
+        "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096,
+        "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 257216, **sizes,
+    }  # fmt: skip
+    width = sizes["hidden_size"]
+    vision = {**first["vision_config"], "projection_dim": width, "num_positions": 256}
+    return {
+        **first, "hidden_size": width, "projection_dim": width, "num_hidden_layers": sizes["num_hidden_layers"],
+        "text_config": text, "vision_config": vision,
+    }  # fmt: skip
+
+
+PALIGEMMA2_3B = paligemma2(
+    hidden_size=2304, intermediate_size=9216, num_attention_heads=8, num_hidden_layers=26, num_key_value_heads=4
+)
+PALIGEMMA2_10B = paligemma2(
+    hidden_size=3584, intermediate_size=14336, num_attention_heads=16, num_hidden_layers=42, num_key_value_heads=8
+)
+PALIGEMMA2_28B = paligemma2(
+    hidden_size=4608, intermediate_size=36864, num_attention_heads=32, num_hidden_layers=46, num_key_value_heads=16,
+    head_dim=128, query_pre_attn_scalar=144,
+)  # fmt: skip
+
+
+def processor_of(name: str, side: int) -> Config:
+    """preprocessor_config.json of a golden checkpoint, for pictures of another size."""
+    raw: Config = json.loads((GOLDEN / name / "preprocessor_config.json").read_text())
+    for key in ("size", "crop_size"):
+        if key in raw:
+            raw[key] = dict.fromkeys(raw[key], side)
+    return raw
+
+
+def written(folder: Path, name: str, config: Config, side: int, generation: Config | None = None) -> Path:
+    """A folder with these files, and nothing else."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor_of(name, side)))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+def golden(name: str) -> Config:
+    raw: Config = json.loads((GOLDEN / name / "config.json").read_text())
+    return raw
+
+
+def changed(config: Config, changes: Config) -> Config:
+    """A copy with keys set, `text_config.head_dim` in a section; `...` takes the key away."""
+    copy: Config = json.loads(json.dumps(config))
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        at = copy
+        for section in sections:
+            at = at[section]
+        if value is ...:
+            at.pop(last, None)
+        else:
+            at[last] = value
+    return copy
