@@ -11,6 +11,7 @@ import base64
 import json
 import math
 import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ SIZES = {
     "FULL": (4096, 32, 32, 22016, 1664, 48, 16),
 }
 RANKS = 151_643
+Values = Callable[[str, tuple[int, ...], int, np.random.Generator], NDArray[np.float32]]
 SHARD_BYTES = 2 << 30
 BLOCK = 16 << 20  # values generated at once
 
@@ -36,9 +38,25 @@ def write_checkpoint(folder: Path, size: str, seed: int = 0, ranks: int = RANKS,
     """Writes the checkpoint, bf16; the bytes of its weights."""
     write_small_files(folder, size, ranks, chat_format)
     model = read_config(folder)
+
+    def values(name: str, shape: tuple[int, ...], count: int, random: np.random.Generator) -> NDArray[np.float32]:
+        return _values(name, shape, count, random, model.decoder.layers)
+
+    return write_weights(folder, weight_map(model).expected, values, seed)
+
+
+def write_weights(folder: Path, expected: Mapping[str, tuple[int, ...]], values: Values, seed: int = 0) -> int:
+    """Writes bf16 shards and their index, a block of values at a time; the bytes of the weights.
+
+    Args:
+        folder: of the checkpoint.
+        expected: every tensor and its shape.
+        values: makes so many values of a tensor of that name and shape.
+        seed: of all of them.
+    """
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     filled = 0
-    for name, shape in weight_map(model).expected.items():
+    for name, shape in expected.items():
         length = 2 * math.prod(shape)
         if shards[-1] and filled + length > SHARD_BYTES:
             shards.append({})
@@ -49,7 +67,7 @@ def write_checkpoint(folder: Path, size: str, seed: int = 0, ranks: int = RANKS,
     random = np.random.Generator(np.random.SFC64(seed))
     for i, tensors in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / file, tensors, random, model.decoder.layers)
+        _write_shard(folder / file, tensors, random, values)
         places |= dict.fromkeys(tensors, file)
     _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
     return sum(2 * math.prod(shape) for tensors in shards for shape in tensors.values())
@@ -84,7 +102,7 @@ def _config(size: str, ranks: int) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]], random: np.random.Generator, layers: int) -> None:
+def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]], random: np.random.Generator, values: Values) -> None:
     header: dict[str, object] = {}
     at = 0
     for name, shape in tensors.items():
@@ -98,7 +116,7 @@ def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]], random: np.ran
             left = math.prod(shape)
             while left:
                 count = min(left, BLOCK)
-                file.write(_bf16(_values(name, shape, count, random, layers)).tobytes())
+                file.write(_bf16(values(name, shape, count, random)).tobytes())
                 left -= count
 
 

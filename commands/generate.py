@@ -95,6 +95,8 @@ def show_end(answer: Answer, model: VisionLanguageModel) -> None:
     for one in answer.groundings:
         points = " ".join(f"({x:.0f},{y:.0f})" for x, y in one.points)
         click.echo(f"  {printable(one.name) or one.kind}: {one.kind} {points} px in picture {one.picture + 1}")
+    if any(one.mask_codes for one in answer.groundings):
+        say("(an outline is 16 codes for a mask decoder, which the checkpoint does not have: they stand in --json)")
     if answer.malformed_places:
         say(f"(places left out, unreadable or without a picture: {answer.malformed_places})")
     if answer.dropped_turns:

@@ -29,13 +29,15 @@ def widen(model: ir.Model, nodes: Collection[str], unrounded: Collection[str] = 
             rounded as before, under their names.
     """
     wide: dict[ir.Value, ir.Value] = {}
+    passed = set[ir.Node]()
     for node in list(model.graph):
+        passed.add(node)
         if node.name not in nodes or node.op_type in LEFT:
             continue
         for at, value in enumerate(node.inputs):
             if value is not None and value.dtype in HALVES:
                 if value not in wide:
-                    wide[value] = _cast_before(model, node, value)
+                    wide[value] = _cast_before(model, node, value, passed)
                 node.replace_input_with(at, wide[value])
         for value in list(node.outputs):
             if value.dtype not in HALVES:
@@ -47,8 +49,16 @@ def widen(model: ir.Model, nodes: Collection[str], unrounded: Collection[str] = 
                 _round_after(model, node, value)
 
 
-def _cast_before(model: ir.Model, node: ir.Node, value: ir.Value) -> ir.Value:
-    cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{value.name}_widen")
+def _cast_before(model: ir.Model, node: ir.Node, value: ir.Value, passed: Collection[ir.Node]) -> ir.Value:
+    """The value in fp32; where an island takes it so already, that cast, before the node."""
+    name = f"{value.name}_widen"
+    for use in value.uses():
+        if use.node.op_type == "Cast" and use.node.name == name:
+            if use.node not in passed:
+                model.graph.remove(use.node)
+                model.graph.insert_before(node, use.node)
+            return use.node.outputs[0]
+    cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=name)
     cast.outputs[0].name, cast.outputs[0].dtype = f"{value.name}.wide", ir.DataType.FLOAT
     cast.outputs[0].shape = value.shape
     model.graph.insert_before(node, cast)

@@ -105,7 +105,20 @@ def asked_and_judged(one: Journey) -> Path:
         "evaluate", one.bundle, "--data", questions, "--precision", "fp32", "--backend", "cpu", "--max-new-tokens", 6
     )
     assert "edit_distance" in found.stdout
-    one.does("evaluate", one.bundle, "--count", 4, "--precision", "fp32", "--backend", "cpu", "--max-new-tokens", 4)
+    one.does(
+        "evaluate",
+        one.bundle,
+        "--data",
+        "synthetic",
+        "--count",
+        4,
+        "--precision",
+        "fp32",
+        "--backend",
+        "cpu",
+        "--max-new-tokens",
+        4,
+    )
     return questions
 
 
@@ -139,6 +152,8 @@ def half_precision(one: Journey) -> None:
 
 def engines(one: Journey) -> None:
     """Of float graphs, and of those with 4-bit weights, for two GPUs."""
+    made = ("--recipe", "int4", "--activations", "fp16", "--evaluate", "none", "--unverified")
+    one.does("quantize", one.bundle, *made, "--samples", one.folder / "samples.jsonl")
     for target in TARGETS:
         for precision in ("fp32", "int4"):
             options = ("--backend", "tensorrt-rtx", "--target", target, "--precision", precision)
@@ -155,5 +170,5 @@ def profiled(one: Journey) -> None:
     report = one.folder / "report"
     done = one.does("profile", one.bundle, "--precision", "fp32", *quick, "--baseline", "torch", "-o", report)
     assert "of the tokens are the same" in done.stdout
-    stages = json.loads((report / "profile.json").read_text())["points"][0]["metrics"]
+    stages = json.loads((report / "profile.json").read_text())["points"][0]["stages"]
     assert {"vision_encoder", "resampler", "prefill", "decode_step"} <= set(stages)

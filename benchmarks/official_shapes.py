@@ -1,0 +1,232 @@
+"""Published shapes on the CPU and as engines: export, 8- and 4-bit graphs, milliseconds against floors, memory.
+
+    python -m benchmarks.official_shapes /data/scratch paligemma-3b-448 > benchmarks/results/official_shapes/….json
+
+A random checkpoint of the shape in its published layout, sparse config and all, is written in bf16, streamed; exported
+in fp32; quantized without samples; and each set of graphs is loaded by a process of its own and asked about one picture
+and 32 tokens. The floor of a decode step: what it reads of the decoder's weights, at the bandwidth measured here. With
+--engines the checkpoint is exported in fp16 too, and the decoder built for one GPU in fp16, 8 and 4 bits, as far as the
+host's memory goes. The largest shape needs about 65 GB at the path.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.bandwidth import bandwidth
+from benchmarks.build_full_size import INT4, anonymous_bytes, built, command, recorded
+from benchmarks.make_checkpoint import BLOCK, write_weights
+from benchmarks.stages import Prompt, decode_ms, prefill_ms, timed
+from tests.families.made_tokenizers import gemma_like, llama_like
+from tests.families.published.published_configs import (
+    LLAVA_7B,
+    PALIGEMMA2_3B,
+    PALIGEMMA2_10B,
+    Config,
+    paligemma,
+    written,
+)
+from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.families.family import family, family_of
+from vlm_trt.families.messages import PromptShape
+from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.environment import environment
+from vlm_trt.runtime.load import open_engine
+from vlm_trt.runtime.ort import CpuBackend
+
+TEXT_TOKENS = 32  # of a prompt, behind its picture
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A published model."""
+
+    config: Config
+    golden: str  # whose preprocessor_config.json it has, at its own size
+    side: int  # pixels
+    tokenizer: Callable[..., Path]
+
+
+SHAPES = {
+    "llava-1.5-7b": Shape(LLAVA_7B, "llava15", 336, llama_like),
+    "paligemma-3b-448": Shape(paligemma(448), "paligemma", 448, gemma_like),
+    "paligemma2-3b": Shape(PALIGEMMA2_3B, "paligemma2", 224, gemma_like),
+    "paligemma2-10b": Shape(PALIGEMMA2_10B, "paligemma2", 224, gemma_like),
+}
+QUANTIZED = (Precision.INT8_WEIGHT, Precision.INT4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--engines", action="store_true", help="build the decoder too")
+    parser.add_argument("--target", default="sm89")
+    parser.add_argument("--measure", choices=[*QUANTIZED], help="only load and run what is there")
+    arguments = parser.parse_args()
+    checkpoint, bundle = arguments.folder / "checkpoint", arguments.folder / "bundle"
+    if arguments.measure:
+        print(json.dumps(measured(Bundle.open(bundle), Precision(arguments.measure))))
+        return
+    found: dict[str, Any] = {"shape": arguments.shape, "environment": environment()}
+    found |= on_the_cpu(arguments.folder, checkpoint, bundle, arguments.shape)
+    if arguments.engines:
+        found["target"] = arguments.target
+        found["engines"] = as_engines(arguments.folder, checkpoint, bundle, arguments.shape, arguments.target)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    print(json.dumps(found, indent=1))
+
+
+def on_the_cpu(folder: Path, checkpoint: Path, bundle: Path, shape: str) -> dict[str, Any]:
+    """Export in fp32, both sets of quantized graphs, and what they take."""
+    started = perf_counter()
+    found: dict[str, Any] = {"checkpoint_bytes": write_checkpoint(checkpoint, SHAPES[shape])}
+    found["checkpoint_seconds"] = round(perf_counter() - started, 1)
+    shutil.rmtree(bundle, ignore_errors=True)
+    found["export_fp32"] = exported(checkpoint, bundle, Precision.FP32)
+    shutil.rmtree(checkpoint)  # the largest shape leaves no room for both
+    for precision in QUANTIZED:
+        found[f"{precision}, quantize"] = quantized(folder, bundle, precision)
+        line = [sys.executable, "-m", "benchmarks.official_shapes", str(folder), shape, "--measure", precision]
+        # Memory of this alone.
+        found[precision] = json.loads(subprocess.run(line, stdout=subprocess.PIPE, check=True).stdout)
+    shutil.rmtree(bundle)
+    return found
+
+
+def as_engines(folder: Path, checkpoint: Path, bundle: Path, shape: str, target: str) -> dict[str, Any]:
+    """The decoder in fp16 and with weights of 8 and 4 bits, built, or the sentence that refuses it."""
+    found: dict[str, Any] = {}
+    write_checkpoint(checkpoint, SHAPES[shape])
+    found["export_fp16"] = exported(checkpoint, bundle, Precision.FP16)
+    shutil.rmtree(checkpoint)
+    found["fp16, build decoder"] = built(bundle, Precision.FP16, Component.DECODER, target)
+    for precision in QUANTIZED:
+        flavour = Precision.of(precision, Precision.FP16)
+        found[f"{flavour}, quantize"] = quantized(folder, bundle, flavour)
+        found[f"{flavour}, build decoder"] = built(bundle, flavour, Component.DECODER, target)
+        found[flavour] = recorded(Bundle.open(bundle), flavour)
+    shutil.rmtree(bundle)
+    return found
+
+
+def exported(checkpoint: Path, bundle: Path, precision: Precision) -> dict[str, Any]:
+    limits = ("--max-seq-tokens", positions(checkpoint), "--max-batch", 1, "--max-images", 1)
+    return command("export", checkpoint, bundle, "--precision", precision, *limits)
+
+
+def quantized(folder: Path, bundle: Path, precision: Precision) -> dict[str, Any]:
+    recipe = folder / "int4.toml"
+    recipe.write_text(INT4)
+    source = recipe if precision.quantization == "int4" else precision.quantization
+    options = ("--recipe", source, "--activations", precision.floating, "--evaluate", "none", "--unverified")
+    return command("quantize", bundle, *options)
+
+
+def positions(checkpoint: Path) -> int:
+    """Room for one picture and an answer."""
+    return int(-(-(family_of(checkpoint).read_config(checkpoint).connector.tokens + 256) // 256) * 256)
+
+
+def write_checkpoint(folder: Path, shape: Shape) -> int:
+    """A random checkpoint, bf16; the bytes of its weights."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    written(folder, shape.golden, shape.config, shape.side, {"max_new_tokens": 64})
+    _write_tokenizer(folder / "tokenizer.json", shape)
+    kind = family_of(folder)
+    model = kind.read_config(folder)
+    # One block of numbers, begun at another place for every tensor: making new ones would take most of the time.
+    block = np.random.Generator(np.random.SFC64(0)).standard_normal(BLOCK + 4096, dtype=np.float32)
+
+    def values(name: str, dims: tuple[int, ...], count: int, random: np.random.Generator) -> NDArray[np.float32]:
+        start = int(random.integers(0, 4096))
+        return block[start : start + count] * np.float32(_spread(name, dims, model.decoder.layers))
+
+    return write_weights(folder, kind.weight_map(model).expected, values)
+
+
+def _spread(name: str, dims: tuple[int, ...], layers: int) -> float:
+    """Standard deviation: activations stay O(1) at any depth."""
+    if len(dims) == 1:
+        return 0.1
+    if "embed" in name:
+        return 1 / math.sqrt(dims[-1])
+    onto_residual = name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight"))
+    return 1 / math.sqrt((2 * layers if onto_residual else 1) * math.prod(dims[1:]))
+
+
+def _write_tokenizer(path: Path, shape: Shape) -> None:
+    """A small vocabulary, whose placeholder has the id that the config says."""
+    wanted, last = shape.config["image_token_index"], 999
+    content = json.loads(shape.tokenizer(path, last + 1, last).read_text())
+    content["model"]["vocab"]["<image>"] = wanted
+    for token in content["added_tokens"]:
+        token["id"] = wanted if token["content"] == "<image>" else token["id"]
+    path.write_text(json.dumps(content, ensure_ascii=False))
+
+
+class PicturePrompt(Prompt):
+    """A picture and some text."""
+
+    def __init__(self, engine: Engine) -> None:
+        random, model = np.random.default_rng(0), engine.model
+        tokens, side = model.connector.tokens, model.vision.image_size
+        count = tokens + TEXT_TOKENS
+        self.ids = random.integers(5, 900, count)
+        self.rows = np.full(count, -1)
+        self.rows[:tokens] = np.arange(tokens)
+        self.pictures = [{"pixel_values": random.standard_normal((1, 3, side, side), dtype=np.float32)}]
+        prefix = 0 if model.generation.chat_format.converses else count
+        kind = family(model.family)
+        self.table = kind.position_table(model.decoder, PromptShape(count, prefix), engine.limits.max_seq_tokens)
+
+
+def measured(bundle: Bundle, precision: Precision) -> dict[str, Any]:
+    """Load, memory and stages of those graphs."""
+    read = bandwidth("cpu", 1024)
+    started = perf_counter()
+    engine = open_engine(bundle, precision, CpuBackend())
+    load_seconds = perf_counter() - started
+    loaded = anonymous_bytes(os.getpid())
+    prompt = PicturePrompt(engine)
+    engine.encode_vision(prompt.pictures)
+    vision_ms = timed(lambda: engine.encode_vision(prompt.pictures))
+    patches = engine.encode_vision(prompt.pictures)
+    connector_ms = timed(lambda: engine.resample(patches))
+    features = engine.backend.upload(np.array(engine.resample(patches).read()[0]), engine.precision.dtype)
+    prefill_ms(engine, prompt, features)
+    prefill, decode = prefill_ms(engine, prompt, features), decode_ms(engine, prompt, features)
+    decoder, weights = bundle.manifest.model.decoder, bundle.graph(Component.DECODER, precision).weights.size
+    # One row of the embeddings; the head has its own quantized matrix.
+    floor = (weights - decoder.vocab_size * decoder.hidden * DTYPE_BYTES[precision.dtype]) / read * 1000
+    return {
+        "weight_bytes": {one.value: bundle.graph(one, precision).weights.size for one in Component},
+        "load_seconds": round(load_seconds, 1),
+        "loaded_anonymous_bytes": loaded,
+        "prompt_tokens": len(prompt.ids),
+        "vision_encoder_ms": round(vision_ms),
+        "resampler_ms": round(connector_ms, 1),
+        "prefill_ms": round(prefill),
+        "decode_step_ms": round(decode, 1),
+        "bytes_read_per_second": round(read),
+        "decode_floor_ms": round(floor, 1),
+        "times_the_floor": round(decode / floor, 2),
+    }
+
+
+if __name__ == "__main__":
+    main()
