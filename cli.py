@@ -50,7 +50,8 @@ def main() -> None:
 def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
     """Split CHECKPOINT into three ONNX graphs in BUNDLE.
 
-    CHECKPOINT is a Qwen-VL or Qwen-VL-Chat folder as published. An existing BUNDLE gains another precision.
+    CHECKPOINT is a folder as published: Qwen-VL, LLaVA-1.5 (llava-hf), PaliGemma 1 or 2. An existing BUNDLE gains
+    another precision.
 
     \b
     Example:

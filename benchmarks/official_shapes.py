@@ -6,7 +6,7 @@ A random checkpoint of the shape in its published layout, sparse config and all,
 in fp32; quantized without samples; and each set of graphs is loaded by a process of its own and asked about one picture
 and 32 tokens. The floor of a decode step: what it reads of the decoder's weights, at the bandwidth measured here. With
 --engines the checkpoint is exported in fp16 too, and the decoder built for one GPU in fp16, 8 and 4 bits, as far as the
-host's memory goes. The largest shape needs about 65 GB at the path.
+host's memory goes; --plan says what a shape takes that is too large for it. The largest needs about 65 GB at the path.
 """
 
 import argparse
@@ -32,8 +32,10 @@ from benchmarks.stages import Prompt, decode_ms, prefill_ms, timed
 from tests.families.made_tokenizers import gemma_like, llama_like
 from tests.families.published.published_configs import (
     LLAVA_7B,
+    LLAVA_13B,
     PALIGEMMA2_3B,
     PALIGEMMA2_10B,
+    PALIGEMMA2_28B,
     Config,
     paligemma,
     written,
@@ -65,6 +67,8 @@ SHAPES = {
     "paligemma-3b-448": Shape(paligemma(448), "paligemma", 448, gemma_like),
     "paligemma2-3b": Shape(PALIGEMMA2_3B, "paligemma2", 224, gemma_like),
     "paligemma2-10b": Shape(PALIGEMMA2_10B, "paligemma2", 224, gemma_like),
+    "llava-1.5-13b": Shape(LLAVA_13B, "llava15", 336, llama_like),
+    "paligemma2-28b": Shape(PALIGEMMA2_28B, "paligemma2", 224, gemma_like),
 }
 QUANTIZED = (Precision.INT8_WEIGHT, Precision.INT4)
 
@@ -76,8 +80,14 @@ def main() -> None:
     parser.add_argument("--engines", action="store_true", help="build the decoder too")
     parser.add_argument("--target", default="sm89")
     parser.add_argument("--measure", choices=[*QUANTIZED], help="only load and run what is there")
+    parser.add_argument("--plan", action="store_true", help="only plan, from the config")
     arguments = parser.parse_args()
     checkpoint, bundle = arguments.folder / "checkpoint", arguments.folder / "bundle"
+    if arguments.plan:
+        write_small_files(checkpoint, SHAPES[arguments.shape])
+        options = ("--target", "H100-80GB", "--max-batch", "1", "--max-seq-tokens", str(positions(checkpoint)))
+        subprocess.run([sys.executable, "-m", "vlm_trt.cli", "plan", str(checkpoint), *options])
+        return
     if arguments.measure:
         print(json.dumps(measured(Bundle.open(bundle), Precision(arguments.measure))))
         return
@@ -143,10 +153,7 @@ def positions(checkpoint: Path) -> int:
 
 def write_checkpoint(folder: Path, shape: Shape) -> int:
     """A random checkpoint, bf16; the bytes of its weights."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    written(folder, shape.golden, shape.config, shape.side, {"max_new_tokens": 64})
-    _write_tokenizer(folder / "tokenizer.json", shape)
+    write_small_files(folder, shape)
     kind = family_of(folder)
     model = kind.read_config(folder)
     # One block of numbers, begun at another place for every tensor: making new ones would take most of the time.
@@ -157,6 +164,14 @@ def write_checkpoint(folder: Path, shape: Shape) -> int:
         return block[start : start + count] * np.float32(_spread(name, dims, model.decoder.layers))
 
     return write_weights(folder, kind.weight_map(model).expected, values)
+
+
+def write_small_files(folder: Path, shape: Shape) -> None:
+    """All of a checkpoint but its weights."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    written(folder, shape.golden, shape.config, shape.side, {"max_new_tokens": 64})
+    _write_tokenizer(folder / "tokenizer.json", shape)
 
 
 def _spread(name: str, dims: tuple[int, ...], layers: int) -> float:

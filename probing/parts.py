@@ -38,15 +38,19 @@ def cut(model: ir.Model, part_bytes: int = PART_BYTES) -> list[Part]:
         BundleError: a node holds graphs of its own, or uses what is made after it.
     """
     proto = ir.to_proto(model)
-    needs = [tuple(dict.fromkeys(name for name in node.input if name)) for node in proto.graph.node]
     for node in proto.graph.node:
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise BundleError(f"the node {node.name} holds a graph of its own, which none of ours does; export again")
     values = {tensor.name: prod(tensor.dims) for tensor in proto.graph.initializer}
     ends = {info.name for info in proto.graph.output}
-    makes = [tuple(node.output) for node in proto.graph.node]
-    bounds = _bounds(needs, _handed_on(needs, makes, values, ends), values, part_bytes // 4)
-    return list(_parts(proto, needs, bounds, values))
+    # A weight in another type is made again in every part that uses it: handed on, it would be kept for every run.
+    casts = {node.output[0]: node for node in proto.graph.node if node.op_type == "Cast" and node.input[0] in values}
+    nodes = [node for node in proto.graph.node if node.output[0] not in casts]
+    needs = [tuple(dict.fromkeys(name for name in node.input if name)) for node in nodes]
+    makes = [tuple(node.output) for node in nodes]
+    weighed = [tuple(casts[name].input[0] if name in casts else name for name in names) for names in needs]
+    bounds = _bounds(weighed, _handed_on(weighed, makes, values, ends), values, part_bytes // 4)
+    return list(_parts(proto, nodes, bounds, casts))
 
 
 def _bounds(needs: Sequence[tuple[str, ...]], handed: Sequence[int], values: dict[str, int], most: int) -> list[int]:
@@ -85,19 +89,18 @@ def _handed_on(
     return crossing
 
 
-def _parts(
-    proto: Proto, needs: Sequence[tuple[str, ...]], bounds: Sequence[int], values: dict[str, int]
-) -> Iterator[Part]:
-    nodes, graph = proto.graph.node, proto.graph
+def _parts(proto: Proto, nodes: Sequence[Proto], bounds: Sequence[int], casts: dict[str, Proto]) -> Iterator[Part]:
+    graph = proto.graph
     typed = {info.name: info for info in (*graph.value_info, *graph.input, *graph.output)}
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     ends = {info.name for info in graph.output}
     given = {info.name for info in graph.input}
     for start, stop in pairwise(bounds):
-        made = {name for node in nodes[start:stop] for name in node.output if name}
-        used = dict.fromkeys(name for names in needs[start:stop] for name in names)
+        own_nodes = _with_casts(nodes[start:stop], casts)
+        made = {name for node in own_nodes for name in node.output if name}
+        used = dict.fromkeys(name for node in own_nodes for name in node.input if name)
         inputs = [name for name in used if name not in made and name not in initializers]
-        later = {name for names in needs[stop:] for name in names}
+        later = {name for node in nodes[stop:] for name in node.input}
         outputs = [name for node in nodes[start:stop] for name in node.output if name in later or name in ends]
         missing = [name for name in inputs if name not in given and name not in typed]
         if missing or (start == 0 and set(inputs) - given):
@@ -105,12 +108,18 @@ def _parts(
         own = [initializers[name] for name in used if name in initializers]
         part = type(proto)(ir_version=proto.ir_version, opset_import=proto.opset_import)
         part.graph.name = f"nodes {start} to {stop - 1}"
-        part.graph.node.extend(nodes[start:stop])
+        part.graph.node.extend(own_nodes)
         part.graph.initializer.extend(own)
         part.graph.input.extend(_typed(typed, name) for name in inputs)
         part.graph.output.extend(_typed(typed, name) for name in outputs)
-        size = sum(values[tensor.name] for tensor in own)
+        size = sum(prod(tensor.dims) for tensor in own)
         yield Part(part.SerializeToString(), tuple(inputs), tuple(outputs), size)
+
+
+def _with_casts(nodes: Sequence[Proto], casts: dict[str, Proto]) -> list[Proto]:
+    """The nodes, after the casts of weights that they use."""
+    used = dict.fromkeys(name for node in nodes for name in node.input)
+    return [*(casts[name] for name in used if name in casts), *nodes]
 
 
 def _typed(typed: dict[str, Proto], name: str) -> Proto:

@@ -69,7 +69,7 @@ def untold(checkpoint: Path) -> None:
         ("llava15", no_placeholder, 3, ["tokenizer.json has no added token <image>"]),
         ("llava15", placeholder_outside, 3, ["<image> has id 400, far beyond the model's 320 tokens"]),
         ("llava15", only_sentencepiece, 3, ["tokenizer.json is missing", "tokenizer.model"]),
-        ("llava15", original_layout, 4, ["in the layout of LLaVA's original repository", "llava-hf/llava-1.5-7b-hf", "convert_llava"]),
+        ("llava15", original_layout, 4, ["LLaVA's original repository", "llava-hf/llava-1.5-7b-hf", "convert_llava"]),
         ("llava15", untold, 4, ["model_type is 'florence2'; this version exports Qwen-VL", "PaliGemma"]),
     ],
 )  # fmt: skip

@@ -78,6 +78,22 @@ def test_ids_are_the_originals(official: JsonTokenizer) -> None:
 
 
 @pytest.mark.shared
+def test_the_original_repositorys_first_turn_is_one_with_its_system_message(official: JsonTokenizer) -> None:
+    """Its template, vicuna_v1, differs in later turns alone, which it ends with </s>."""
+    recorded = json.loads(RECORDS.read_text())
+    first = [
+        case
+        for case in recorded["cases"]
+        if case["style"] == "vicuna_v1" and [one["role"] for one in case["messages"]] == ["user"]
+    ]
+    assert len(first) >= 6
+    system = Message("system", recorded["vicuna_v1_system"])
+    for case in first:
+        prompt = build_prompt([system, *messages_of(case)], official, model_of(576), 4096)
+        assert list(prompt.ids) == case["ids"], case["name"]
+
+
+@pytest.mark.shared
 def test_an_answers_exact_ids_continue_as_its_text_does(official: JsonTokenizer) -> None:
     case = next(case for case in records() if case["name"] == "multi_turn")
     asked, said, again = messages_of(case)
