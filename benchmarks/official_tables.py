@@ -1,0 +1,91 @@
+"""The table of published shapes in docs/families.md, from benchmarks/results/official_shapes/.
+
+python -m benchmarks.official_tables
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.official_shapes import QUANTIZED, SHAPES
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "official_shapes"
+PAGE = ROOT / "docs" / "families.md"
+MARK = "<!-- shapes -->\n"
+
+
+def page() -> str:
+    """The page with the table as the results have it."""
+    before, _, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
+    results = [json.loads((RESULTS / f"{name}.json").read_text()) for name in SHAPES if _path(name).exists()]
+    return before + MARK + "\n".join(("", *_cpu(results), "", *_engines(results), ""))
+
+
+def _path(name: str) -> Path:
+    return RESULTS / f"{name}.json"
+
+
+_CPU = (
+    "shape", "export: s, GiB", "graphs", "quantize: s, GiB", "weights, GiB", "loaded, GiB", "picture, ms",
+    "prompt: tokens, ms", "token, ms", "its floor, ms",
+)  # fmt: skip
+_ENGINES = ("shape", "graphs", "GPU", "seconds", "peak memory, GiB")
+
+
+def _cpu(results: list[dict[str, Any]]) -> Iterator[str]:
+    yield "Random weights of the published shape, exported in fp32 and quantized without samples; one picture and 32"
+    yield "tokens of text, two cores; memory without mapped files. Other work ran beside it, so times are not the least"
+    yield "there are (`python -m benchmarks.official_shapes FOLDER SHAPE --engines`):"
+    yield ""
+    yield from _head(_CPU)
+    for one in results:
+        export = one["export_fp32"]
+        for precision in QUANTIZED:
+            made, ran = one[f"{precision}, quantize"], one[precision]
+            yield _row(
+                one["shape"],
+                f"{export['seconds']:.0f}, {_gib(export['peak_bytes'], 2)}",
+                precision,
+                f"{made['seconds']:.0f}, {_gib(made['peak_bytes'], 2)}",
+                _gib(sum(ran["weight_bytes"].values())),
+                _gib(ran["loaded_anonymous_bytes"]),
+                f"{ran['vision_encoder_ms'] + ran['resampler_ms']:,.0f}",
+                f"{ran['prompt_tokens']}, {ran['prefill_ms']:,}",
+                f"{ran['decode_step_ms']:.0f}",
+                f"{ran['decode_floor_ms']:.0f} ({ran['times_the_floor']:.1f}×)",
+            )
+
+
+def _engines(results: list[dict[str, Any]]) -> Iterator[str]:
+    built = [one for one in results if "engines" in one]
+    if not built:
+        return
+    yield "Decoder engines of TensorRT-RTX, built on the same host, whose 24 GB decide which:"
+    yield ""
+    yield from _head(_ENGINES)
+    for one in built:
+        for what, found in one["engines"].items():
+            precision, _, done = what.partition(", ")
+            if done == "build decoder":
+                refused = ("refused before it starts: memory", "")
+                figures = refused if "refused" in found else (f"{found['seconds']:.0f}", _gib(found["peak_bytes"]))
+                yield _row(one["shape"], precision, one["target"], *figures)
+
+
+def _gib(size: int, digits: int = 1) -> str:
+    return f"{size / 2**30:.{digits}f}"
+
+
+def _head(names: Sequence[str]) -> Iterator[str]:
+    yield _row(*names)
+    yield _row(*["---"] * len(names))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
