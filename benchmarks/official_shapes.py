@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from benchmarks.bandwidth import bandwidth
 from benchmarks.build_full_size import INT4, anonymous_bytes, built, command, recorded
 from benchmarks.make_checkpoint import BLOCK, write_weights
+from benchmarks.quantized_speed import floor_ms
 from benchmarks.stages import Prompt, decode_ms, prefill_ms, timed
 from tests.families.made_tokenizers import gemma_like, llama_like
 from tests.families.published.published_configs import (
@@ -40,7 +41,7 @@ from tests.families.published.published_configs import (
     paligemma,
     written,
 )
-from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
+from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family, family_of
 from vlm_trt.families.messages import PromptShape
@@ -225,9 +226,7 @@ def measured(bundle: Bundle, precision: Precision) -> dict[str, Any]:
     features = engine.backend.upload(np.array(engine.resample(patches).read()[0]), engine.precision.dtype)
     prefill_ms(engine, prompt, features)
     prefill, decode = prefill_ms(engine, prompt, features), decode_ms(engine, prompt, features)
-    decoder, weights = bundle.manifest.model.decoder, bundle.graph(Component.DECODER, precision).weights.size
-    # One row of the embeddings; the head has its own quantized matrix.
-    floor = (weights - decoder.vocab_size * decoder.hidden * DTYPE_BYTES[precision.dtype]) / read * 1000
+    floor = floor_ms(bundle, precision, read)
     return {
         "weight_bytes": {one.value: bundle.graph(one, precision).weights.size for one in Component},
         "load_seconds": round(load_seconds, 1),

@@ -92,9 +92,8 @@ def runs(engine: Engine) -> dict[str, Callable[[], float]]:
 
 
 def floor_ms(bundle: Bundle, precision: Precision, bytes_per_second: float) -> float:
-    decoder = bundle.manifest.model.decoder
-    embeddings = decoder.vocab_size * decoder.hidden * DTYPE_BYTES[precision.dtype]
-    read = bundle.graph(Component.DECODER, precision).weights.size - embeddings
+    unread = bundle.manifest.model.decoder.unread_values(quantized=precision.quantization is not None)
+    read = bundle.graph(Component.DECODER, precision).weights.size - unread * DTYPE_BYTES[precision.dtype]
     return round(read / bytes_per_second * 1000, 2)
 
 

@@ -57,6 +57,11 @@ class DecoderConfig:
     def mlp_width(self) -> int:
         return self.block.mlp_width
 
+    def unread_values(self, *, quantized: bool) -> int:
+        """Numbers of the embedding table that a decode step leaves out, which reads a row per sequence: none where
+        they are the head too, and that is not quantized as a matrix of its own."""
+        return 0 if self.tied_head and not quantized else self.vocab_size * self.hidden
+
     @property
     def window(self) -> int | None:
         """Positions that a token sees on layers with a window; None where every layer sees all."""

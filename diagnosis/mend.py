@@ -59,24 +59,26 @@ def mend(
     with staging_folder(bundle.path / "graphs") as folder:
         staged = _staged(bundle, entries, folder)
         found, diagnosis, rounds = dict[Component, Island](), before, 0
-        for attempt in range(_ATTEMPTS):
-            if attempt:  # every value is inside the tolerance, and they add up
-                diagnosis = diagnosis.tightened()
+        failed = "no single node is to blame"
+        for _ in range(_ATTEMPTS):
             more = islands(bundle, diagnosis, found)
-            while more != found and rounds < _ROUNDS:
-                found, rounds = more, rounds + 1
-                say(f"round {rounds}: {_nodes(found)} nodes in fp32")
-                staged = _apply(bundle, staged, before.precision, found)
-                again = diagnose(bundle, before.precision, asked, staged, say)
-                diagnosis = replace(again, tolerance=diagnosis.tolerance)
-                more = islands(bundle, diagnosis, found)
-            report = verify(folder, against or _checkpoint(bundle), str(before.precision), "cpu", say)
-            if report.passed:
-                _publish(bundle, folder, before.precision, set(found))
-                return Mended(found, rounds, diagnosis, report)
+            if more != found:
+                while more != found and rounds < _ROUNDS:
+                    found, rounds = more, rounds + 1
+                    say(f"round {rounds}: {_nodes(found)} nodes in fp32")
+                    staged = _apply(bundle, staged, before.precision, found)
+                    again = diagnose(bundle, before.precision, asked, staged, say)
+                    diagnosis = replace(again, tolerance=diagnosis.tolerance)
+                    more = islands(bundle, diagnosis, found)
+                report = verify(folder, against or _checkpoint(bundle), str(before.precision), "cpu", say)
+                if report.passed:
+                    _publish(bundle, folder, before.precision, set(found))
+                    return Mended(found, rounds, diagnosis, report)
+                failed = report.failures[0]
+            diagnosis = diagnosis.tightened()  # every value is inside the tolerance, and errors add up
     raise VerificationError(
         f"{bundle.path}: with {_nodes(found)} nodes in fp32 the {before.precision} graphs still fail verification "
-        f"({report.failures[0]}); nothing is published, export in a wider precision"
+        f"({failed}); nothing is published, export in a wider precision"
     )
 
 

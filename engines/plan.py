@@ -118,9 +118,7 @@ def plan(
         Stage.VERIFY: verification,
         Stage.BUILD: _build(weight_bytes, precision, layers),
     }
-    # A step reads one row of the embeddings per sequence, unless they are the head too.
-    shared = decoder.tied_head and precision.quantization is None
-    embedding = 0 if shared else decoder.vocab_size * decoder.hidden * size
+    unread = decoder.unread_values(quantized=precision.quantization is not None) * size
     return Plan(
         precision=precision,
         limits=limits,
@@ -128,7 +126,7 @@ def plan(
         kv_bytes_per_sequence=kv,
         activation_bytes=max(prompt, pictures) + logits,
         needs=needs,
-        step_bytes=weight_bytes[Component.DECODER] - embedding + kv * limits.max_batch,
+        step_bytes=weight_bytes[Component.DECODER] - unread + kv * limits.max_batch,
     )
 
 

@@ -11,7 +11,7 @@ from PIL.Image import Image as Picture
 
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
 from vlm_trt.families.messages import Answered, Message, Prompt, PromptShape
-from vlm_trt.families.positions import PositionTable as PositionTable
+from vlm_trt.families.positions import PositionTable
 from vlm_trt.families.weights import WeightMap
 
 # What the vision encoder is given of one picture, by the names of its graph's inputs; the leading axis is one that

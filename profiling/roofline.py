@@ -153,7 +153,5 @@ def _cache_bytes(model: ModelConfig, precision: Precision) -> int:
 
 def _read_weights(model: ModelConfig, weights: int, precision: Precision) -> int:
     """All but the embeddings, of which a token reads one row, unless they are the head too."""
-    decoder = model.decoder
-    if decoder.tied_head and precision.quantization is None:
-        return weights
-    return weights - decoder.vocab_size * decoder.hidden * DTYPE_BYTES[precision.dtype]
+    unread = model.decoder.unread_values(quantized=precision.quantization is not None)
+    return weights - unread * DTYPE_BYTES[precision.dtype]

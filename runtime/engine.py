@@ -59,7 +59,7 @@ class Engine:
         self._cos, self._sin = (backend.host((batch, 1, half), "float32") for _ in range(2))
         self._query_scale = backend.host((batch, 1), "float32")
         self._query_scale[:] = 1
-        self._attend_until, self._attend_from = (backend.host((batch, 1), "int64") for _ in range(2))
+        self._attend_from = backend.host((batch, 1), "int64")
         contract = signature(Component.DECODER, model, limits, precision)
         self._inputs = frozenset(tensor.name for tensor in contract.inputs)
 
@@ -211,7 +211,7 @@ class Engine:
     def _decode_run(self, first: int, count: int, run: Sequence[Step]) -> Floats:
         lengths = self.cache.lengths[first : first + count]
         self._write_index[:count] = lengths
-        self._attend_until[:count, 0], self._attend_from[:count] = lengths, 0
+        self._attend_from[:count] = 0
         self._ids[:count] = 0
         for step in run:
             row, at = step.slot - first, self.cache.lengths[step.slot]
@@ -226,7 +226,7 @@ class Engine:
             "rope_sin": self._sin[:count],
             "query_scale": self._query_scale[:count],
             "write_index": self._write_index[:count],
-            "attend_until": self._attend_until[:count],
+            "attend_until": self._write_index[:count, None],
             "attend_from": self._attend_from[:count],
             "logits_index": self._logits_index[:count],
         }

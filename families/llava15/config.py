@@ -44,11 +44,6 @@ def read_config(folder: Path) -> ModelConfig:
     return ModelConfig(FAMILY, picture_rule(folder, tower.image_size), tower, connector, decoder, generation)
 
 
-def read_image_token(folder: Path) -> int:
-    """The id of `<image>`."""
-    return image_token(read_section(folder / CONFIG_FILE, "llava"))
-
-
 def _require_converted(get: Section, path: Path) -> None:
     if get.model_type != "llava" or get.has("mm_vision_tower") or get.has("mm_projector_type"):
         raise UnsupportedError(

@@ -7,12 +7,12 @@ from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import ClipTower, MlpConnector
 from vlm_trt.families.contract import Family
 from vlm_trt.families.llava15.config import FAMILY as NAME
-from vlm_trt.families.llava15.config import read_config, read_image_token
+from vlm_trt.families.llava15.config import read_config
 from vlm_trt.families.llava15.prompt import PLACEHOLDER, build_prompt
 from vlm_trt.families.messages import Answered
 from vlm_trt.families.positions import plain_positions
 from vlm_trt.families.preprocess import preprocess
-from vlm_trt.families.published.agreement import CONFIG_FILE, require_tokenizer, require_tokenizer_file
+from vlm_trt.families.published.agreement import CONFIG_FILE, require_tokenizer
 from vlm_trt.families.published.clip import clip_rows, ignored_by_clip
 from vlm_trt.families.published.connectors import mlp_rows
 from vlm_trt.families.published.decoder import ignored_head
@@ -33,9 +33,7 @@ def check_checkpoint(folder: Path, model: ModelConfig) -> None:
     Raises:
         CheckpointError: the tokenizer is missing or not the one of this config.
     """
-    require_tokenizer_file(folder)
-    tokenizer = load_tokenizer(folder / TOKENIZER_FILE, model)
-    require_tokenizer(folder, model, tokenizer, PLACEHOLDER, read_image_token(folder))
+    require_tokenizer(folder, model, load_tokenizer, PLACEHOLDER, "llava")
 
 
 def weight_map(model: ModelConfig) -> WeightMap:

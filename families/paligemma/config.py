@@ -42,8 +42,3 @@ def read_config(folder: Path) -> ModelConfig:
     generation = generation_defaults(folder, get, text, decoder, ChatFormat.TASK)
     get.close()
     return ModelConfig(FAMILY, picture_rule(folder, tower.image_size), tower, connector, decoder, generation)
-
-
-def read_image_token(folder: Path) -> int:
-    """The id of `<image>`."""
-    return image_token(read_section(folder / CONFIG_FILE, "paligemma"))

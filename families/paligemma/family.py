@@ -10,11 +10,11 @@ from vlm_trt.families.messages import PromptShape
 from vlm_trt.families.paligemma.answer import parse_answer
 from vlm_trt.families.paligemma.codes import CONTENT_TOKENS, LOCATIONS
 from vlm_trt.families.paligemma.config import FAMILY as NAME
-from vlm_trt.families.paligemma.config import read_config, read_image_token
+from vlm_trt.families.paligemma.config import read_config
 from vlm_trt.families.paligemma.prompt import PLACEHOLDER, build_prompt
 from vlm_trt.families.positions import PositionTable, plain_positions
 from vlm_trt.families.preprocess import preprocess
-from vlm_trt.families.published.agreement import CONFIG_FILE, require_tokenizer, require_tokenizer_file
+from vlm_trt.families.published.agreement import CONFIG_FILE, require_tokenizer
 from vlm_trt.families.published.connectors import linear_rows
 from vlm_trt.families.published.decoder import ignored_head
 from vlm_trt.families.published.gemma import gemma_rows
@@ -35,9 +35,7 @@ def check_checkpoint(folder: Path, model: ModelConfig) -> None:
     Raises:
         CheckpointError: the tokenizer is missing or not the one of this config.
     """
-    require_tokenizer_file(folder)
-    tokenizer = load_tokenizer(folder / TOKENIZER_FILE, model)
-    require_tokenizer(folder, model, tokenizer, PLACEHOLDER, read_image_token(folder))
+    require_tokenizer(folder, model, load_tokenizer, PLACEHOLDER, "paligemma")
 
 
 def weight_map(model: ModelConfig) -> WeightMap:

@@ -1,11 +1,12 @@
 """What config.json and tokenizer.json must agree on, and its own sections with each other."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from vlm_trt.bundle import config as ranges
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
 from vlm_trt.bundle.errors import BundleError, CheckpointError
-from vlm_trt.families.published.sections import Section
+from vlm_trt.families.published.sections import Section, read_section
 from vlm_trt.families.tokenizer_json import TOKENIZER_FILE, JsonTokenizer, require_tokenizer_json
 
 CONFIG_FILE = "config.json"
@@ -36,18 +37,26 @@ def require_same_head(model: Section, decoder: DecoderConfig) -> None:
         raise model.wrong(key, f"is {model.raw[key]} but text_config.{key} is {decoder.tied_head}")
 
 
-def require_tokenizer(folder: Path, model: ModelConfig, tokenizer: JsonTokenizer, placeholder: str, token: int) -> None:
+def require_tokenizer(
+    folder: Path, model: ModelConfig, load: Callable[[Path, ModelConfig], JsonTokenizer], placeholder: str, kind: str
+) -> None:
     """
     Args:
         folder: the checkpoint's.
         model: its config.
-        tokenizer: its tokenizer.
+        load: makes the tokenizer of a file.
         placeholder: name of a picture's token.
-        token: its id in config.json.
+        kind: the config's `model_type`.
     Raises:
-        CheckpointError: the tokenizer is not the one of this config.
+        CheckpointError: the tokenizer is missing, or not the one of this config.
+        BundleError: it is damaged.
     """
     path, rows = folder / TOKENIZER_FILE, model.decoder.vocab_size
+    try:
+        require_tokenizer_json(folder)
+    except BundleError as error:
+        raise CheckpointError(str(error)) from None
+    tokenizer, token = load(path, model), image_token(read_section(folder / CONFIG_FILE, kind))
     try:
         found = tokenizer.id_of(placeholder)
     except BundleError as error:
@@ -66,14 +75,3 @@ def require_tokenizer(folder: Path, model: ModelConfig, tokenizer: JsonTokenizer
         raise CheckpointError(
             f"{folder}: eos_token_id {stop} is beyond the model's {rows} tokens; use the files that belong together"
         )
-
-
-def require_tokenizer_file(folder: Path) -> None:
-    """
-    Raises:
-        CheckpointError: there is no tokenizer.json.
-    """
-    try:
-        require_tokenizer_json(folder)
-    except BundleError as error:
-        raise CheckpointError(str(error)) from None
