@@ -9,7 +9,18 @@ from typing import Annotated
 
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.fields import Within
-from vlm_trt.bundle.parts import HEAD_DIM, LAYERS, SOFT_CAP, TOKENS, WIDTH, Block, Connector, PictureRule, Tower
+from vlm_trt.bundle.parts import (
+    HEAD_DIM,
+    LAYERS,
+    SOFT_CAP,
+    TOKENS,
+    WIDTH,
+    Block,
+    Connector,
+    PictureRule,
+    SandwichBlock,
+    Tower,
+)
 
 TRAINED_TOKENS = Within(2, 1 << 24)  # log-n attention divides by its logarithm
 ROPE_BASE = Within(1.0, 1e10)
@@ -65,7 +76,8 @@ class DecoderConfig:
     @property
     def window(self) -> int | None:
         """Positions that a token sees on layers with a window; None where every layer sees all."""
-        return getattr(self.block, "window", None)
+        block = self.block
+        return block.window if isinstance(block, SandwichBlock) and block.window_layers else None
 
 
 class ChatFormat(StrEnum):

@@ -15,9 +15,10 @@ from tests.families.published.published_configs import (
     paligemma,
     written,
 )
-from vlm_trt.bundle.config import ChatFormat, ModelConfig
+from vlm_trt.bundle.config import ChatFormat, Limits, ModelConfig
 from vlm_trt.bundle.errors import CheckpointError, UnsupportedError, VlmTrtError
 from vlm_trt.bundle.parts import Activation, LinearConnector, SandwichBlock, SerialBlock, SiglipTower, Squash
+from vlm_trt.bundle.signature import Component, Precision, signature
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.family import family_of
 from vlm_trt.families.messages import PromptShape
@@ -163,3 +164,11 @@ def test_places_are_written_as_they_are_read() -> None:
     assert text == "<loc0512><loc0256><loc1023><loc0768> cat ; <loc0000><loc0000><loc0512><loc0512> cat"
     found = parse_answer(text, [(1024, 1024)])
     assert [place.points for place in found.groundings] == [((256, 512), (768, 1023)), ((0, 0), (512, 512))]
+
+
+def test_a_decoder_without_a_windowed_layer_has_no_window(tmp_path: Path) -> None:
+    """Nor has its graph an input that no node would read."""
+    model = read(tmp_path, "paligemma2", {"text_config.layer_types": ["full_attention", "full_attention"]})
+    assert model.decoder.window is None
+    contract = signature(Component.DECODER, model, Limits(256, 1, 1), Precision.FP32)
+    assert "attend_from" not in {tensor.name for tensor in contract.inputs}
