@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from vlm_trt.bundle.errors import VlmTrtError
     from vlm_trt.families.messages import Image, Message, Region, Text
     from vlm_trt.runtime.chat import Chat
-    from vlm_trt.runtime.model import Answer, load
+    from vlm_trt.runtime.choice import load
+    from vlm_trt.runtime.model import Answer
     from vlm_trt.runtime.options import Options
 
 # Name → the module it lives in. Loaded at first use: `vlm-trt --help` needs none of them.
@@ -25,7 +26,7 @@ _HOMES = {
     "Region": "families.messages",
     "Text": "families.messages",
     "VlmTrtError": "bundle.errors",
-    "load": "runtime.model",
+    "load": "runtime.choice",
 }
 
 __all__ = ["Answer", "Chat", "Image", "Message", "Options", "Region", "Text", "VlmTrtError", "load"]

@@ -93,7 +93,7 @@ def shown(bundle_path: Path) -> dict[str, Floats]:
     from vlm_trt.calibration.observe import Watch, observe
     from vlm_trt.evaluation.scenes.dataset import calibration_samples
     from vlm_trt.probing.session import as_stored
-    from vlm_trt.runtime.model import Choice
+    from vlm_trt.runtime.choice import Choice
 
     collected: dict[tuple[Component, str], list[Floats]] = {}
 

@@ -17,8 +17,8 @@ from vlm_trt.bundle.errors import IncompatibleError
 from vlm_trt.profiling.measure import measure
 from vlm_trt.profiling.workload import Workload
 from vlm_trt.runtime import tracing
+from vlm_trt.runtime.choice import choose
 from vlm_trt.runtime.environment import environment
-from vlm_trt.runtime.model import choose
 from vlm_trt.runtime.timing import StageClock
 
 STAGES_PER_STEP = 3

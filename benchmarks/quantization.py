@@ -38,8 +38,8 @@ from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.exporter.export import Choices as ExportChoices
 from vlm_trt.exporter.export import export
 from vlm_trt.probing.session import as_stored
+from vlm_trt.runtime.choice import Choice, load
 from vlm_trt.runtime.environment import environment
-from vlm_trt.runtime.model import Choice, load
 from vlm_trt.runtime.options import Options
 from vlm_trt.verification.verify import verify
 

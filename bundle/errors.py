@@ -12,7 +12,9 @@ VlmTrtError                     exit code
 ├── BundleError                 7   a bundle that is damaged or lacks a part
 ├── ResourceError               8   not enough memory, on the host or on the device
 ├── StorageError                9   a folder that cannot be written, a full disk
-└── ScoreError                 10   answers score less than was asked for
+├── ScoreError                 10   answers score less than was asked for
+└── BusyError                  11   no room for a request now; the same request may be answered later
+    └── DeadlineError          11   a request was not answered in the time it was given
 """
 
 
@@ -72,3 +74,11 @@ class StorageError(VlmTrtError):
 
 class ScoreError(VlmTrtError):
     exit_code = 10
+
+
+class BusyError(VlmTrtError):
+    exit_code = 11
+
+
+class DeadlineError(BusyError):
+    pass

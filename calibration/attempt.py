@@ -19,7 +19,7 @@ from vlm_trt.calibration.prepare import Job
 from vlm_trt.calibration.rewrite import LayerError, Plan, rewrite
 from vlm_trt.calibration.weight_file import WeightFile
 from vlm_trt.probing.session import as_stored
-from vlm_trt.runtime.model import Choice
+from vlm_trt.runtime.choice import Choice
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from vlm_trt.evaluation.baseline import Comparison, Difference, compare
 from vlm_trt.evaluation.dataset import DataSet
 from vlm_trt.evaluation.evaluate import evaluate
 from vlm_trt.evaluation.result import Result, as_baseline, setup_of
-from vlm_trt.runtime.model import Choice
+from vlm_trt.runtime.choice import Choice
 from vlm_trt.runtime.ort import CpuBackend
 
 NEW_TOKENS = 64

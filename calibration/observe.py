@@ -17,7 +17,8 @@ from vlm_trt.calibration.samples import turns
 from vlm_trt.calibration.state import Seens
 from vlm_trt.evaluation.dataset import Sample
 from vlm_trt.probing.session import Probing
-from vlm_trt.runtime.model import Choice, VisionLanguageModel
+from vlm_trt.runtime.choice import Choice
+from vlm_trt.runtime.model import VisionLanguageModel
 from vlm_trt.runtime.options import Options
 
 # Longest answer of the model's own to a sample: decode steps enough to be seen beside its prompt.

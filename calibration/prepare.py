@@ -18,7 +18,7 @@ from vlm_trt.evaluation.dataset import SYNTHETIC, DataSet
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import Message, Prompt
 from vlm_trt.probing.session import as_stored
-from vlm_trt.runtime.model import Choice
+from vlm_trt.runtime.choice import Choice
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from vlm_trt.calibration.samples import require_apart
 from vlm_trt.calibration.search import fewest_kept
 from vlm_trt.evaluation.dataset import DataSet
 from vlm_trt.probing.session import as_stored
-from vlm_trt.runtime.model import Choice
+from vlm_trt.runtime.choice import Choice
 
 
 def quantize(

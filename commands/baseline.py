@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_trt.bundle.signature import Precision
-from vlm_trt.runtime.model import Choice, choose
+from vlm_trt.runtime.choice import Choice, choose
 
 
 def is_precision(name: str) -> bool:

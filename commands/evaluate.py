@@ -20,7 +20,7 @@ from vlm_trt.evaluation.metrics import Facts, Reference
 from vlm_trt.evaluation.result import Result, as_baseline, document, dumps, read_baseline, setup_of
 from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.families.family import family
-from vlm_trt.runtime.model import Choice, choose
+from vlm_trt.runtime.choice import Choice, choose
 
 COUNT, SEED = 400, 0
 _ROUNDING = 1e-9  # of a mean

@@ -14,7 +14,8 @@ from vlm_trt.commands.draw import require_drawable, write_drawing
 from vlm_trt.commands.terminal import printable, say, standard_input
 from vlm_trt.families.images import decode_image, read_picture
 from vlm_trt.families.messages import Image, Message, Part, Text
-from vlm_trt.runtime.model import Answer, VisionLanguageModel, load
+from vlm_trt.runtime.choice import load
+from vlm_trt.runtime.model import Answer, VisionLanguageModel
 from vlm_trt.runtime.options import Options
 
 

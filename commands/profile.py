@@ -25,8 +25,8 @@ from vlm_trt.profiling.recorded import Recorded, recorded
 from vlm_trt.profiling.roofline import Gap
 from vlm_trt.profiling.statistics import Summary
 from vlm_trt.profiling.workload import Workload
+from vlm_trt.runtime.choice import Choice, choose
 from vlm_trt.runtime.environment import environment
-from vlm_trt.runtime.model import Choice, choose
 
 TORCH = "torch"
 NEW_TOKENS = 32

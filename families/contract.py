@@ -57,6 +57,7 @@ class Family:
     weight_map: Callable[[ModelConfig], WeightMap]
     load_tokenizer: Callable[[Path, ModelConfig], Tokenizer]
     build_prompt: Callable[[Sequence[Message], Any, ModelConfig, int], Prompt]
+    continue_text: Callable[[str, Any, ModelConfig, int], Prompt]  # a text as it is, without the form of a conversation
     preprocess: Callable[[Picture, ModelConfig], PictureInputs]
     position_table: Callable[[DecoderConfig, PromptShape, int], PositionTable]
     parse_answer: Callable[[str, Sequence[tuple[int, int]]], Answered]

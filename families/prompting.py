@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.families.messages import Image, ImageSpan, Message, Part, Prompt, Region, Text
@@ -78,6 +79,27 @@ class Room:
             f"the prompt has {tokens} tokens{among}, and the bundle holds {self.max_tokens} positions; "
             "shorten it, send fewer pictures, or export with a larger --max-seq-tokens"
         )
+
+
+class Encoder(Protocol):
+    """Of a tokenizer, what plain text needs."""
+
+    longest_token: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+def text_alone(text: str, beginning: Sequence[int], tokenizer: Encoder, max_tokens: int) -> Prompt:
+    """A text as it is, to be continued, behind the ids that every text of the model begins with.
+
+    Raises:
+        PromptError: it does not fit.
+    """
+    room = Room(max_tokens, tokenizer.longest_token, 0)
+    room.require_possible([Message("user", text)])
+    piece = Piece((*beginning, *tokenizer.encode(text)))
+    room.require_fit(piece)
+    return piece.prompt(0)
 
 
 def pictures_of(message: Message) -> int:

@@ -18,7 +18,7 @@ from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.signature import Component
 from vlm_trt.profiling.measure import once
 from vlm_trt.profiling.workload import Workload, requests
-from vlm_trt.runtime.model import Choice
+from vlm_trt.runtime.choice import Choice
 from vlm_trt.runtime.ort import CpuBackend, OrtSession
 from vlm_trt.runtime.session import EngineSession
 from vlm_trt.runtime.trt import TensorRtBackend

@@ -6,8 +6,9 @@ from time import perf_counter
 
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.profiling.workload import Asked, Workload, requests
-from vlm_trt.runtime.generate import Request, Running
+from vlm_trt.runtime.generation import Generation, Phase
 from vlm_trt.runtime.model import VisionLanguageModel
+from vlm_trt.runtime.requests import Request
 from vlm_trt.runtime.sampler import Sampling
 from vlm_trt.runtime.timing import Span, StageClock
 
@@ -92,46 +93,35 @@ def measure(
 
 
 def once(model: VisionLanguageModel, asked: Sequence[Asked], new_tokens: int) -> Iteration:
-    """Every request started, one after the other, and all of them decoded together to the end."""
-    generator = model.generator
-    generator.forget()
+    """Every request submitted at once, and all of them answered to the end."""
+    model.generator.forget()
     began = perf_counter()
-    running = [_started(model, one, new_tokens) for one in asked]
-    tokens = [[_ended(one.clock) - began] for one in running]
-    while any(one.finish_reason is None for one in running):
-        active = [at for at, one in enumerate(running) if one.finish_reason is None]
-        generator.step(running[at] for at in active)
-        for at in active:
-            tokens[at].append(_ended(running[at].clock) - began)
-        for error in (one.error for one in running if one.error is not None):
+    sequences = [_submitted(model, one, new_tokens) for one in asked]
+    while any(one.phase is not Phase.ENDED for one in sequences):
+        model.scheduler.step()
+        for error in (one.error for one in sequences if one.error is not None):
             raise error
     seconds = perf_counter() - began
-    times = (_times(one, at, wanted, began) for one, at, wanted in zip(running, tokens, asked, strict=True))
+    times = (_times(one, wanted, began) for one, wanted in zip(sequences, asked, strict=True))
     return Iteration(seconds, tuple(times))
 
 
-def _started(model: VisionLanguageModel, asked: Asked, new_tokens: int) -> Running:
+def _submitted(model: VisionLanguageModel, asked: Asked, new_tokens: int) -> Generation:
     clock = StageClock()
     with clock.stage("tokenization"):
         model.build_prompt(asked.conversation)
     request = Request(asked.prompt, _GREEDY, new_tokens, ignore_eos=True)
-    return model.generator.start(request, clock)
+    return model.scheduler.submit(request, clock)
 
 
 _GREEDY = Sampling(temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, greedy=True, seed=0)
 
 
-def _ended(clock: StageClock) -> float:
-    """When the last stage of a request ended: its token was there."""
-    last = clock.spans[-1]
-    return last.start + last.seconds
-
-
-def _times(running: Running, tokens: Sequence[float], asked: Asked, began: float) -> RequestTimes:
+def _times(sequence: Generation, asked: Asked, began: float) -> RequestTimes:
     return RequestTimes(
-        tokens=tuple(tokens),
-        spans=tuple(span._replace(start=span.start - began) for span in running.clock.spans),
+        tokens=tuple(at - began for at in sequence.clock.token_times),
+        spans=tuple(span._replace(start=span.start - began) for span in sequence.clock.spans),
         prompt_tokens=len(asked.prompt.ids),
         images=len(asked.prompt.images),
-        ids=tuple(running.ids),
+        ids=tuple(sequence.ids),
     )

@@ -10,7 +10,8 @@ from vlm_trt.bundle.progress import MakeBar
 from vlm_trt.profiling.compare import Comparison, Once, compared, paired, require_same_work
 from vlm_trt.profiling.measure import once
 from vlm_trt.profiling.workload import Workload, requests
-from vlm_trt.runtime.model import Choice, VisionLanguageModel
+from vlm_trt.runtime.choice import Choice
+from vlm_trt.runtime.model import VisionLanguageModel
 
 # Two float precisions of one model may take another turn after a near tie.
 _AGREEMENT = 0.9

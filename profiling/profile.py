@@ -17,8 +17,9 @@ from vlm_trt.profiling.probe import Ceilings, ceilings
 from vlm_trt.profiling.roofline import Gap, costs, gaps
 from vlm_trt.profiling.statistics import Rate, Summary
 from vlm_trt.profiling.workload import Workload, requests
+from vlm_trt.runtime.choice import Choice
 from vlm_trt.runtime.environment import environment
-from vlm_trt.runtime.model import Choice, VisionLanguageModel
+from vlm_trt.runtime.model import VisionLanguageModel
 from vlm_trt.runtime.ort import CpuBackend
 
 # Fields of a workload that a sweep varies.

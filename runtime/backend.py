@@ -123,6 +123,9 @@ class Buffer(Protocol):
     def zero_row(self, row: int) -> None:
         """Clears one row: after a non-finite value, since 0·NaN under a mask is still NaN."""
 
+    def copy_row(self, row: int, source: Any, source_row: int, length: int) -> None:
+        """The first `length` of the last axis but one, from a row of a buffer of the same backend and row shape."""
+
 
 class Session(Protocol):
     """A loaded graph or engine."""
@@ -162,6 +165,9 @@ class Backend(Protocol):
 
     def gather(self, parts: Sequence[Binding]) -> Buffer:
         """Rows of several of its buffers, one after the other in one."""
+
+    def read(self, binding: Binding) -> Array:
+        """The values of bound memory on the host; on the CPU the memory itself."""
 
     def host(self, shape: tuple[int, ...], dtype: str) -> Array:
         """A zeroed host array that runs read and write at the least cost."""

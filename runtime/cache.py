@@ -1,5 +1,7 @@
 """The static KV cache: one zeroed buffer per layer, a row of it per sequence slot, written in place by the decoder."""
 
+from typing import cast
+
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.bundle.signature import Precision, past_names, present_names
@@ -21,6 +23,7 @@ class KVCache:
             (backend.allocate(shape, precision.dtype), backend.allocate(shape, precision.dtype))
             for _ in range(decoder.layers)
         ]
+        self._backend, self._spare = backend, cast(Buffer | None, None)
         self._bindings: dict[tuple[int, int], tuple[dict[str, Binding], dict[str, Binding]]] = {}
         self._names = [(*past_names(i), *present_names(i)) for i in range(decoder.layers)]
 
@@ -59,6 +62,35 @@ class KVCache:
                 f"{tokens} more tokens do not fit: {room} of the bundle's {self.max_seq_tokens} positions are free; "
                 "shorten the prompt or export with a larger --max-seq-tokens"
             )
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """The first positions of one slot are those of another, too, in place of all that it held."""
+        assert length <= self.lengths[source]
+        self.lengths[target] = 0  # should it be interrupted
+        for key, value in self._layers:
+            key.copy_row(target, key, source, length)
+            value.copy_row(target, value, source, length)
+        self.lengths[target] = length
+
+    def exchange(self, one: int, other: int) -> None:
+        """Two slots change places."""
+        shorter, longer = sorted((one, other), key=lambda slot: self.lengths[slot])
+        short, long = self.lengths[shorter], self.lengths[longer]
+        self.lengths[shorter] = self.lengths[longer] = 0  # should it be interrupted
+        for buffer in (buffer for layer in self._layers for buffer in layer):
+            if short:
+                aside = self._aside(buffer)
+                aside.copy_row(0, buffer, shorter, short)
+            buffer.copy_row(shorter, buffer, longer, long)
+            if short:
+                buffer.copy_row(longer, aside, 0, short)
+        self.lengths[shorter], self.lengths[longer] = long, short
+
+    def _aside(self, like: Buffer) -> Buffer:
+        """One row, the same for every layer."""
+        if self._spare is None:
+            self._spare = self._backend.allocate((1, *like.shape[1:]), like.dtype)
+        return self._spare
 
     def clear(self, slot: int) -> None:
         """Zeroes a slot after a non-finite value, which would otherwise reach the next sequence through the mask."""

@@ -80,6 +80,11 @@ class CudaGpu:
         copied = cudart.cudaMemcpyAsync(target, source, size_bytes, kind, self._handles[stream])
         _checked("cudaMemcpyAsync", copied)
 
+    def copy_rows(self, target: int, source: int, size_bytes: int, rows: int, pitch_bytes: int, stream: int) -> None:
+        kind, handle = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice, self._handles[stream]
+        copied = cudart.cudaMemcpy2DAsync(target, pitch_bytes, source, pitch_bytes, size_bytes, rows, kind, handle)
+        _checked("cudaMemcpy2DAsync", copied)
+
     def clear(self, address: int, size_bytes: int, stream: int) -> None:
         _checked("cudaMemsetAsync", cudart.cudaMemsetAsync(address, 0, size_bytes, self._handles[stream]))
 

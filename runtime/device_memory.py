@@ -62,6 +62,11 @@ class DeviceMemory:
         self.gpu.synchronize(self._stream)
         return joined
 
+    def copy_rows(self, target: int, source: int, size_bytes: int, rows: int, pitch_bytes: int) -> None:
+        """So many bytes of each of several rows, which lie `pitch_bytes` apart."""
+        self.gpu.copy_rows(target, source, size_bytes, rows, pitch_bytes, self._stream)
+        self.gpu.synchronize(self._stream)
+
     def clear(self, address: int, size_bytes: int) -> None:
         self.gpu.clear(address, size_bytes, self._stream)
         self.gpu.synchronize(self._stream)
@@ -147,3 +152,10 @@ class DeviceBuffer:
 
     def zero_row(self, row: int) -> None:
         self._memory.clear(self.address + row * self._row_bytes, self._row_bytes)
+
+    def copy_row(self, row: int, source: "DeviceBuffer", source_row: int, length: int) -> None:
+        *outer, positions, _ = self.shape[1:]
+        pitch = self._row_bytes // prod(outer)
+        target, origin = self.address + row * self._row_bytes, source.address + source_row * self._row_bytes
+        if length:
+            self._memory.copy_rows(target, origin, pitch // positions * length, prod(outer), pitch)

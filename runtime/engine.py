@@ -51,7 +51,8 @@ class Engine:
         self._no_image = backend.upload(self._zeros(1, decoder.hidden), precision.dtype)
         self._no_rows = backend.host((batch, 1), "int64")
         self._no_rows[:] = -1
-        self._logits = backend.host((batch, decoder.vocab_size), "float32")
+        # [max_batch, vocab], a row per slot, where the backend computes: they are sampled there.
+        self.logits = backend.allocate((batch, decoder.vocab_size), "float32")
         # A decode step's inputs live at fixed addresses: nothing but the window is bound anew.
         self._ids = backend.host((batch, 1), "int64")
         self._write_index, self._logits_index = (backend.host((batch,), "int64") for _ in range(2))
@@ -86,7 +87,18 @@ class Engine:
         return features
 
     def prefill(self, slot: int, ids: Ints, image_rows: Ints, features: Binding | None, table: PositionTable) -> Floats:
-        """Appends tokens to a slot; logits [vocab] of the last of them.
+        """Appends tokens to a slot; logits [vocab] of the last of them, on the host. Arguments as `extend` has them.
+
+        Raises:
+            PromptError: the slot has no room for them.
+            NotFiniteError: the logits are not finite. After this and any other failed run the slot is cleared.
+        """
+        with self.in_use:
+            self.extend(slot, ids, image_rows, features, table)
+            return self._finite_logits(slot)
+
+    def extend(self, slot: int, ids: Ints, image_rows: Ints, features: Binding | None, table: PositionTable) -> None:
+        """Appends tokens to a slot; the logits of the last of them then lie in the slot's row of `logits`.
 
         Args:
             slot: the sequence's row of the cache.
@@ -96,15 +108,8 @@ class Engine:
                 to them.
             table: the sequence's positions.
         Raises:
-            PromptError: the slot has no room for them.
-            NotFiniteError: the logits are not finite. After this and any other failed run the slot is cleared.
+            PromptError: the slot has no room for them. After any failed run the slot is cleared.
         """
-        with self.in_use:
-            return self._prefill(slot, ids, image_rows, features, table)
-
-    def _prefill(
-        self, slot: int, ids: Ints, image_rows: Ints, features: Binding | None, table: PositionTable
-    ) -> Floats:
         start, seq = self.cache.lengths[slot], ids.shape[0]
         self.cache.require_room(slot, seq)
         stop = start + seq
@@ -122,70 +127,70 @@ class Engine:
             "logits_index": np.array([seq - 1], dtype=np.int64),
         }
         try:
-            logits = self.run_decoder(slot, 1, inputs, features, rounded_window(stop, self.limits.max_seq_tokens))
+            self.run_decoder(slot, 1, inputs, features, rounded_window(stop, self.limits.max_seq_tokens))
         except Exception:
-            self._clear([slot])
+            self.clear([slot])
             raise
-        if self._clear_broken(logits, slot):
-            raise self._not_finite()
         self.cache.advance(slot, seq)
-        last: Floats = logits[0].copy()
-        return last
 
     def decode(self, steps: Sequence[Step]) -> Floats:
-        """Logits [len(steps), vocab] of one step of several sequences at once, in their order.
+        """Logits [len(steps), vocab] of one step of several sequences at once, in their order, on the host.
 
         Raises:
-            PromptError, NotFiniteError, VlmTrtError: of the first sequence that failed; see `decode_each`.
-        """
-        found = self.decode_each(steps)
-        for one in found:
-            if isinstance(one, Exception):
-                raise one
-        return np.stack([one for one in found if not isinstance(one, Exception)])
-
-    def decode_each(self, steps: Sequence[Step]) -> list[Floats | Exception]:
-        """One token for each of several sequences at once: logits [vocab] of each, in their order, or why it has none.
-
-        Slots that take no step may ride along, those between the first and the last at least: they write one position
-        beyond their end, which their next token overwrites.
-
-        A slot that is full is a PromptError; logits that are not finite are a NotFiniteError, and clear their slot; a
-        run that fails clears the slots of its steps.
+            PromptError, NotFiniteError, VlmTrtError: of the first sequence that failed; see `step_each`.
         """
         with self.in_use:
-            return self._decode_each(steps)
+            for error in self.step_each(steps):
+                if error is not None:
+                    raise error
+            return np.stack([self._finite_logits(step.slot) for step in steps])
 
-    def _decode_each(self, steps: Sequence[Step]) -> list[Floats | Exception]:
-        found: dict[int, Floats | Exception] = {}  # by slot
+    def step_each(self, steps: Sequence[Step]) -> list[Exception | None]:
+        """One token for each of several sequences at once: why each failed, in their order, or None; the logits of
+        those that did not then lie in their slots' rows of `logits`.
+
+        Slots that take no step may ride along, those between the first and the last at least: they write one position
+        beyond their end, which their next token overwrites, and their rows of `logits` hold nothing.
+
+        A slot that is full is a PromptError; a run that fails clears the slots of its steps.
+        """
+        failed: dict[int, Exception] = {}  # by slot
         fitting = []
         for step in steps:
             try:
                 self.cache.require_room(step.slot, 1)
                 fitting.append(step)
             except PromptError as error:
-                found[step.slot] = error
+                failed[step.slot] = error
         for run in self._runs(fitting):
-            found.update(self._stepped(run))
-        return [found[step.slot] for step in steps]
-
-    def _stepped(self, run: Sequence[Step]) -> dict[int, Floats | Exception]:
-        """What `decode_each` says of the slots of one run."""
-        first, count = self._rows(run)
-        try:
-            rows = self._decode_run(first, count, run)
-        except Exception as error:  # a backend raises whatever it stumbles over
-            self._clear([step.slot for step in run])
-            return {step.slot: error for step in run}
-        broken = self._clear_broken(rows, first)
-        found: dict[int, Floats | Exception] = {}
-        for step in run:
-            if step.slot in broken:
-                found[step.slot] = self._not_finite()
-            else:
-                found[step.slot] = rows[step.slot - first].copy()
+            first, count = self._rows(run)
+            try:
+                self._decode_run(first, count, run)
+            except Exception as error:  # a backend raises whatever it stumbles over
+                self.clear(step.slot for step in run)
+                failed.update({step.slot: error for step in run})
+                continue
+            for step in run:
                 self.cache.advance(step.slot, 1)
-        return found
+        return [failed.get(step.slot) for step in steps]
+
+    def logits_of(self, slot: int) -> Floats:
+        """The slot's row of `logits` [vocab], on the host."""
+        logits: Floats = self.backend.read(self.logits.rows(slot, 1))[0].copy()
+        return logits
+
+    def not_finite(self) -> NotFiniteError:
+        """What to tell of logits that are not finite. Their slot must be cleared: 0·NaN under a mask is NaN."""
+        return NotFiniteError(
+            f"the decoder's logits are not finite in {self.precision}, so this answer ends here. "
+            "Use a bf16 or fp32 export of this checkpoint, or see which nodes are to blame: vlm-trt diagnose"
+        )
+
+    def clear(self, slots: Iterable[int]) -> None:
+        """Zeroes slots after a failure, when nobody knows what they hold."""
+        for slot in slots:
+            with suppress(VlmTrtError):  # of a GPU that failed; what failed is already on its way to the user
+                self.cache.clear(slot)
 
     def _runs(self, steps: Sequence[Step]) -> Iterator[list[Step]]:
         """Steps by slot, split where a full slot, which cannot ride along, lies between two of them."""
@@ -208,7 +213,7 @@ class Engine:
             return first, count
         return wider, more
 
-    def _decode_run(self, first: int, count: int, run: Sequence[Step]) -> Floats:
+    def _decode_run(self, first: int, count: int, run: Sequence[Step]) -> None:
         lengths = self.cache.lengths[first : first + count]
         self._write_index[:count] = lengths
         self._attend_from[:count] = 0
@@ -232,7 +237,7 @@ class Engine:
         }
         needed = max(self.cache.lengths[step.slot] for step in run) + 1  # what rides along may look at less
         window = self.backend.steps.window(needed, self.limits.max_seq_tokens)
-        return self.run_decoder(first, count, inputs, None, window, repeats=True)
+        self.run_decoder(first, count, inputs, None, window, repeats=True)
 
     def run_decoder(
         self,
@@ -243,8 +248,8 @@ class Engine:
         window: int,
         *,
         repeats: bool = False,
-    ) -> Floats:
-        """Logits [count, vocab], in memory that the next run overwrites; the cache is written, its lengths stay.
+    ) -> None:
+        """Writes the slots' rows of `logits` and of the cache, whose lengths stay.
 
         Args:
             first, count: the slots, by whose rows of the cache the graph is bound.
@@ -260,27 +265,15 @@ class Engine:
         kept |= {name: np.ascontiguousarray(array) for name, array in arrays.items() if name in self._inputs}
         inputs = {name: bind_host(a, "int64" if a.dtype == np.int64 else "float32") for name, a in kept.items()}
         inputs["image_features"] = self._no_image.rows(0, 1) if features is None else _flat(features)
-        outputs = {"logits": bind_host(self._logits[:count], "float32"), **present}
+        outputs = {"logits": self.logits.rows(first, count), **present}
         self.sessions[Component.DECODER].run({**inputs, **past}, outputs, repeats=repeats)
-        return self._logits[:count]
 
-    def _clear_broken(self, logits: Floats, first: int) -> set[int]:
-        """Clears each slot whose logits are not finite, since 0·NaN under a mask is NaN; the others keep theirs."""
-        broken = {first + int(row) for row in np.flatnonzero(~np.isfinite(logits).all(axis=1))}
-        self._clear(broken)
-        return broken
-
-    def _clear(self, slots: Iterable[int]) -> None:
-        """After a failure: nobody knows what the slots hold."""
-        for slot in slots:
-            with suppress(VlmTrtError):  # of a GPU that failed; what failed is already on its way to the user
-                self.cache.clear(slot)
-
-    def _not_finite(self) -> NotFiniteError:
-        return NotFiniteError(
-            f"the decoder's logits are not finite in {self.precision}, so this answer ends here. "
-            "Use a bf16 or fp32 export of this checkpoint, or see which nodes are to blame: vlm-trt diagnose"
-        )
+    def _finite_logits(self, slot: int) -> Floats:
+        logits = self.logits_of(slot)
+        if not np.isfinite(logits).all():
+            self.clear([slot])
+            raise self.not_finite()
+        return logits
 
     def _zeros(self, *shape: int) -> Array:
         return np.zeros(shape, dtype=NUMPY_DTYPES[self.precision.dtype])

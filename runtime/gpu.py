@@ -43,6 +43,9 @@ class Gpu(Protocol):
     def copy(self, target: int, source: int, size_bytes: int, stream: int) -> None:
         """Copies between device memory and pinned memory, either way, or within the device."""
 
+    def copy_rows(self, target: int, source: int, size_bytes: int, rows: int, pitch_bytes: int, stream: int) -> None:
+        """Copies so many bytes of each of several rows within the device; rows of both lie `pitch_bytes` apart."""
+
     def clear(self, address: int, size_bytes: int, stream: int) -> None:
         """Zeroes device memory."""
 

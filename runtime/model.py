@@ -1,27 +1,21 @@
-"""The Python API: a bundle loaded for answering. See docs/python-api.md for a runnable example."""
+"""A loaded bundle, as the Python API has it. See docs/python-api.md for a runnable example."""
 
 from collections.abc import Generator as Pieces
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
-from time import perf_counter
+from dataclasses import dataclass, replace
 
 from vlm_trt.bundle.manifest import Manifest
-from vlm_trt.bundle.signature import Precision
-from vlm_trt.bundle.store import Bundle
-from vlm_trt.families.family import Family, Tokenizer, family
+from vlm_trt.families.family import Family, Tokenizer
 from vlm_trt.families.messages import Conversation, Grounding, Message, Prompt, turns_of
-from vlm_trt.runtime.ahead import one_ahead
-from vlm_trt.runtime.backend import Backend
-from vlm_trt.runtime.backends import choose_backend, choose_precision, require_known
 from vlm_trt.runtime.engine import Engine
-from vlm_trt.runtime.generate import Generator, Request, Running
+from vlm_trt.runtime.generate import Generator
+from vlm_trt.runtime.generation import Generation, Phase
 from vlm_trt.runtime.in_use import OpenAnswer, Piece
-from vlm_trt.runtime.load import open_engine, require_verified
 from vlm_trt.runtime.options import DEFAULTS, Options
+from vlm_trt.runtime.requests import Constraint, Request, Token
+from vlm_trt.runtime.scheduler import Scheduler
 from vlm_trt.runtime.timing import StageClock
-from vlm_trt.runtime.tracing import trace_as_asked
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,7 @@ class Answer:
     malformed_places: int = 0  # boxes and quads of the text that could not be read
     first_token_ms: float = 0.0  # from the conversation to its first token
     output_tokens_per_second: float | None = None  # after the first; None where that is all
+    tokens: tuple[Token, ...] = ()  # with log-probabilities, where they were asked for
 
 
 class VisionLanguageModel:
@@ -54,6 +49,7 @@ class VisionLanguageModel:
         self.manifest, self.engine, self.load_ms = manifest, engine, load_ms
         self._family, self.tokenizer = family, tokenizer
         self.generator = Generator(engine, family, tokenizer)
+        self.scheduler = Scheduler(self.generator)
 
     def generate(self, prompt: Conversation, images: Sequence[bytes] = (), options: Options = DEFAULTS) -> Answer:
         """The answer to one prompt.
@@ -91,7 +87,7 @@ class VisionLanguageModel:
         """Number and answer of each conversation, as the answers end, which is not the order they began in.
 
         Where one fails, what ended it stands in place of its answer, and nothing of it reaches the others. Decoded
-        together in as many slots as are free. A conversation is taken when there is a slot for it (one earlier with
+        together in as many slots as there are. A conversation is taken when there is a slot for it (one earlier with
         TensorRT, which encodes its pictures meanwhile), so an iterator may read its pictures that late. The slots stay
         busy until the last answer, or `close()`.
 
@@ -99,7 +95,7 @@ class VisionLanguageModel:
             conversations: any number of them; numbered from 0 in their order.
             options: of all of them.
         Raises:
-            UsageError: every slot is taken by answers that are open, or another thread uses the model.
+            UsageError: another thread uses the model.
         """
         return OpenAnswer(self.engine.in_use, self._outcomes(conversations, options))
 
@@ -107,28 +103,69 @@ class VisionLanguageModel:
         self, conversations: Iterable[Conversation], options: Options
     ) -> Pieces[tuple[int, Answer | Exception], None, None]:
         waiting: Iterator[tuple[int, Conversation]] = enumerate(conversations)
-        if self.engine.backend.overlaps:
-            waiting = one_ahead(waiting, self.generator.features)
-        running: list[tuple[int, Running]] = []
+        at_once = self.engine.limits.max_batch + self.engine.backend.overlaps
+        mine: list[tuple[int, Generation]] = []
         try:
             while True:
-                while (self.generator.free_slots or not running) and (taken := next(waiting, None)) is not None:
-                    self.generator.require_slot()
+                while not mine or len(self.scheduler.in_flight) < at_once:
+                    if (taken := next(waiting, None)) is None:
+                        break
                     at, conversation = taken
                     started = self._started(conversation, options)
                     if isinstance(started, Exception):
                         yield at, started
                     else:
-                        running.append((at, started))
-                if not running:
+                        mine.append((at, started))
+                if not mine:
                     return
-                self.generator.step(sequence for _, sequence in running)
-                ended = [(at, sequence) for at, sequence in running if sequence.finish_reason]
-                running = [(at, sequence) for at, sequence in running if not sequence.finish_reason]
-                yield from ((at, self._outcome(sequence)) for at, sequence in ended)
+                self.scheduler.step()
+                ended = [(at, sequence) for at, sequence in mine if sequence.phase is Phase.ENDED]
+                mine = [(at, sequence) for at, sequence in mine if sequence.phase is not Phase.ENDED]
+                yield from ((at, self.outcome(sequence)) for at, sequence in ended)
         finally:
-            for _, sequence in running:  # whoever leaves early gives the slots back
-                self.generator.stop(sequence)
+            for _, sequence in mine:  # whoever leaves early gives the slots back
+                self.scheduler.cancel(sequence)
+
+    def request(
+        self,
+        conversation: Conversation,
+        options: Options = DEFAULTS,
+        *,
+        top_logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        deadline_s: float | None = None,
+    ) -> Request:
+        """What the scheduler is asked, for an answer to a conversation; made in any thread.
+
+        Args:
+            conversation: a text, or turns.
+            options: sampling and limits.
+            top_logprobs: how many likeliest ids are told with each token; None for no log-probabilities.
+            constraint: what the answer may be.
+            deadline_s: seconds from now after which it ends with an error.
+        Raises:
+            PromptError: it is no conversation, or does not fit. ImageError: a picture cannot be used.
+        """
+        request = self._request(self.build_prompt(turns_of(conversation)), options)
+        prepared = tuple(self.generator.features.prepare(image) for image in request.prompt.images)
+        deadline = None if deadline_s is None else self.scheduler.now() + deadline_s
+        return replace(request, top_logprobs=top_logprobs, constraint=constraint, deadline=deadline, prepared=prepared)
+
+    def text_request(
+        self,
+        text: str,
+        options: Options = DEFAULTS,
+        *,
+        top_logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        deadline_s: float | None = None,
+    ) -> Request:
+        """As `request`, for a text that is continued as it is."""
+        limits = self.engine.limits
+        prompt = self._family.continue_text(text, self.tokenizer, self.engine.model, limits.max_seq_tokens)
+        deadline = None if deadline_s is None else self.scheduler.now() + deadline_s
+        request = self._request(prompt, options)
+        return replace(request, top_logprobs=top_logprobs, constraint=constraint, deadline=deadline)
 
     def build_prompt(self, conversation: Sequence[Message]) -> Prompt:
         """The conversation as token ids; its pictures are not looked at.
@@ -153,48 +190,47 @@ class VisionLanguageModel:
         sequence = self._start(conversation, options)
         shown = 0
         try:
-            while True:
+            while sequence.phase is not Phase.ENDED:
+                self.scheduler.step()
                 if len(sequence.text) > shown:
                     yield sequence.text[shown:]
                     shown = len(sequence.text)
-                if sequence.finish_reason:
-                    break
-                self.generator.step([sequence])
         finally:
-            self.generator.stop(sequence)  # a caller that leaves early gives the slot back
+            self.scheduler.cancel(sequence)  # a caller that leaves early gives the slot back
         if sequence.error is not None:
             raise sequence.error
         yield self._answer(sequence)
 
-    def _started(self, conversation: Conversation, options: Options) -> Running | Exception:
+    def _started(self, conversation: Conversation, options: Options) -> Generation | Exception:
         try:
             return self._start(turns_of(conversation), options)
         except Exception as error:
             return error
 
-    def _outcome(self, sequence: Running) -> Answer | Exception:
+    def outcome(self, sequence: Generation) -> Answer | Exception:
+        """The answer of a sequence that has ended, or what ended it."""
         try:
             return sequence.error or self._answer(sequence)
-        except Exception as error:
+        except Exception as error:  # of the family's parser
             return error
 
-    def _start(self, conversation: Sequence[Message], options: Options) -> Running:
+    def _start(self, conversation: Sequence[Message], options: Options) -> Generation:
         clock = StageClock()
         with clock.stage("tokenization"):
             built = self.build_prompt(conversation)
+        return self.scheduler.submit(self._request(built, options), clock)
+
+    def _request(self, prompt: Prompt, options: Options) -> Request:
         defaults = self.engine.model.generation
-        return self.generator.start(
-            Request(
-                prompt=built,
-                sampling=options.sampling(defaults),
-                max_new_tokens=defaults.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
-                stop_strings=tuple(options.stop_strings),
-                ignore_eos=options.ignore_eos,
-            ),
-            clock,
+        return Request(
+            prompt=prompt,
+            sampling=options.sampling(defaults),
+            max_new_tokens=defaults.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
+            stop_strings=tuple(options.stop_strings),
+            ignore_eos=options.ignore_eos,
         )
 
-    def _answer(self, sequence: Running) -> Answer:
+    def _answer(self, sequence: Generation) -> Answer:
         assert sequence.finish_reason is not None
         sizes = tuple(image.size for image in sequence.images)
         parsed = self._family.parse_answer(sequence.text, sizes)
@@ -213,85 +249,5 @@ class VisionLanguageModel:
             malformed_places=parsed.malformed,
             first_token_ms=sequence.clock.first_token_ms,
             output_tokens_per_second=sequence.clock.tokens_per_second,
+            tokens=tuple(sequence.tokens),
         )
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is going to answer, found fit for it; nothing is loaded yet."""
-
-    bundle: Bundle
-    backend: Backend
-    precision: Precision
-    ms: float  # spent on choosing
-
-    def load(self) -> VisionLanguageModel:
-        """The bundle ready to answer.
-
-        Raises:
-            BundleError: a file is damaged. ResourceError: not enough memory.
-            UsageError, IncompatibleError: VLM_TRT_TRACE names no tool, or one that is not installed.
-        """
-        trace_as_asked()
-        started = perf_counter()
-        manifest = self.bundle.manifest
-        engine = open_engine(self.bundle, self.precision, self.backend)
-        members = family(manifest.model.family)
-        tokenizer = members.load_tokenizer(self.bundle.path / manifest.tokenizer.path, manifest.model)
-        load_ms = self.ms + (perf_counter() - started) * 1000
-        return VisionLanguageModel(manifest, engine, members, tokenizer, load_ms)
-
-
-def choose(
-    path: Path | str,
-    *,
-    precision: str | None = None,
-    backend: str = "auto",
-    threads: int | None = None,
-    prepack: bool | None = None,
-    allow_unverified: bool = False,
-) -> Choice:
-    """Which graphs of a bundle run where; arguments and errors are those of `load`, at the price of a moment."""
-    started = perf_counter()
-    require_known(precision, backend, threads)
-    bundle = Bundle.open(Path(path))
-    chosen = choose_backend(backend, threads, prepack=prepack, bundle=bundle)
-    kind = choose_precision(chosen, bundle, precision)
-    if not allow_unverified:
-        require_verified(bundle, kind, chosen)
-    return Choice(bundle, chosen, kind, (perf_counter() - started) * 1000)
-
-
-def load(
-    path: Path | str,
-    *,
-    precision: str | None = None,
-    backend: str = "auto",
-    threads: int | None = None,
-    prepack: bool | None = None,
-    allow_unverified: bool = False,
-) -> VisionLanguageModel:
-    """A bundle ready to answer.
-
-    Args:
-        path: the bundle's folder.
-        precision: "fp32", "fp16" or "bf16"; by default the backend's preferred one that the bundle has.
-        backend: "tensorrt", "tensorrt-rtx", "cuda", "cuda-graph" or "cpu"; "auto" takes verified engines where they
-            run, else CUDA where it starts, else the CPU.
-        threads: CPU threads, 1…1024; by default one per core.
-        prepack: on the CPU, faster vision, prefill and batches for more memory and a slower load; by default
-            graphs below 512 MiB and quantized ones.
-        allow_unverified: answer from graphs that were not shown equal to the model.
-    Raises:
-        UsageError: no such precision, backend or number of threads, or the bundle lacks that precision.
-        VerificationError: the graphs are unverified or failed.
-        BundleError, IncompatibleError: the bundle is damaged, or nothing in it runs here.
-    """
-    return choose(
-        path,
-        precision=precision,
-        backend=backend,
-        threads=threads,
-        prepack=prepack,
-        allow_unverified=allow_unverified,
-    ).load()

@@ -59,6 +59,9 @@ class CpuBackend:
     def gather(self, parts: Sequence[Binding]) -> "HostBuffer":
         return HostBuffer(np.concatenate([host_view(part) for part in parts]), parts[0].dtype)
 
+    def read(self, binding: Binding) -> Array:
+        return host_view(binding)
+
     def host(self, shape: tuple[int, ...], dtype: str) -> Array:
         return np.zeros(shape, dtype=NUMPY_DTYPES[dtype])
 
@@ -102,6 +105,9 @@ class HostBuffer:
 
     def zero_row(self, row: int) -> None:
         self.array[row] = 0
+
+    def copy_row(self, row: int, source: "HostBuffer", source_row: int, length: int) -> None:
+        self.array[row, ..., :length, :] = source.array[source_row, ..., :length, :]
 
 
 class OrtSession:

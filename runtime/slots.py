@@ -1,13 +1,15 @@
-"""Which sequence lies in which cache slot, and how much of a new prompt a slot already holds."""
+"""Which sequence lies in which cache slot, and how much of a new prompt the slots already hold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vlm_trt.bundle.errors import UsageError
 from vlm_trt.runtime.cache import KVCache
 
 # A position's content: its token id, or the picture's digest and the row of its features.
 Key = int | tuple[bytes, int]
+
+# A shorter beginning is prefilled with the rest: one more copy would save nothing.
+_WORTH_A_COPY = 16
 
 
 @dataclass
@@ -21,8 +23,8 @@ class Slot:
 
 
 class SlotTable:
-    """Gives slots to sequences. A finished sequence's slot keeps its content, so that the next chat turn, or
-    another request with the same beginning, prefills only what is new."""
+    """Gives slots to sequences. A finished sequence's slot keeps its content, so that the next chat turn, or another
+    request with the same beginning, prefills only what is new. Busy slots lie together at the front, when packed."""
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
@@ -34,33 +36,32 @@ class SlotTable:
         """How many slots hold no running sequence."""
         return sum(not slot.busy for slot in self._slots)
 
-    def require_free(self) -> None:
-        """
-        Raises:
-            UsageError: every slot is busy.
-        """
-        if not self.free:
-            raise UsageError(
-                f"all {len(self._slots)} sequence slots of the bundle are busy; wait for one to finish or export "
-                "with a larger --max-batch"
-            )
-
     def acquire(self, keys: Sequence[Key], rotation: float, prefix: int = 0) -> Slot:
-        """A free slot, the one that holds the longest beginning of `keys`; its cache is cut back to that beginning.
+        """A free slot with the longest beginning of `keys` that any slot holds, and nothing else.
 
-        At least one position is left to prefill, since the logits come from there.
+        The slot that holds that beginning is taken itself where it is free and little more is in it, as before the next
+        turn of its conversation; else the beginning is copied to the slot that was left alone longest. At least one
+        position is left to prefill, since the logits come from there.
 
         Args:
             keys: what the positions of the prompt hold.
             rotation: of the keys to be cached.
             prefix: so many positions see each other in both directions; a beginning that holds fewer is of no use.
-        Raises:
-            UsageError: every slot is busy.
         """
-        self.require_free()
         free = [slot for slot in self._slots if not slot.busy]
-        slot = max(free, key=lambda s: (self._shared(s, keys, rotation, prefix), -s.last_use, -s.index))
-        shared = self._shared(slot, keys, rotation, prefix)
+        found = {slot.index: self._shared(slot, keys, rotation, prefix) for slot in self._slots}
+        source = max(self._slots, key=lambda slot: (found[slot.index], not slot.busy, -slot.index))
+        shared = found[source.index]
+        if not source.busy and (len(free) == 1 or 2 * shared > len(source.keys)):
+            slot = source
+        else:
+            others = [one for one in free if one is not source or not shared]
+            slot = min(others, key=lambda one: (one.last_use, one.index))
+            if shared - found[slot.index] >= _WORTH_A_COPY:
+                self._cache.copy(source.index, slot.index, shared)
+                slot.keys = source.keys[:shared]
+            else:
+                shared = found[slot.index]
         self._cache.truncate(slot.index, shared)
         del slot.keys[shared:]
         self._uses += 1
@@ -73,11 +74,26 @@ class SlotTable:
         del slot.keys[filled:]  # nothing, unless the cache was cleared after a failed step
         slot.busy = False
 
+    def pack(self) -> None:
+        """Brings the last busy slot into the first free one before it, so that a step carries no idle rows for long.
+
+        At most once for each sequence that ended, and what is copied was computed at many times that price.
+        """
+        last = max((slot.index for slot in self._slots if slot.busy), default=0)
+        hole = next((slot.index for slot in self._slots[:last] if not slot.busy), None)
+        if hole is None:
+            return
+        self._cache.exchange(hole, last)
+        one, other = self._slots[hole], self._slots[last]
+        self._slots[hole], self._slots[last] = other, one
+        one.index, other.index = last, hole
+
     def forget(self) -> None:
         """Free slots hold nothing any more."""
         for slot in self._slots:
             if not slot.busy:
                 slot.keys.clear()
+                slot.last_use = 0
 
     def _shared(self, slot: Slot, keys: Sequence[Key], rotation: float, prefix: int) -> int:
         """Positions of `keys` that the slot holds already, made under the same rotation and the same prefix."""

@@ -76,15 +76,16 @@ class StageClock:
     @property
     def first_token_ms(self) -> float:
         """Milliseconds from the first stage's beginning to the first token; 0 before that."""
-        sampled = self._sampled()
+        sampled = self.token_times
         return (sampled[0] - self.spans[0].start) * 1000 if sampled else 0.0
 
     @property
     def tokens_per_second(self) -> float | None:
         """Of those after the first; None where there are none."""
-        sampled = self._sampled()
+        sampled = self.token_times
         return (len(sampled) - 1) / (sampled[-1] - sampled[0]) if len(sampled) > 1 else None
 
-    def _sampled(self) -> list[float]:
+    @property
+    def token_times(self) -> list[float]:
         """When each token was there, seconds of `time.perf_counter`."""
         return [span.start + span.seconds for span in self.spans if span.stage == "sampling"]

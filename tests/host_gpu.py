@@ -87,6 +87,16 @@ class HostGpu:
         self.view(target, size_bytes), self.view(source, size_bytes)
         self.put(stream, run)
 
+    def copy_rows(self, target: int, source: int, size_bytes: int, rows: int, pitch_bytes: int, stream: int) -> None:
+        if size_bytes > pitch_bytes:
+            raise BrokenRuleError(f"rows of {size_bytes} bytes, {pitch_bytes} apart")
+
+        def run() -> None:
+            for at in range(0, rows * pitch_bytes, pitch_bytes):
+                self.device_view(target + at, size_bytes)[...] = self.device_view(source + at, size_bytes)
+
+        self.put(stream, run)
+
     def clear(self, address: int, size_bytes: int, stream: int) -> None:
         self.put(stream, lambda: self.device_view(address, size_bytes).fill(0))
 

@@ -13,7 +13,7 @@ from vlm_trt.families.contract import PictureInputs
 from vlm_trt.families.family import Family
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.probing.in_parts import DeferredSession
-from vlm_trt.runtime.backend import Array, Binding, Session, host_view, to_float32
+from vlm_trt.runtime.backend import Array, Backend, Binding, Session, to_float32
 from vlm_trt.runtime.continuation import uploaded
 from vlm_trt.runtime.engine import Engine, Step
 from vlm_trt.verification.passages import PICTURES, Passage, pattern
@@ -54,7 +54,7 @@ class Trial:
 
     def __init__(self, engine: Engine, family: Family) -> None:
         self._engine, self._family = engine, family
-        self._decoder = _Kept(engine.sessions[Component.DECODER])
+        self._decoder = _Kept(engine.sessions[Component.DECODER], engine.backend)
 
     def vision(self, pictures: Sequence[PictureInputs], runs: Sequence[tuple[int, ...]]) -> Iterator[Seen]:
         """What each run makes of its pictures.
@@ -183,8 +183,8 @@ class Trial:
 class _Kept:
     """The decoder's session; the logits of every run are kept."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, backend: Backend) -> None:
+        self._session, self._backend = session, backend
         self.rows: list[Floats] = []  # per run [batch, vocab]
         self.count = 0  # runs asked for
 
@@ -198,7 +198,7 @@ class _Kept:
         _finish(self._session, self._keep)
 
     def _keep(self, outputs: Mapping[str, Binding]) -> None:
-        self.rows.append(host_view(outputs["logits"]).copy())
+        self.rows.append(self._backend.read(outputs["logits"]).copy())
 
 
 def _finish(session: Session, done: Callable[[Mapping[str, Binding]], None] = lambda _: None) -> None:

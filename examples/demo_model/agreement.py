@@ -18,7 +18,8 @@ from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.family import family
 from vlm_trt.families.images import decode_image
-from vlm_trt.runtime.model import VisionLanguageModel, load
+from vlm_trt.runtime.choice import load
+from vlm_trt.runtime.model import VisionLanguageModel
 from vlm_trt.runtime.options import Options
 from vlm_trt.verification.reference import Reference
 

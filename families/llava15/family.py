@@ -8,7 +8,7 @@ from vlm_trt.bundle.parts import ClipTower, MlpConnector
 from vlm_trt.families.contract import Family
 from vlm_trt.families.llava15.config import FAMILY as NAME
 from vlm_trt.families.llava15.config import read_config
-from vlm_trt.families.llava15.prompt import PLACEHOLDER, build_prompt
+from vlm_trt.families.llava15.prompt import PLACEHOLDER, build_prompt, continue_text
 from vlm_trt.families.messages import Answered
 from vlm_trt.families.positions import plain_positions
 from vlm_trt.families.preprocess import preprocess
@@ -62,6 +62,7 @@ FAMILY = Family(
     weight_map=weight_map,
     load_tokenizer=load_tokenizer,
     build_prompt=build_prompt,
+    continue_text=continue_text,
     preprocess=preprocess,
     position_table=plain_positions,
     parse_answer=parse_answer,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.families.messages import Image, Message, Prompt, Region, Text
-from vlm_trt.families.prompting import Piece, Room, exact_ids, joined_texts, split_conversation
+from vlm_trt.families.prompting import Piece, Room, exact_ids, joined_texts, split_conversation, text_alone
 from vlm_trt.families.tokenizer_json import JsonTokenizer
 
 BEGINNING = "<s>"
@@ -54,6 +54,15 @@ def build_prompt(messages: Sequence[Message], tokenizer: JsonTokenizer, model: M
     longest = min(max_tokens, model.generation.max_window_tokens)
     keep = _most(possible, lambda keep: len(piece(keep).ids) <= longest)
     return piece(keep).prompt(model.connector.tokens, dropped_turns=len(turns) - keep)
+
+
+def continue_text(text: str, tokenizer: JsonTokenizer, model: ModelConfig, max_tokens: int) -> Prompt:
+    """A text to be continued.
+
+    Raises:
+        PromptError: it does not fit.
+    """
+    return text_alone(text, (tokenizer.id_of(BEGINNING),), tokenizer, max_tokens)
 
 
 def _written(message: Message) -> list[Stretch]:

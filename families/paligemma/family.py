@@ -11,7 +11,7 @@ from vlm_trt.families.paligemma.answer import parse_answer
 from vlm_trt.families.paligemma.codes import CONTENT_TOKENS, LOCATIONS
 from vlm_trt.families.paligemma.config import FAMILY as NAME
 from vlm_trt.families.paligemma.config import read_config
-from vlm_trt.families.paligemma.prompt import PLACEHOLDER, build_prompt
+from vlm_trt.families.paligemma.prompt import PLACEHOLDER, build_prompt, continue_text
 from vlm_trt.families.positions import PositionTable, plain_positions
 from vlm_trt.families.preprocess import preprocess
 from vlm_trt.families.published.agreement import CONFIG_FILE, require_tokenizer
@@ -78,6 +78,7 @@ FAMILY = Family(
     weight_map=weight_map,
     load_tokenizer=load_tokenizer,
     build_prompt=build_prompt,
+    continue_text=continue_text,
     preprocess=preprocess,
     position_table=position_table,
     parse_answer=parse_answer,

@@ -48,6 +48,15 @@ def build_prompt(messages: Sequence[Message], tokenizer: JsonTokenizer, model: M
     return piece.prompt(tokens, prefix=len(piece.ids))
 
 
+def continue_text(text: str, tokenizer: JsonTokenizer, model: ModelConfig, max_tokens: int) -> Prompt:
+    """A text alone is a task without a picture.
+
+    Raises:
+        PromptError: it does not fit.
+    """
+    return build_prompt([Message("user", text)], tokenizer, model, max_tokens)
+
+
 def _written(part: Text | Region, tokenizer: JsonTokenizer) -> str:
     """A region as the model itself writes one: y1 x1 y2 x2, then the name; several with semicolons between them."""
     if isinstance(part, Text):

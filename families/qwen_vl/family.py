@@ -11,7 +11,7 @@ from vlm_trt.families.qwen_vl.config import FAMILY as NAME
 from vlm_trt.families.qwen_vl.config import read_config, read_image_start_id
 from vlm_trt.families.qwen_vl.grounding import parse_answer, write_places
 from vlm_trt.families.qwen_vl.positions import position_table
-from vlm_trt.families.qwen_vl.prompt import build_prompt
+from vlm_trt.families.qwen_vl.prompt import build_prompt, continue_text
 from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
 from vlm_trt.families.qwen_vl.weights import weight_map
 
@@ -59,6 +59,7 @@ FAMILY = Family(
     weight_map=weight_map,
     load_tokenizer=load_tokenizer,
     build_prompt=build_prompt,
+    continue_text=continue_text,
     preprocess=preprocess,
     position_table=position_table,
     parse_answer=parse_answer,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.families.messages import Image, Message, Prompt, Region, Text
-from vlm_trt.families.prompting import Piece, Room, exact_ids, pictures_of, split_conversation
+from vlm_trt.families.prompting import Piece, Room, exact_ids, pictures_of, split_conversation, text_alone
 from vlm_trt.families.qwen_vl.tokenizer import Special, Tokenizer
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -36,6 +36,15 @@ def build_prompt(messages: Sequence[Message], tokenizer: Tokenizer, model: Model
     else:
         piece, dropped_turns = _chat(messages, tokenizer, room, model.generation.max_window_tokens)
     return piece.prompt(model.connector.tokens, dropped_turns=dropped_turns)
+
+
+def continue_text(text: str, tokenizer: Tokenizer, model: ModelConfig, max_tokens: int) -> Prompt:
+    """A text to be continued.
+
+    Raises:
+        PromptError: it does not fit.
+    """
+    return text_alone(text, (), tokenizer, max_tokens)
 
 
 def _raw(messages: Sequence[Message], tokenizer: Tokenizer, room: Room) -> Piece:

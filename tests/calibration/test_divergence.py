@@ -9,7 +9,7 @@ import pytest
 from vlm_trt.calibration.divergence import ANSWERS, TOKENS, Followed, chosen, divergence, follow
 from vlm_trt.evaluation.evaluate import conversation
 from vlm_trt.evaluation.synthetic import synthetic
-from vlm_trt.runtime.model import load
+from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.options import Options
 
 

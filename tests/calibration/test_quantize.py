@@ -34,7 +34,7 @@ from vlm_trt.engines.build import Choices as BuildChoices
 from vlm_trt.engines.build import build
 from vlm_trt.evaluation.dataset import DataSet, read_samples
 from vlm_trt.evaluation.synthetic import synthetic
-from vlm_trt.runtime.model import load
+from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.options import Options
 from vlm_trt.verification.verify import verify
 

@@ -188,7 +188,7 @@ def test_synthetic_scenes_are_asked(verified: Bundle, monkeypatch: pytest.Monkey
 def test_a_wrong_request_is_refused_before_anything_is_loaded(
     verified: Bundle, data: Path, options: list[str], code: int, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlm_trt.runtime.model.open_engine", lambda *_: pytest.fail("a graph was loaded"))
+    monkeypatch.setattr("vlm_trt.runtime.choice.open_engine", lambda *_: pytest.fail("a graph was loaded"))
     named = [str(data) if one == "DATA" else one for one in options]
     done = vlm_trt("evaluate", verified("ntk-256"), "--data", data, *named)
     assert done.exit_code == code and re.search(sentence, done.stderr), done.stderr
@@ -198,7 +198,7 @@ def test_a_wrong_request_is_refused_before_anything_is_loaded(
 def test_a_wrong_line_is_refused_before_anything_is_loaded(
     verified: Bundle, lines: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlm_trt.runtime.model.open_engine", lambda *_: pytest.fail("a graph was loaded"))
+    monkeypatch.setattr("vlm_trt.runtime.choice.open_engine", lambda *_: pytest.fail("a graph was loaded"))
     path = write_lines(tmp_path, [lines[0], {**lines[1], "metric": "bleu"}])
     done = vlm_trt("evaluate", verified("ntk-256"), "--data", tmp_path)
     assert done.exit_code == 2 and f"\nvlm-trt: {path}:2: metric 'bleu' is unknown; choose one" in done.stderr

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.commands.runs import vlm_trt
 from tests.golden_families import FAMILIES, MAX_SEQ_TOKENS
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.runtime.model import load
+from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.options import Options
 
 RECIPES = ("int8", "int8-weight", "int4", "fp8")

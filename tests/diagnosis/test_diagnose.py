@@ -22,7 +22,7 @@ from vlm_trt.diagnosis.mend import mend
 from vlm_trt.engines.build import Choices as Building
 from vlm_trt.engines.build import build
 from vlm_trt.exporter.export import Choices, export
-from vlm_trt.runtime.model import load
+from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.options import Options
 from vlm_trt.verification.verify import verify
 

@@ -12,7 +12,8 @@ from vlm_trt.evaluation import dataset
 from vlm_trt.evaluation.dataset import DataSet, ImageSource
 from vlm_trt.evaluation.evaluate import TaskScore, evaluate
 from vlm_trt.evaluation.intervals import wilson
-from vlm_trt.runtime.model import VisionLanguageModel, load
+from vlm_trt.runtime.choice import load
+from vlm_trt.runtime.model import VisionLanguageModel
 
 PICTURE = FOLDER / "one-image" / "a.png"
 SLOTS = 3

@@ -18,7 +18,8 @@ from vlm_trt.families.family import family
 from vlm_trt.families.messages import Image, Text
 from vlm_trt.families.qwen_vl.grounding import write_places
 from vlm_trt.runtime.chat import Chat
-from vlm_trt.runtime.model import Answer, VisionLanguageModel, load
+from vlm_trt.runtime.choice import load
+from vlm_trt.runtime.model import Answer, VisionLanguageModel
 from vlm_trt.runtime.options import Options
 
 PICTURE = (FOLDER / "scene.png").read_bytes()

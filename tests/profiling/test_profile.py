@@ -24,7 +24,8 @@ from vlm_trt.profiling.pairing import Mine, compare_with, compare_with_torch, re
 from vlm_trt.profiling.probe import ceilings
 from vlm_trt.profiling.profile import Profile, profile, swept
 from vlm_trt.profiling.workload import Workload, requests
-from vlm_trt.runtime.model import Choice, VisionLanguageModel, choose
+from vlm_trt.runtime.choice import Choice, choose
+from vlm_trt.runtime.model import VisionLanguageModel
 from vlm_trt.runtime.options import Options
 from vlm_trt.runtime.ort import CpuBackend
 

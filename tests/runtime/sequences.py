@@ -6,14 +6,18 @@ from pathlib import Path
 from tests.conftest import GOLDEN
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.families.family import family
+from vlm_trt.families.family import Family, family
+from vlm_trt.families.family import Tokenizer as AnyTokenizer
 from vlm_trt.families.messages import Image, Message, Text
 from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
 from vlm_trt.runtime.engine import Engine
-from vlm_trt.runtime.generate import Generator, Request, Running
+from vlm_trt.runtime.generate import Generator
+from vlm_trt.runtime.generation import Generation, Phase
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.runtime.requests import Request
 from vlm_trt.runtime.sampler import Sampling
+from vlm_trt.runtime.scheduler import CHUNK_TOKENS, Scheduler
 
 TOKENIZER = Tokenizer(GOLDEN / "vocab.tiktoken")
 PICTURE = (GOLDEN / "ntk-256" / "two-images" / "a.png").read_bytes()
@@ -24,12 +28,42 @@ def engine_of(bundle: Path, precision: Precision = Precision.FP32) -> Engine:
     return open_engine(Bundle.open(bundle), precision, CpuBackend(threads=1))
 
 
-def generator_of(bundle: Path, chunk: int = 512) -> Generator:
-    return Generator(engine_of(bundle), family("qwen_vl"), TOKENIZER, prefill_chunk_tokens=chunk)
+class Scheduled:
+    """A scheduler over an engine of its own, and what tests look at behind it."""
+
+    def __init__(
+        self, engine: Engine, tokenizer: AnyTokenizer = TOKENIZER, chunk: int = CHUNK_TOKENS, kind: Family | None = None
+    ) -> None:
+        self.engine = engine
+        self.generator = Generator(engine, kind or family("qwen_vl"), tokenizer)
+        self.scheduler = Scheduler(self.generator, chunk)
+
+    def start(self, request: Request) -> Generation:
+        """The sequence, from its first token on."""
+        sequence = self.scheduler.submit(request)
+        while sequence.phase in (Phase.WAITING, Phase.PREFILL):
+            self.scheduler.step()
+        if sequence.error is not None:
+            raise sequence.error
+        return sequence
+
+    def finish(self, *sequences: Generation) -> list[list[int]]:
+        """The ids of all of them, stepped to their end."""
+        while any(sequence.phase is not Phase.ENDED for sequence in sequences):
+            self.scheduler.step()
+        return [sequence.ids for sequence in sequences]
+
+    def answer(self, request: Request) -> list[int]:
+        """The ids of one."""
+        return self.finish(self.start(request))[0]
+
+
+def scheduled(bundle: Path, chunk: int = CHUNK_TOKENS) -> Scheduled:
+    return Scheduled(engine_of(bundle), chunk=chunk)
 
 
 def request(
-    generator: Generator,
+    scheduled: Scheduled,
     text: str,
     pictures: Sequence[bytes] = (),
     tokens: int = 12,
@@ -38,19 +72,12 @@ def request(
 ) -> Request:
     message = Message("user", (*(Image(data) for data in pictures), Text(text)))
     prompt = family("qwen_vl").build_prompt(
-        [message], TOKENIZER, generator.engine.model, generator.engine.limits.max_seq_tokens
+        [message], TOKENIZER, scheduled.engine.model, scheduled.engine.limits.max_seq_tokens
     )
     return Request(prompt, sampling or Sampling(greedy=True), tokens, stop_strings, ignore_eos=True)
 
 
-def finish(generator: Generator, sequences: list[Running]) -> list[list[int]]:
-    """Steps all of them to their end."""
-    while any(sequence.finish_reason is None for sequence in sequences):
-        generator.step(sequences)
-    return [sequence.ids for sequence in sequences]
-
-
 def alone(bundle: Path, text: str, pictures: Sequence[bytes] = (), tokens: int = 12) -> list[int]:
-    """What a sequence generates in a generator of its own."""
-    generator = generator_of(bundle)
-    return finish(generator, [generator.start(request(generator, text, pictures, tokens))])[0]
+    """What a sequence generates in an engine of its own."""
+    one = scheduled(bundle)
+    return one.answer(request(one, text, pictures, tokens))

@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import CASES
 from tests.recorded import VARIANTS, cosine, golden_prompt, relative, tokenizer_of
+from tests.runtime.sequences import Scheduled
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
@@ -18,9 +19,9 @@ from vlm_trt.families.messages import Prompt
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.backend import Binding, Buffer, from_float32, to_float32
 from vlm_trt.runtime.engine import Engine, Step
-from vlm_trt.runtime.generate import Generator, Request
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.runtime.requests import Request
 from vlm_trt.runtime.sampler import Sampling
 
 # Relative to the array's largest magnitude. fp32: the golden promise. fp16: rounding of weights and activations.
@@ -108,11 +109,10 @@ def test_greedy_ids_are_the_originals(
     variant: str, case: str, precision: Precision, exported: Callable[..., Path]
 ) -> None:
     prompt, recorded = golden_prompt(variant, case)
-    generator = Generator(engine_of(exported(variant, precision), precision), family("qwen_vl"), tokenizer_of(variant))
+    one = Scheduled(engine_of(exported(variant, precision), precision), tokenizer_of(variant))
     expected = recorded["generated"].tolist()
-    sequence = generator.start(Request(prompt, Sampling(greedy=True), len(expected), ignore_eos=True))
-    while sequence.finish_reason is None:
-        generator.step([sequence])
+    sequence = one.start(Request(prompt, Sampling(greedy=True), len(expected), ignore_eos=True))
+    one.finish(sequence)
     if precision is Precision.FP32:
         assert sequence.ids == expected
     else:  # the ids of an untrained model may part at a near tie; that they never do here is worth seeing
@@ -161,6 +161,6 @@ def test_the_cache_holds_the_originals_keys_and_values(variant: str, exported: C
 
 
 def test_a_prompt_longer_than_the_cache_is_refused(exported: Callable[..., Path]) -> None:
-    generator = Generator(engine_of(exported("ntk-256"), Precision.FP32), family("qwen_vl"), tokenizer_of("ntk-256"))
+    one = Scheduled(engine_of(exported("ntk-256"), Precision.FP32), tokenizer_of("ntk-256"))
     with pytest.raises(PromptError, match="701 tokens and the bundle holds 700 positions"):
-        generator.start(Request(Prompt((1,) * 701, (), ()), Sampling(greedy=True), 1))
+        one.start(Request(Prompt((1,) * 701, (), ()), Sampling(greedy=True), 1))

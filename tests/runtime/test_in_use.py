@@ -12,7 +12,8 @@ from tests.runtime.sequences import OTHER_PICTURE, PICTURE
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.families.messages import Image, Message, Text
 from vlm_trt.runtime.chat import Chat
-from vlm_trt.runtime.model import Answer, VisionLanguageModel, load
+from vlm_trt.runtime.choice import load
+from vlm_trt.runtime.model import Answer, VisionLanguageModel
 from vlm_trt.runtime.options import Options
 
 GREEDY = Options(greedy=True, max_new_tokens=6, ignore_eos=True)
@@ -72,7 +73,7 @@ def test_four_threads_get_their_own_answers_or_are_refused(model: VisionLanguage
     assert all(AT_WORK in sentence or OPEN in sentence for sentence in refused)
     # Nothing is left wrong, and no slot busy.
     assert {key: model.generate(asked(*key), options=GREEDY).ids for key in expected} == expected
-    assert model.generator.free_slots == 3
+    assert model.generator.slots.free == 3
 
 
 def in_a_thread(work: Callable[[], object]) -> object:
@@ -125,14 +126,16 @@ def test_answers_that_one_thread_has_open_take_turns(model: VisionLanguageModel)
     assert [one.ids for one in last if isinstance(one, Answer)] + [answers[at].ids for at in range(3)] == expected
 
 
-def test_a_batch_without_a_slot_is_refused(model: VisionLanguageModel) -> None:
+def test_a_batch_without_a_slot_waits_for_one(model: VisionLanguageModel) -> None:
+    """The answers that lie open are written on meanwhile, and read on afterwards."""
+    alone = [model.generate(f"{n}", options=GREEDY).ids for n in range(3)]
     streams = [model.stream(f"{n}", options=GREEDY) for n in range(3)]
     for stream in streams:
         next(stream)
-    with pytest.raises(UsageError, match="all 3 sequence slots of the bundle are busy; wait for one to finish"):
-        model.generate_batch([asked(0, 0)], GREEDY)
-    streams[0].close()
-    assert model.generate("0", options=GREEDY).ids == streamed(model, [Message("user", "0")])
+    expected = model.generate_batch([asked(0, 0)], GREEDY)[0].ids
+    last = [list(stream)[-1] for stream in streams]
+    assert [one.ids for one in last if isinstance(one, Answer)] == alone
+    assert model.generate_batch([asked(0, 0)], GREEDY)[0].ids == expected
 
 
 def test_a_refused_next_leaves_the_answer_as_it_was(model: VisionLanguageModel) -> None:
@@ -142,14 +145,14 @@ def test_a_refused_next_leaves_the_answer_as_it_was(model: VisionLanguageModel) 
     next(stream)
     entered, leave = Event(), Event()
 
-    real = model.engine.decode_each
+    real = model.engine.step_each
 
     def held(*arguments: object) -> object:
         entered.set()
         assert leave.wait(60)
         return real(*arguments)  # type: ignore[arg-type]
 
-    model.engine.decode_each = held  # type: ignore[method-assign, assignment]
+    model.engine.step_each = held  # type: ignore[method-assign, assignment]
     reader = Thread(target=lambda: pieces.append(next(stream)))
     pieces: list[object] = []
     reader.start()
@@ -169,9 +172,9 @@ def test_a_refused_next_leaves_the_answer_as_it_was(model: VisionLanguageModel) 
 def test_an_answer_that_nobody_holds_is_closed(model: VisionLanguageModel) -> None:
     stream = model.stream("hi", options=GREEDY)
     next(stream)
-    assert model.generator.free_slots == 2
+    assert model.generator.slots.free == 2
     del stream
-    assert model.generator.free_slots == 3
+    assert model.generator.slots.free == 3
     assert isinstance(in_a_thread(lambda: model.generate("hi", options=GREEDY)), Answer)
 
 

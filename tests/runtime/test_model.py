@@ -13,7 +13,8 @@ from tests.runtime.sequences import OTHER_PICTURE, PICTURE, TOKENIZER
 from vlm_trt.bundle.errors import ImageError, NotFiniteError, PromptError, UsageError, VlmTrtError
 from vlm_trt.families.messages import Image, Message, Text
 from vlm_trt.runtime.chat import Chat
-from vlm_trt.runtime.model import Answer, VisionLanguageModel, load
+from vlm_trt.runtime.choice import load
+from vlm_trt.runtime.model import Answer, VisionLanguageModel
 from vlm_trt.runtime.options import Options
 from vlm_trt.runtime.text_stream import TextStream
 
@@ -55,12 +56,11 @@ def test_one_bad_conversation_takes_nothing_from_the_others(
             raise ZeroDivisionError("not ours")
         return parse(text, sizes)
 
-    def decodes(first: int, count: int, run: Any) -> Any:
-        logits = decode(first, count, run)
+    def decodes(first: int, count: int, run: Any) -> None:
+        decode(first, count, run)
         for step in run:
-            if model.generator._slots._slots[step.slot].keys[:-1] == poisoned:
-                logits[step.slot - first, 5] = float("nan")
-        return logits
+            if model.generator.slots._slots[step.slot].keys == poisoned:
+                model.engine.logits.read()[step.slot, 5] = float("nan")
 
     poisoned = list(model.build_prompt(user("poison")).ids)
     monkeypatch.setattr(model, "_family", replace(model._family, parse_answer=parses))
@@ -72,11 +72,11 @@ def test_one_bad_conversation_takes_nothing_from_the_others(
     assert [(one.ids, one.text) for one in answered] == [(one.ids, one.text) for one in expected]
     failed = {at: type(one) for at, one in found.items() if isinstance(one, Exception)}
     assert failed == {1: ImageError, 3: NotFiniteError, 5: ZeroDivisionError, 6: PromptError, 8: PromptError}
-    assert model.generator.free_slots == 3
+    assert model.generator.slots.free == 3
     with pytest.raises(NotFiniteError) as caught:
         model.generate_batch(batch[2:], GREEDY)
     assert caught.value.__notes__ == ["in conversation 2 of 7"]
-    assert model.generator.free_slots == 3
+    assert model.generator.slots.free == 3
 
 
 def test_an_answer_says_how_fast_it_came(model: VisionLanguageModel) -> None:
@@ -141,7 +141,7 @@ def test_whatever_breaks_a_stream_gives_the_slot_back(
     model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     whole = model.generate("hi", options=GREEDY)
-    real = model.engine.decode_each
+    real = model.engine.step_each
     for failing in range(1, 6):  # more than there are slots
         calls = 0
 
@@ -153,7 +153,7 @@ def test_whatever_breaks_a_stream_gives_the_slot_back(
             return real(*arguments)
 
         with monkeypatch.context() as patch, pytest.raises(error):
-            patch.setattr(model.engine, "decode_each", breaking)
+            patch.setattr(model.engine, "step_each", breaking)
             list(model.stream("hi", options=GREEDY))
     assert model.generate("hi", options=GREEDY).ids == whole.ids
 

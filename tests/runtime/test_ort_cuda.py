@@ -19,6 +19,7 @@ from vlm_trt.families.qwen_vl.positions import position_table
 from vlm_trt.runtime.backend import NUMPY_DTYPES, StepShapes
 from vlm_trt.runtime.device_memory import DeviceMemory
 from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.generation import Phase
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.model import VisionLanguageModel
 from vlm_trt.runtime.ort import CpuBackend, OrtSession, session_options
@@ -108,7 +109,8 @@ def test_copies_are_parts_of_their_stages(exported: Callable[..., Path]) -> None
     engine = engine_on(bundle, OnTheHost(HostGpu()))
     model = VisionLanguageModel(Bundle.open(bundle).manifest, engine, family("qwen_vl"), TOKENIZER)
     sequence = model._start(CONVERSATIONS[0], GREEDY)
-    model.generator.step([sequence])
+    while sequence.phase is not Phase.ENDED:
+        model.scheduler.step()
     spans = sequence.clock.spans
     for part in PARTS:
         copies = [span for span in spans if span.stage == part]

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.sequences import OTHER_PICTURE, PICTURE, engine_of, finish
+from tests.runtime.sequences import OTHER_PICTURE, PICTURE, Scheduled, engine_of
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import Image, Message
-from vlm_trt.runtime.generate import Generator, Request
+from vlm_trt.runtime.requests import Request
 from vlm_trt.runtime.sampler import Sampling
 
-Ask = Callable[[Generator, str, bytes], Request]
+Ask = Callable[[str, bytes], Request]
 
 
 @pytest.fixture(params=["paligemma", "paligemma2"])
@@ -27,7 +27,7 @@ def asked(bundle: Path) -> Ask:
     kind = family(manifest.model.family)
     tokenizer = kind.load_tokenizer(bundle / manifest.tokenizer.path, manifest.model)
 
-    def make(generator: Generator, text: str, picture: bytes) -> Request:
+    def make(text: str, picture: bytes) -> Request:
         turns = [Message("user", [Image(picture), text])]
         prompt = kind.build_prompt(turns, tokenizer, manifest.model, manifest.limits.max_seq_tokens)
         assert prompt.prefix == len(prompt.ids)
@@ -36,44 +36,41 @@ def asked(bundle: Path) -> Ask:
     return make
 
 
-def generator_of(bundle: Path, chunk: int = 512) -> Generator:
+def scheduled(bundle: Path, chunk: int = 512) -> Scheduled:
     manifest = Bundle.open(bundle).manifest
     kind = family(manifest.model.family)
     tokenizer = kind.load_tokenizer(bundle / manifest.tokenizer.path, manifest.model)
-    return Generator(engine_of(bundle), kind, tokenizer, prefill_chunk_tokens=chunk)
+    return Scheduled(engine_of(bundle), tokenizer, chunk, kind)
 
 
 def test_the_same_prompt_is_prefilled_but_for_its_last_position(bundle: Path, asked: Ask) -> None:
-    generator = generator_of(bundle)
-    request = asked(generator, "describe it", PICTURE)
-    first = generator.start(request)
-    expected = finish(generator, [first])
-    again = generator.start(request)
+    one, request = scheduled(bundle), asked("describe it", PICTURE)
+    first = one.start(request)
+    expected = one.finish(first)
+    again = one.start(request)
     assert (first.reused_tokens, again.reused_tokens) == (0, len(request.prompt.ids) - 1)
-    assert finish(generator, [again]) == expected
+    assert one.finish(again) == expected
 
 
 def test_another_prompt_with_the_same_beginning_reuses_nothing(bundle: Path, asked: Ask) -> None:
     """Its first positions have seen another end."""
-    generator, alone = generator_of(bundle), generator_of(bundle)
-    finish(generator, [generator.start(asked(generator, "describe it", PICTURE))])
+    one, alone = scheduled(bundle), scheduled(bundle)
+    one.answer(asked("describe it", PICTURE))
     for text, picture in (("describe", PICTURE), ("describe it all", PICTURE), ("describe it", OTHER_PICTURE)):
-        other = generator.start(asked(generator, text, picture))
+        other = one.start(asked(text, picture))
         assert other.reused_tokens == 0, text
-        expected = finish(alone, [alone.start(asked(alone, text, picture))])
-        alone.forget()
-        assert finish(generator, [other]) == expected, text
+        expected = alone.answer(asked(text, picture))
+        alone.generator.forget()
+        assert one.finish(other)[0] == expected, text
 
 
 def test_chunks_do_not_cut_a_prefix(bundle: Path, asked: Ask) -> None:
-    whole, chunked = generator_of(bundle), generator_of(bundle, chunk=8)
-    expected = finish(whole, [whole.start(asked(whole, "describe it", PICTURE))])
-    assert finish(chunked, [chunked.start(asked(chunked, "describe it", PICTURE))]) == expected
+    whole, chunked = scheduled(bundle), scheduled(bundle, chunk=8)
+    assert chunked.answer(asked("describe it", PICTURE)) == whole.answer(asked("describe it", PICTURE))
 
 
 def test_prompts_of_different_lengths_are_answered_together_as_alone(bundle: Path, asked: Ask) -> None:
-    generator, alone = generator_of(bundle), generator_of(bundle)
+    one, alone = scheduled(bundle), scheduled(bundle)
     questions = [("ocr", PICTURE), ("describe it in many words", OTHER_PICTURE)]
-    sequences = [generator.start(asked(generator, *one)) for one in questions]
-    expected = [finish(alone, [alone.start(asked(alone, *one))])[0] for one in questions]
-    assert finish(generator, sequences) == expected
+    sequences = [one.start(asked(*question)) for question in questions]
+    assert one.finish(*sequences) == [alone.answer(asked(*question)) for question in questions]

@@ -19,8 +19,8 @@ from vlm_trt.calibration.quantize import quantize
 from vlm_trt.calibration.recipe import read_recipe
 from vlm_trt.runtime import backends
 from vlm_trt.runtime.backends import choose_precision
+from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.load import require_verified
-from vlm_trt.runtime.model import load
 from vlm_trt.runtime.variants import fitting_engines
 from vlm_trt.verification.verify import verify
 

@@ -16,8 +16,8 @@ from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.errors import BundleError, VerificationError, VlmTrtError
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
+from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.load import require_verified
-from vlm_trt.runtime.model import load
 from vlm_trt.runtime.ort import CpuBackend
 from vlm_trt.verification.identity import checkpoint_of, differences
 from vlm_trt.verification.verify import verify

@@ -20,8 +20,8 @@ from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.export import Choices, export
 from vlm_trt.families.family import family
+from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.load import open_engine
-from vlm_trt.runtime.model import load
 from vlm_trt.runtime.ort import CpuBackend
 from vlm_trt.verification.asked import asked
 from vlm_trt.verification.checks import check_decoder, features_of
