@@ -30,7 +30,8 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true")
     arguments = parser.parse_args()
     bundle, precision = Bundle.open(arguments.bundle), arguments.precision
-    read = [bundle.path / entry.weights.path for entry in bundle.manifest.graphs if entry.precision is precision]
+    files = [entry.weights for entry in bundle.manifest.graphs if entry.precision is precision]
+    read = [bundle.path / file.path for file in files if file is not None]
     read += [path for path in arguments.checkpoint.iterdir() if path.suffix in (".safetensors", ".bin")]
     if arguments.cold:
         for path in read:

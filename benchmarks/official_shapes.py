@@ -228,7 +228,7 @@ def measured(bundle: Bundle, precision: Precision) -> dict[str, Any]:
     prefill, decode = prefill_ms(engine, prompt, features), decode_ms(engine, prompt, features)
     floor = floor_ms(bundle, precision, read)
     return {
-        "weight_bytes": {one.value: bundle.graph(one, precision).weights.size for one in Component},
+        "weight_bytes": {one.value: bundle.graph(one, precision).weight_bytes for one in Component},
         "load_seconds": round(load_seconds, 1),
         "loaded_anonymous_bytes": loaded,
         "prompt_tokens": len(prompt.ids),

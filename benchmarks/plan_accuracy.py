@@ -56,7 +56,7 @@ def measure(
     said = plan(manifest.model, manifest.limits, Precision(precision), weights)
     export, build_of = said.needs[Stage.EXPORT], said.needs[Stage.BUILD]
     measured = {
-        "weights": (sum(weights.values()), sum(entry.weights.size for entry in manifest.graphs)),
+        "weights": (sum(weights.values()), sum(entry.weight_bytes for entry in manifest.graphs)),
         "export_seconds": (export.seconds or 0.0, export_seconds),
         "export_ram": (export.ram_bytes, export_ram),
         "build_seconds": (build_of.seconds or 0.0, build_seconds),

@@ -91,7 +91,7 @@ def fp16_of(bundle: Path, questions: DataSet) -> dict[str, Any]:
     before, after = Precision.FP32, Precision.FP16
     floats = ask(Choice(opened, as_stored(before), before, 0), questions, no_bar)
     found = judge(floats, ask(Choice(opened, as_stored(after), after, 0), questions, no_bar, floats), 1.0)
-    weights = {one: sum(opened.graph(part, one).weights.size for part in Component) for one in (before, after)}
+    weights = {one: sum(opened.graph(part, one).weight_bytes for part in Component) for one in (before, after)}
     return {"bytes": weights[after], "float_bytes": weights[before]} | answers(found)
 
 

@@ -93,7 +93,7 @@ def runs(engine: Engine) -> dict[str, Callable[[], float]]:
 
 def floor_ms(bundle: Bundle, precision: Precision, bytes_per_second: float) -> float:
     unread = bundle.manifest.model.decoder.unread_values(quantized=precision.quantization is not None)
-    read = bundle.graph(Component.DECODER, precision).weights.size - unread * DTYPE_BYTES[precision.dtype]
+    read = bundle.graph(Component.DECODER, precision).weight_bytes - unread * DTYPE_BYTES[precision.dtype]
     return round(read / bytes_per_second * 1000, 2)
 
 

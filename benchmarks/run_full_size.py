@@ -77,7 +77,7 @@ def measured(bundle: Bundle) -> dict[str, Any]:
     prefill = prefill_ms(engine, prompt, features)
     decode, floor = decode_ms(engine, prompt, features), floor_ms(bundle, Precision.INT4, read)
     return {
-        "weight_bytes": {one.value: bundle.graph(one, Precision.INT4).weights.size for one in Component},
+        "weight_bytes": {one.value: bundle.graph(one, Precision.INT4).weight_bytes for one in Component},
         "load_seconds": round(load_seconds, 1),
         "loaded_anonymous_bytes": loaded,
         "prompt_tokens": PROMPT_TOKENS,

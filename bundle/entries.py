@@ -21,18 +21,22 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: the ONNX file and the weights it refers to."""
+    """One graph: the ONNX file and the weights it refers to, if it has any."""
 
     component: Component
     precision: Precision
     opset: int
     graph: FileEntry
-    weights: FileEntry
+    weights: FileEntry | None
     calibration: FileEntry | None = None  # of quantized ones: all that made them of the float ones
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
         return tuple(file for file in (self.graph, self.weights, self.calibration) if file is not None)
+
+    @property
+    def weight_bytes(self) -> int:
+        return 0 if self.weights is None else self.weights.size
 
     @property
     def identity(self) -> str:

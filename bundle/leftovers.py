@@ -12,10 +12,10 @@ from pathlib import Path
 
 from vlm_trt.bundle.errors import StorageError
 from vlm_trt.bundle.lock import AT_WORK
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
 from vlm_trt.bundle.staging import ASKED, in_turn, require_folder
 from vlm_trt.bundle.stale import LOCK, is_held, remove_unheld, staged_folders, temporary_files
-from vlm_trt.bundle.store import MANIFEST, NEW, Bundle, graph_paths, require_text
+from vlm_trt.bundle.store import MANIFEST, NEW, Bundle, graph_path, require_text, weights_path
 
 Say = Callable[[str], None]
 _OF_THE_DISK = {"lost+found"}  # in the root of a new file system
@@ -114,7 +114,8 @@ def _inside(path: Path) -> Iterator[Path]:
 def _orphans(bundle: Bundle) -> list[Path]:
     """Files where only graphs and engines lie, and the manifest knows nothing of them."""
     known = {file.path for file in bundle.manifest.files()}
-    graphs = {path for precision in Precision for component in Component for path in graph_paths(component, precision)}
+    graphs = {graph_path(component, precision) for precision in Precision for component in Component}
+    graphs |= {weights_path(component, precision) for precision in Precision for component in WEIGHTED}
     plans = {
         plan.relative_to(bundle.path).as_posix()
         for component in Component

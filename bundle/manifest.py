@@ -20,7 +20,7 @@ from vlm_trt.bundle.fields import ANYTHING, Origin
 from vlm_trt.bundle.reading import parse_json, shown
 from vlm_trt.bundle.signature import Component, Precision
 
-SCHEMA = 4
+SCHEMA = 5
 SEAL = "sha256"  # the field that holds the hash of all others
 
 
@@ -228,6 +228,7 @@ def loads(text: str | bytes, where: str) -> Manifest:
     content = {name: value for name, value in raw.items() if name != SEAL}
     manifest = Origin(where, BundleError, _REMEDY).build(Manifest, content)
     _require_paths(manifest, where)
+    _require_weights(manifest, where)
     _require_single(manifest, where)
     return manifest
 
@@ -275,6 +276,14 @@ def _require_paths(manifest: Manifest, where: str) -> None:
     for file in files:
         if not re.fullmatch("[0-9a-f]{64}", file.sha256):
             raise _wrong(where, f"the sha256 of {file.path}", f"is {file.sha256!r}, no sha256")
+
+
+def _require_weights(manifest: Manifest, where: str) -> None:
+    """Of every graph of the model, and of no other."""
+    for entry in manifest.graphs:
+        if (entry.weights is not None) is not entry.component.has_weights:
+            what = "are missing" if entry.component.has_weights else "are there, and it has none"
+            raise _wrong(where, f"the weights of the {entry.precision} {entry.component} graph", what)
 
 
 def _require_single(manifest: Manifest, where: str) -> None:

@@ -1,4 +1,4 @@
-"""The graph contract, stated once as data: names, dtypes and axes of every tensor of the three graphs.
+"""The graph contract, stated once as data: names, dtypes and axes of every tensor of the four graphs.
 
 The exporter names its inputs and outputs from here, the runtime binds from here, the engine builder derives
 profiles from here. An axis is an `int` (literal) or a `str` (dynamic).
@@ -15,11 +15,21 @@ Axis = int | str
 
 
 class Component(StrEnum):
-    """The three graphs of a bundle, in the order data flows through them."""
+    """The four graphs of a bundle, in the order data flows through them."""
 
     VISION_ENCODER = "vision_encoder"
     RESAMPLER = "resampler"
     DECODER = "decoder"
+    SAMPLER = "sampler"
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it is a part of the model. The sampler has no weights, and is the same in every precision."""
+        return self is not Component.SAMPLER
+
+
+# Of the model: what is computed in a precision, quantized, and compared value by value.
+WEIGHTED = tuple(component for component in Component if component.has_weights)
 
 
 class Precision(StrEnum):
@@ -77,6 +87,12 @@ class Precision(StrEnum):
 FLOATS = (Precision.FP32, Precision.FP16, Precision.BF16)
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
+# How many of the likeliest tokens the sampler looks at and gives back. What people ask for (top-k of 20…64, top-p up to
+# 0.95) seldom needs more, and twice as many take a third longer on a CPU. Measured: benchmarks/sampling.py.
+CANDIDATES = 128
+# Tokens whose logits a row may change beside those that it has seen: the suppressed ones.
+OTHER_EDITS = 64
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -110,6 +126,8 @@ def signature(component: Component, model: ModelConfig, limits: Limits, precisio
             return _resampler(model, precision.dtype)
         case Component.DECODER:
             return _decoder(model, limits, precision.dtype)
+        case Component.SAMPLER:
+            return _sampler(model.decoder.vocab_size)
 
 
 def past_names(layer: int) -> tuple[str, str]:
@@ -120,6 +138,21 @@ def past_names(layer: int) -> tuple[str, str]:
 def present_names(layer: int) -> tuple[str, str]:
     """Cache outputs of one decoder layer; the same buffers as the inputs, updated in place."""
     return f"present.{layer}.key", f"present.{layer}.value"
+
+
+def candidate_count(vocab_size: int) -> int:
+    """How many candidates the sampler of a model has."""
+    return min(CANDIDATES, vocab_size)
+
+
+def edits_width(count: int) -> int:
+    """The extent of the sampler's axis `edits` for that many: few different ones, so that shapes repeat."""
+    return 1 if count <= 1 else max(64, 1 << (count - 1).bit_length())
+
+
+def most_edits(limits: Limits) -> int:
+    """The largest extent of the sampler's axis `edits`."""
+    return edits_width(limits.max_seq_tokens + OTHER_EDITS)
 
 
 def _vision_encoder(model: ModelConfig, dtype: str) -> Signature:
@@ -172,3 +205,28 @@ def _decoder(model: ModelConfig, limits: Limits, dtype: str) -> Signature:
     outputs = [Tensor("logits", "float32", ("batch", decoder.vocab_size))]
     outputs += [Tensor(name, dtype, cache) for i in range(decoder.layers) for name in present_names(i)]
     return Signature(tuple(inputs), tuple(outputs))
+
+
+def _sampler(vocab_size: int) -> Signature:
+    """In fp32, whatever the precision of the other graphs. What the tensors mean: docs/architecture.md."""
+    edits, candidates = ("batch", "edits"), ("batch", candidate_count(vocab_size))
+    return Signature(
+        inputs=(
+            Tensor("logits", "float32", ("batch", vocab_size)),
+            Tensor("temperature", "float32", ("batch",)),
+            Tensor("top_k", "int64", ("batch",)),
+            Tensor("top_p", "float32", ("batch",)),
+            Tensor("draw", "float32", ("batch",)),
+            Tensor("edited_ids", "int64", edits),
+            Tensor("penalty", "float32", edits),
+            Tensor("offset", "float32", edits),
+        ),
+        outputs=(
+            Tensor("token", "int64", ("batch",)),
+            Tensor("logprob", "float32", ("batch",)),
+            Tensor("candidates", "int64", candidates),
+            Tensor("candidate_logprobs", "float32", candidates),
+            Tensor("finite", "int64", ("batch",)),
+            Tensor("decided", "int64", ("batch",)),
+        ),
+    )

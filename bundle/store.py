@@ -2,8 +2,9 @@
 
 bundle.json                                 the manifest
 tokenizer/<file>                            as published
-graphs/<precision>/<component>.onnx         the graph, and beside it its <component>.weights; of a quantized one also
-                                            what made it of the float one, <component>.calibration.json
+graphs/<precision>/<component>.onnx         the graph, and beside it its <component>.weights, but for the sampler, which
+                                            has none; of a quantized one also what made it of the float one,
+                                            <component>.calibration.json
 engines/<variant>/<component>.plan          an engine; the variant names backend, version, GPU, precision and graphs
 reports/                                    what verification found
 """
@@ -157,9 +158,15 @@ def how_to_make(precision: Precision, bundle: Path | str = "BUNDLE") -> str:
     )
 
 
-def graph_paths(component: Component, precision: Precision) -> tuple[str, str]:
-    """Where a graph and its weights lie in a bundle."""
-    return f"graphs/{precision}/{component}.onnx", f"graphs/{precision}/{component}.weights"
+def graph_path(component: Component, precision: Precision) -> str:
+    """Where a graph lies in a bundle."""
+    return f"graphs/{precision}/{component}.onnx"
+
+
+def weights_path(component: Component, precision: Precision) -> str:
+    """Where the weights of a graph lie that has any."""
+    assert component.has_weights
+    return f"graphs/{precision}/{component}.weights"
 
 
 def calibration_path(component: Component, precision: Precision) -> str:
@@ -168,7 +175,7 @@ def calibration_path(component: Component, precision: Precision) -> str:
 
 
 def precision_of(graph: Path) -> Precision | None:
-    """The precision of a graph that lies where `graph_paths` says; None for a file elsewhere."""
+    """The precision of a graph that lies where `graph_path` says; None for a file elsewhere."""
     return next((precision for precision in Precision if precision == graph.parent.name), None)
 
 

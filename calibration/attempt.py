@@ -11,7 +11,7 @@ from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.progress import MakeBar, no_bar
 from vlm_trt.bundle.signature import Component
 from vlm_trt.bundle.staging import replace_file
-from vlm_trt.bundle.store import MANIFEST, Bundle, calibration_path, file_entry, graph_paths
+from vlm_trt.bundle.store import MANIFEST, Bundle, calibration_path, file_entry, graph_path, weights_path
 from vlm_trt.calibration.gate import Asked, Verdict, ask, judge
 from vlm_trt.calibration.linears import untied
 from vlm_trt.calibration.plan_file import dumps
@@ -44,7 +44,7 @@ class Attempt:
     @property
     def bytes(self) -> int:
         """Of all weights."""
-        return sum(entry.weights.size for entry in self.entries)
+        return sum(entry.weight_bytes for entry in self.entries)
 
 
 def attempt(
@@ -61,7 +61,7 @@ def attempt(
         bars: progress.
     """
     written = [_write(job, component, without(plan, kept), staging, bars) for component, plan in plans.items()]
-    entries = tuple(entry for entry, _ in written)
+    entries = (*(entry for entry, _ in written), *(_copy(job, source, staging) for source in job.copied))
     layers = tuple(error for _, errors in written for error in errors)
     if before is None:
         return Attempt(entries, layers, None)
@@ -79,10 +79,10 @@ def _write(
 ) -> tuple[GraphEntry, tuple[LayerError, ...]]:
     """One quantized graph into the staging folder."""
     source = job.work[component].entry
-    graph, weights = graph_paths(component, job.precision)
+    graph, weights = graph_path(component, job.precision), weights_path(component, job.precision)
     (staging / graph).parent.mkdir(parents=True, exist_ok=True)
     model = untied(ir.load(job.bundle.path / source.graph.path))
-    with bars.bytes(f"quantize {component}", source.weights.size) as bar:
+    with bars.bytes(f"quantize {component}", source.weight_bytes) as bar:
         on_bytes = (lambda _: None) if bar is None else bar.update
         with WeightFile(staging / weights, on_bytes) as file:
             errors = rewrite(model, plan, file)
@@ -98,6 +98,13 @@ def _write(
         calibration=file_entry(staging, made_with),
     )
     return entry, errors
+
+
+def _copy(job: Job, source: GraphEntry, staging: Path) -> GraphEntry:
+    """A graph that no recipe changes into the staging folder, under the new precision."""
+    graph = graph_path(source.component, job.precision)
+    shutil.copyfile(job.bundle.path / source.graph.path, staging / graph)
+    return replace(source, precision=job.precision, graph=file_entry(staging, graph))
 
 
 def _staged(job: Job, staging: Path, entries: tuple[GraphEntry, ...]) -> Choice:

@@ -31,7 +31,7 @@ def audit(bundle: Bundle, precision: Precision, byte_bar: MakeBar = no_bar) -> A
     found = Audit()
     pairs = [(bundle.graph(one, precision), bundle.graph(one, precision.floating)) for one in Component]
     bundle.check([floats for _, floats in pairs])
-    with byte_bar("audit", sum(entry.weights.size for entry, _ in pairs)) as bar:
+    with byte_bar("audit", sum(entry.weight_bytes for entry, _ in pairs)) as bar:
         on_bytes = (lambda _: None) if bar is None else bar.update
         for entry, floats in pairs:
             found = found.joined(_audited(bundle, entry, floats, on_bytes))
@@ -40,6 +40,8 @@ def audit(bundle: Bundle, precision: Precision, byte_bar: MakeBar = no_bar) -> A
 
 def _audited(bundle: Bundle, entry: GraphEntry, floats: GraphEntry, on_bytes: Callable[[int], None]) -> Audit:
     again = f"{how_to_make(entry.precision, bundle.path)} --force"
+    if entry.weights is None:
+        return _copied(bundle, entry, floats, again)
     if entry.calibration is None:
         raise BundleError(f"{bundle.path / entry.graph.path} lacks the record of what made it; {again}")
     where = bundle.path / entry.calibration.path
@@ -67,7 +69,14 @@ def _audited(bundle: Bundle, entry: GraphEntry, floats: GraphEntry, on_bytes: Ca
     nodes = [f"audit: {one} ({bundle.path / entry.graph.path}), {remedy}" for one in compared.sentences]
     return Audit(
         weights=count,
-        bytes=entry.weights.size,
+        bytes=entry.weight_bytes,
         constants=compared.constants,
         failures=(*some(failures, "tensors"), *some(nodes, "nodes")),
     )
+
+
+def _copied(bundle: Bundle, entry: GraphEntry, floats: GraphEntry, again: str) -> Audit:
+    """A graph without weights is the float one, byte for byte."""
+    path, other = bundle.path / entry.graph.path, bundle.path / floats.graph.path
+    same = path.read_bytes() == other.read_bytes()
+    return Audit(failures=() if same else (f"audit: {path} is not {other}, which no quantization changes; {again}",))

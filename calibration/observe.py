@@ -80,7 +80,7 @@ def observe(
     """
     if first == len(samples):
         return
-    backend = Probing(lambda component, _: [group.source for group in groups[component]], watch.look)
+    backend = Probing(lambda component, _: [group.source for group in groups.get(component, ())], watch.look)
     model = Choice(choice.bundle, backend, choice.precision, 0).load()
     for at in range(first, len(samples)):
         watch.begin(at, samples[at].name)

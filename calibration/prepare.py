@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import UsageError, VerificationError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.linears import Group, find_groups, find_linears, untied
 from vlm_trt.calibration.recipe import Kind, Recipe
@@ -56,6 +56,7 @@ class Job:
     questions: DataSet | None
     verified: bool  # whether the float graphs were shown equal to the model
     work: dict[Component, Work]
+    copied: tuple[GraphEntry, ...]  # float graphs without weights, which are taken as they are
 
     @property
     def max_drop(self) -> float:
@@ -64,7 +65,13 @@ class Job:
     @property
     def float_bytes(self) -> int:
         """Of the weights of all graphs to quantize."""
-        return sum(work.entry.weights.size for work in self.work.values())
+        return sum(work.entry.weight_bytes for work in self.work.values())
+
+    @property
+    def floats(self) -> tuple[str, ...]:
+        """Identities of the float graphs, sorted."""
+        entries = (*(work.entry for work in self.work.values()), *self.copied)
+        return tuple(sorted(entry.identity for entry in entries))
 
     @property
     def float_graphs(self) -> Choice:
@@ -89,14 +96,15 @@ def prepare(path: Path, choices: Choices, questions: DataSet | None) -> Job:
         raise UsageError(f"{path} already has {precision} graphs; --force replaces them")
     entries = {component: bundle.graph(component, floating) for component in Component}
     bundle.check(entries.values())
-    work = {component: _work(bundle, entry, recipe) for component, entry in entries.items()}
+    work = {component: _work(bundle, entries[component], recipe) for component in WEIGHTED}
+    copied = tuple(entry for component, entry in entries.items() if component not in work)
     _require_patterns(work, recipe)
     if not any(one.treatments for one in work.values()):
         raise UsageError("the recipe leaves every layer in float, so there is nothing to quantize; change its [layers]")
     samples = _samples(bundle, choices.samples) if recipe.needs_samples else None
     if samples is not None and questions is not None:
         require_apart(samples.pictures, questions.examples, questions.name)
-    return Job(bundle, choices, precision, samples, questions, verified, work)
+    return Job(bundle, choices, precision, samples, questions, verified, work, copied)
 
 
 def _samples(bundle: Bundle, source: str) -> Samples:

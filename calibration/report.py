@@ -66,7 +66,7 @@ def as_json(job: Job, report: Report) -> dict[str, Any]:
     samples = job.samples
     return {
         "precision": job.precision,
-        "floats": sorted(work.entry.identity for work in job.work.values()),
+        "floats": job.floats,
         "recipe": asdict(job.choices.recipe),
         "samples": None
         if samples is None
@@ -91,7 +91,7 @@ def quantization_of(job: Job) -> Quantization:
     samples = job.samples
     return Quantization(
         precision=job.precision,
-        floats=tuple(sorted(work.entry.identity for work in job.work.values())),
+        floats=job.floats,
         max_drop=job.max_drop,
         samples=None if samples is None else samples.sha256,
         pictures=() if samples is None else tuple(sorted(samples.pictures)),

@@ -8,7 +8,7 @@ import click
 
 from vlm_trt.bundle.errors import UsageError, VerificationError
 from vlm_trt.bundle.leftovers import open_to_write
-from vlm_trt.bundle.signature import FLOATS, Component, Precision
+from vlm_trt.bundle.signature import FLOATS, WEIGHTED, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.gate import as_text
 from vlm_trt.calibration.prepare import Choices
@@ -168,7 +168,7 @@ def _write(bundle: Bundle, found: Diagnosis, more: dict[str, Any]) -> dict[str, 
 
 def _show(found: Diagnosis) -> None:
     """How much is off in each component, and where that begins."""
-    for component in Component:
+    for component in WEIGHTED:
         seen, off, begin = found.deviations[component], found.off(component), found.begin(component)
         say(f"{component}: {len(off)} of {len(seen)} values are off" + (", beginning with" if begin else ""))
         if begin:

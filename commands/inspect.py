@@ -86,7 +86,8 @@ def _graph_rows(manifest: Manifest) -> list[tuple[str, ...]]:
             if entry is None:
                 rows.append((component.value, precision.value, "missing", ""))
             else:
-                rows.append((component.value, precision.value, size(entry.weights.size), entry.graph.sha256[:12]))
+                weights = "none" if entry.weights is None else size(entry.weights.size)
+                rows.append((component.value, precision.value, weights, entry.graph.sha256[:12]))
     return rows
 
 

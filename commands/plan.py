@@ -14,7 +14,7 @@ import click
 from vlm_trt.bundle.config import Limits, ModelConfig, require_limits, usual_limits
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.manifest import Manifest
-from vlm_trt.bundle.signature import DTYPE_BYTES, FLOATS, Component, Precision
+from vlm_trt.bundle.signature import DTYPE_BYTES, FLOATS, WEIGHTED, Component, Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.commands.terminal import say, size, table
 from vlm_trt.engines.gpus import GPUS, Gpu, gpu_named
@@ -176,7 +176,7 @@ def _show(path: Path, plans: Mapping[Precision, Plan], machine: Machine) -> None
     )
     rows: list[tuple[str, ...]] = [
         (f"weights, {component.replace('_', ' ')}", *(size(one.weight_bytes[component]) for one in columns))
-        for component in Component
+        for component in WEIGHTED
     ]
     rows += [
         ("cache of one sequence", *(size(one.kv_bytes_per_sequence) for one in columns)),

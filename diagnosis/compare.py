@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.errors import NotFiniteError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.linears import find_groups, find_linears
 from vlm_trt.diagnosis.pairs import Pair, pairs
@@ -65,7 +65,7 @@ def deviations(
     Raises:
         VerificationError: the graphs are not made of the same nodes.
     """
-    found_pairs = {component: _pairs_of(component, expected, found) for component in Component}
+    found_pairs = {component: _pairs_of(component, expected, found) for component in WEIGHTED}
     both = _Both(expected, found, found_pairs)
     members = family(expected[0].manifest.model.family)
     for sample in samples:
@@ -96,13 +96,13 @@ class _Both:
         of: Mapping[Component, Sequence[Pair]],
     ) -> None:
         quantized = found[1].quantization is not None
-        self._scaled = {one: _scaled(*expected, one) if quantized else frozenset[str]() for one in Component}
+        self._scaled = {one: _scaled(*expected, one) if quantized else frozenset[str]() for one in of}
         self.sample = ""
         self.worst: dict[tuple[Component, str], Deviation] = {}
         self._known: dict[tuple[Component, str], Floats] = {}
         self._pairs = {(component, pair.found): pair for component, own in of.items() for pair in own}
-        right = Probing(lambda component, _: [pair.expected for pair in of[component]], self._keep)
-        other = Probing(lambda component, _: [pair.found for pair in of[component]], self._compare)
+        right = Probing(lambda component, _: [pair.expected for pair in of.get(component, ())], self._keep)
+        other = Probing(lambda component, _: [pair.found for pair in of.get(component, ())], self._compare)
         self.expected, self.found = open_engine(*expected, right), open_engine(*found, other)
 
     def _keep(self, component: Component, name: str, value: Floats) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from vlm_trt.bundle.errors import DataSetError, UsageError, VerificationError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
 from vlm_trt.bundle.store import Bundle, how_to_make
 from vlm_trt.calibration.samples import turns
 from vlm_trt.diagnosis.compare import Deviation, deviations
@@ -127,7 +127,7 @@ def islands(
         VerificationError: nothing of the kind can help.
     """
     found = dict(known or {})
-    for component in Component:
+    for component in WEIGHTED:
         if diagnosis.off(component):
             model = ir.load(bundle.path / bundle.graph(component, diagnosis.precision).graph.path)
             seen, fp16 = diagnosis.deviations[component], diagnosis.precision is Precision.FP16

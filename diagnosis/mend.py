@@ -115,7 +115,7 @@ def _apply(bundle: Bundle, staged: Bundle, precision: Precision, found: Mapping[
 
 
 def _publish(bundle: Bundle, folder: Path, precision: Precision, changed: set[Component]) -> None:
-    """The changed graphs and the verdict on all three."""
+    """The changed graphs and the verdict on all of them."""
     staged = Bundle.open(folder)
     verdict: Verification | None = staged.manifest.verification(precision)
     assert verdict is not None

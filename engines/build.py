@@ -86,7 +86,7 @@ def build(
         ResourceError: not enough memory. StorageError: no room, or no permission.
     """
     job = _prepare(path, choices, say)
-    weights = sum(entry.weights.size for entry in job.graphs)
+    weights = sum(entry.weight_bytes for entry in job.graphs)
     require_room(path, len(job.options) * (engine_bytes(weights) + len(job.graphs) * _ENGINE_MARGIN_BYTES))
     for options in job.options:
         for entry in job.graphs:
@@ -143,8 +143,8 @@ def _require_memory(graphs: Sequence[GraphEntry]) -> None:
     Raises:
         ResourceError: the largest engine cannot be built in the memory that is free; the system would end the builder.
     """
-    largest = max(graphs, key=lambda entry: entry.weights.size)
-    needed, free = build_ram_bytes(largest.weights.size, largest.precision), available_bytes()
+    largest = max(graphs, key=lambda entry: entry.weight_bytes)
+    needed, free = build_ram_bytes(largest.weight_bytes, largest.precision), available_bytes()
     if free is not None and needed > free:
         raise ResourceError(
             f"building the {largest.precision} {largest.component} needs about {needed / 2**30:.1f} GiB of memory and "

@@ -43,6 +43,8 @@ class Expected:
                 return int(isinstance(self.model.connector, ResamplerConnector))
             case Component.DECODER:
                 return 0 if isinstance(self.model.decoder.block, SandwichBlock) else self.model.decoder.layers
+            case Component.SAMPLER:
+                return 0
 
     @property
     def caches(self) -> tuple[tuple[str, str], ...]:

@@ -108,10 +108,11 @@ def plan(
     size = DTYPE_BYTES[precision.dtype]
     position = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * size
     kv = position * limits.max_seq_tokens
+    # The sampler makes three tensors as large as the logits: scaled ones, and probabilities of both.
+    logits = limits.max_batch * decoder.vocab_size * 4
     # Widest at once: the gated MLP of a whole prompt, or the MLP of a run of pictures; input, output and both halves.
     prompt = limits.max_seq_tokens * (4 * decoder.hidden + 2 * decoder.mlp_width) * 4
     pictures = limits.max_images * vision.patches * (4 * vision.width + vision.mlp_width) * 4
-    logits = limits.max_batch * decoder.vocab_size * 4
     layers = decoder.layers + vision.layers + 1
     needs = {
         Stage.EXPORT: _export(sum(weight_bytes.values()), float_bytes, layers),
@@ -124,7 +125,7 @@ def plan(
         limits=limits,
         weight_bytes=dict(weight_bytes),
         kv_bytes_per_sequence=kv,
-        activation_bytes=max(prompt, pictures) + logits,
+        activation_bytes=max(prompt, pictures, 3 * logits) + logits,
         needs=needs,
         step_bytes=weight_bytes[Component.DECODER] - unread + kv * limits.max_batch,
     )
@@ -141,7 +142,7 @@ def _export(weight_bytes: int, float_bytes: int | None, layers: int) -> Needs:
 
 
 def _build(weight_bytes: Mapping[Component, int], precision: Precision, layers: int) -> Needs:
-    """Of all three engines."""
+    """Of all engines."""
     total = sum(weight_bytes.values())
     return Needs(
         ram_bytes=build_ram_bytes(max(weight_bytes.values()), precision),

@@ -8,16 +8,24 @@ from pathlib import Path
 from time import perf_counter
 
 from vlm_trt.bundle.config import Limits, ModelConfig, require_limits, usual_limits
-from vlm_trt.bundle.entries import GraphEntry
+from vlm_trt.bundle.entries import FileEntry, GraphEntry
 from vlm_trt.bundle.errors import IncompatibleError, UsageError
 from vlm_trt.bundle.leftovers import destination
 from vlm_trt.bundle.manifest import SCHEMA, Manifest, Source
 from vlm_trt.bundle.progress import MakeBar, no_bar
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import require_room, staging_folder
-from vlm_trt.bundle.store import Bundle, file_entry, graph_paths, publish_graphs, publish_new, staging_of
+from vlm_trt.bundle.store import (
+    Bundle,
+    file_entry,
+    graph_path,
+    publish_graphs,
+    publish_new,
+    staging_of,
+    weights_path,
+)
 from vlm_trt.exporter.checkpoint import Checkpoint
-from vlm_trt.exporter.graph_files import GraphPlan, graph_files
+from vlm_trt.exporter.graph_files import GraphPlan, graph_files, graph_plan
 from vlm_trt.exporter.references import require_references
 from vlm_trt.exporter.trace import OPSET
 from vlm_trt.exporter.weight_stream import plan_weights, stream_weights
@@ -83,7 +91,7 @@ def export(
     job = _prepare(checkpoint, bundle, choices, say)
     total = sum(plan_weights(own, job.precision)[1] for own in job.weights.values())
     require_room(bundle, total + _SMALL_FILES_BYTES)
-    plans = [_plan(job, component) for component in job.weights]
+    plans = [graph_plan(component, job.precision, own) for component, own in job.weights.items()]
     with (
         staging_folder(staging_of(bundle) if job.existing is None else bundle / "graphs") as staging,
         graph_files(plans, job.model, job.limits, total) as graph_file,
@@ -152,11 +160,6 @@ def _require_free(existing: Bundle, choices: Choices) -> None:
         )
 
 
-def _plan(job: Job, component: Component) -> GraphPlan:
-    places, _ = plan_weights(job.weights[component], job.precision)
-    return GraphPlan(component, job.precision, places, Path(graph_paths(component, job.precision)[1]).name)
-
-
 def _write_graph(
     job: Job,
     plan: GraphPlan,
@@ -166,23 +169,22 @@ def _write_graph(
     byte_bar: MakeBar,
 ) -> GraphEntry:
     component, precision = plan.component, plan.precision
-    graph_path, weights_path = graph_paths(component, precision)
-    (staging / graph_path).parent.mkdir(parents=True, exist_ok=True)
-    size = plan.places[-1].offset + plan.places[-1].length
-    with byte_bar(f"write {component}", size) as bar:
-        on_bytes = (lambda _: None) if bar is None else bar.update
-        target = staging / weights_path
-        digest = stream_weights(job.weights[component], job.model, job.checkpoint, precision, target, on_bytes)
+    graph = graph_path(component, precision)
+    (staging / graph).parent.mkdir(parents=True, exist_ok=True)
+    weights = _write_weights(job, plan, staging, byte_bar) if component.has_weights else None
     say(f"trace {component} ({precision})")
-    (staging / graph_path).write_bytes(graph_file(plan))
-    require_references(staging / graph_path, staging / weights_path)
-    return GraphEntry(
-        component=component,
-        precision=precision,
-        opset=OPSET,
-        graph=file_entry(staging, graph_path),
-        weights=file_entry(staging, weights_path, digest),
-    )
+    (staging / graph).write_bytes(graph_file(plan))
+    require_references(staging / graph, None if weights is None else staging / weights.path)
+    return GraphEntry(component, precision, OPSET, graph=file_entry(staging, graph), weights=weights)
+
+
+def _write_weights(job: Job, plan: GraphPlan, staging: Path, byte_bar: MakeBar) -> FileEntry:
+    component, path = plan.component, weights_path(plan.component, plan.precision)
+    with byte_bar(f"write {component}", plan.places[-1].offset + plan.places[-1].length) as bar:
+        on_bytes = (lambda _: None) if bar is None else bar.update
+        own, target = job.weights[component], staging / path
+        digest = stream_weights(own, job.model, job.checkpoint, plan.precision, target, on_bytes)
+    return file_entry(staging, path, digest)
 
 
 def _new_manifest(job: Job, staging: Path, entries: tuple[GraphEntry, ...]) -> Manifest:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import active_children, get_context
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -17,8 +18,10 @@ from vlm_trt.bundle.children import deaf_to_interrupts
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import weights_path
 from vlm_trt.exporter.trace import trace
-from vlm_trt.exporter.weight_stream import WeightPlace
+from vlm_trt.exporter.weight_stream import WeightPlace, plan_weights
+from vlm_trt.families.weights import Weight
 
 # Weights above which a process for tracing is worth the seconds it takes to start.
 AHEAD_ABOVE_BYTES = 2 << 30
@@ -26,19 +29,26 @@ AHEAD_ABOVE_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """One graph to make, and where its weights will lie."""
+    """One graph to make, and where its weights will lie, if it has any."""
 
     component: Component
     precision: Precision
     places: tuple[WeightPlace, ...]
-    weights_file: str  # beside the graph
+    weights_file: str | None  # beside the graph
+
+
+def graph_plan(component: Component, precision: Precision, weights: Sequence[Weight]) -> GraphPlan:
+    """The plan of a graph with those weights."""
+    file = Path(weights_path(component, precision)).name if component.has_weights else None
+    return GraphPlan(component, precision, plan_weights(weights, precision)[0], file)
 
 
 @lru_cache(maxsize=64)  # a process that exports and audits, as tests do, traces once
 def graph_file(plan: GraphPlan, model: ModelConfig, limits: Limits) -> bytes:
     """The ONNX file of one graph, its weights as references into `plan.weights_file`."""
     graph = trace(plan.component, model, limits, plan.precision)
-    _refer(graph, plan.places, plan.weights_file)
+    if plan.weights_file is not None:
+        _refer(graph, plan.places, plan.weights_file)
     return bytes(ir.serde.serialize_model(graph).SerializeToString())
 
 

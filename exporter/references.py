@@ -38,16 +38,16 @@ def check_references(graph: Path) -> dict[str, int]:
     return {file: sum(stop - start for start, stop, _ in spans) for file, spans in places.items()}
 
 
-def require_references(graph: Path, weights: Path) -> None:
+def require_references(graph: Path, weights: Path | None) -> None:
     """
     Args:
         graph: an ONNX file.
-        weights: the one file that its weights may lie in; only that one is vouched for by a hash.
+        weights: the one file that its weights may lie in, if any; only that one is vouched for by a hash.
     Raises:
         BundleError: as `check_references`, or the graph takes data from another file.
     """
     for file in check_references(graph):
-        if graph.parent / file != weights:
+        if weights is None or graph.parent / file != weights:
             raise BundleError(
                 f"{graph} takes weights from {file}, which the manifest does not vouch for; export the checkpoint again"
             )

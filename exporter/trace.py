@@ -23,7 +23,7 @@ from vlm_trt.exporter.modules.onnx_operators import translation_table
 
 OPSET = 24
 # Example sizes of the dynamic axes: distinct, and above one, since torch specializes axes of size 0 and 1.
-_EXAMPLE_SIZES = {"images": 2, "batch": 3, "seq": 5, "image_tokens": 7, "window": 11}
+_EXAMPLE_SIZES = {"images": 2, "batch": 3, "seq": 5, "image_tokens": 7, "window": 11, "edits": 13}
 _TORCH_DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -81,7 +81,7 @@ def _arguments(
     component: Component, contract: Signature, model: ModelConfig, limits: Limits
 ) -> tuple[tuple[object, ...], tuple[object, ...]]:
     """Example inputs on the meta device and their dynamic axes, in the order of the module's forward."""
-    names = ("images", "batch", "seq", "image_tokens")
+    names = ("images", "batch", "seq", "image_tokens", "edits")
     dims = {name: torch.export.Dim(name) for name in names}
     dims["window"] = torch.export.Dim("window", max=limits.max_seq_tokens)
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.host import give_back_memory
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import precision_of
 from vlm_trt.probing.parts import Part, cut
 from vlm_trt.probing.widen import round_as_stored
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding, bind_host, host_view
-from vlm_trt.runtime.ort import ELEMENT_TYPES, CpuBackend, explained
+from vlm_trt.runtime.ort import ELEMENT_TYPES, CpuBackend, OrtSession, explained
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 
 _CACHE = ("past_key_values.", "present.")
@@ -40,7 +40,9 @@ class InParts(CpuBackend):
         precision = precision_of(graph)
         return precision is not None and precision.quantization is not None
 
-    def open(self, file: Path, engine: EngineEntry | None = None) -> "DeferredSession":  # type: ignore[override]
+    def open(self, file: Path, engine: EngineEntry | None = None) -> "DeferredSession | OrtSession":  # type: ignore[override]
+        if file.stem == Component.SAMPLER:  # which has no weights, and is run when it is asked
+            return super().open(file)
         model = ir.load(file)
         if self._rounded:
             round_as_stored(model)

@@ -32,6 +32,13 @@ WHAT_A_SPREAD_MEANS = (
     "stands clear of the others takes more time than they do."
 )
 
+# Stages are called what is done, where that is not what does it.
+_STAGES = {Component.SAMPLER: "sampling"}
+_COMPONENTS = {
+    **{_STAGES.get(component, component.value): component for component in Component},
+    **dict.fromkeys(("prefill", "decode_step"), Component.DECODER),
+}
+
 # A node or layer in one run: its name, what it does, its milliseconds.
 Timed = tuple[str, str, float]
 
@@ -40,7 +47,7 @@ Timed = tuple[str, str, float]
 class Layer:
     """One part of the model in one stage."""
 
-    stage: str  # "vision_encoder", "resampler", "prefill" or "decode_step"
+    stage: str  # "vision_encoder", "resampler", "prefill", "decode_step" or "sampling"
     layer: str  # "layer 12", or "embedding", "head", "norm", …
     part: str  # "attention", "mlp", "norm", …
     operator: str  # what takes most of its time: an ONNX operator, or the name of an engine's layer
@@ -91,7 +98,7 @@ def _engine_layers(choice: Choice, workload: Workload) -> tuple[Layer, ...]:
     seen: dict[str, dict[str, list[float]]] = {}
 
     def report(component: Component, phase: str, layer: str, milliseconds: float) -> None:
-        stage = component.value
+        stage = _STAGES.get(component, component.value)
         if component is Component.DECODER:
             stage = "decode_step" if phase == "decode" else "prefill"
         seen.setdefault(stage, {}).setdefault(layer, []).append(milliseconds)
@@ -103,7 +110,7 @@ def _engine_layers(choice: Choice, workload: Workload) -> tuple[Layer, ...]:
         once(model, asked, _NEW_TOKENS)
     found = []
     for stage, own in seen.items():
-        component = Component.DECODER if stage in ("prefill", "decode_step") else Component(stage)
+        component = _COMPONENTS[stage]
         parts = parts_of(choice.bundle.path / choice.bundle.graph(component, choice.precision).graph.path)
         found += summed_up(stage, _engine_runs(stage, own), parts)
     return tuple(sorted(found, key=lambda one: -one.milliseconds))
@@ -158,7 +165,7 @@ def _stages(component: Component, events: Iterable[Mapping[str, Any]]) -> dict[s
             runs.append(nodes)
             nodes = []
     if component is not Component.DECODER:
-        return {component.value: runs[len(runs) // (_ANSWERS + 1) :]}
+        return {_STAGES.get(component, component.value): runs[len(runs) // (_ANSWERS + 1) :]}
     steps = _NEW_TOKENS - 1
     chunks = (len(runs) - _ANSWERS * steps) // (_ANSWERS + 1)
     answers = [runs[at : at + chunks + steps] for at in range(chunks, len(runs), chunks + steps)]

@@ -158,7 +158,7 @@ def _point(model: VisionLanguageModel, choice: Choice, measured: Measured, limit
 
 def weight_bytes(choice: Choice) -> dict[Component, int]:
     """Of the graphs; an engine reads as many."""
-    return {one: choice.bundle.graph(one, choice.precision).weights.size for one in Component}
+    return {one: choice.bundle.graph(one, choice.precision).weight_bytes for one in Component}
 
 
 def _device_bytes() -> int | None:

@@ -84,6 +84,7 @@ def costs(
     found = {
         "prefill": _prefill(model, weight_bytes[Component.DECODER], precision, prompt_tokens),
         "decode_step": _decode(model, weight_bytes[Component.DECODER], precision, workload, prompt_tokens),
+        "sampling": _sampling(model, workload),
     }
     if workload.images:
         found["vision_encoder"] = _vision(model, weight_bytes[Component.VISION_ENCODER], precision, images_per_run)
@@ -136,6 +137,12 @@ def _decode(model: ModelConfig, weights: int, precision: Precision, workload: Wo
     operations = batch * (_layers(model) + decoder.hidden * decoder.vocab_size + attention)
     moved = batch * filled * _cache_bytes(model, precision)
     return Cost(_read_weights(model, weights, precision) + moved, 2 * operations)
+
+
+def _sampling(model: ModelConfig, workload: Workload) -> Cost:
+    """Every logit of the batch read once: greater or not, its exponential, and that added."""
+    logits = workload.batch * model.decoder.vocab_size
+    return Cost(4 * logits, 3 * logits)
 
 
 def _layers(model: ModelConfig) -> int:

@@ -10,7 +10,7 @@ from vlm_trt.runtime.variants import limits_of
 
 
 def open_engine(bundle: Bundle, precision: Precision, backend: Backend) -> Engine:
-    """The bundle's three graphs of one precision, or the engines built from them, loaded.
+    """The bundle's graphs of one precision, or the engines built from them, loaded.
 
     Raises:
         BundleError: a graph is missing, or a file is not what the manifest says.

@@ -19,9 +19,8 @@ from vlm_trt.bundle.progress import MakeBar, no_bar
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle, how_to_make
 from vlm_trt.exporter.checkpoint import Checkpoint
-from vlm_trt.exporter.graph_files import GraphPlan, graph_files
+from vlm_trt.exporter.graph_files import GraphPlan, graph_files, graph_plan
 from vlm_trt.exporter.references import require_references
-from vlm_trt.exporter.weight_stream import plan_weights
 from vlm_trt.families.family import family_of
 from vlm_trt.families.weights import Weight
 from vlm_trt.probing.audit import Audit, some
@@ -44,7 +43,10 @@ class _Part:
         return self.folder / self.entry.graph.path
 
     @property
-    def file(self) -> WeightFile:
+    def file(self) -> WeightFile | None:
+        """None of a graph without weights."""
+        if self.entry.weights is None:
+            return None
         return WeightFile(self.folder / self.entry.weights.path, self.weights, self.plan.places)
 
 
@@ -73,33 +75,33 @@ def audit(bundle: Bundle, precision: Precision, checkpoint: Checkpoint, byte_bar
         if entry.precision is precision
     ]
     for part in parts:
-        require_references(part.graph, part.file.path)
+        require_references(part.graph, None if part.file is None else part.file.path)
     found = Audit()
     total = sum(place.length for part in parts for place in part.plan.places)
     with graph_files([part.plan for part in parts], model, bundle.manifest.limits, total) as graph_file:
         with byte_bar("audit", total) as bar:
             on_bytes = (lambda _: None) if bar is None else bar.update
             for part in parts:
-                found = found.joined(_weights(part, model, checkpoint, on_bytes))
+                if part.file is not None:
+                    found = found.joined(_weights(part, part.file, model, checkpoint, on_bytes))
         for part in parts:
             found = found.joined(_structure(part, graph_file(part.plan), bundle))
     return found
 
 
 def _part(bundle: Bundle, entry: GraphEntry, weights: tuple[Weight, ...]) -> _Part:
-    places, _ = plan_weights(weights, entry.precision)
-    return _Part(
-        entry, weights, GraphPlan(entry.component, entry.precision, places, Path(entry.weights.path).name), bundle.path
-    )
+    return _Part(entry, weights, graph_plan(entry.component, entry.precision, weights), bundle.path)
 
 
-def _weights(part: _Part, model: ModelConfig, checkpoint: Checkpoint, on_bytes: Callable[[int], None]) -> Audit:
-    found = audit_weights(part.file, model, checkpoint, on_bytes)
-    remedy = f"({part.file.path}, of {checkpoint.folder}); {how_to_make(part.entry.precision, part.folder)} --force"
+def _weights(
+    part: _Part, file: WeightFile, model: ModelConfig, checkpoint: Checkpoint, on_bytes: Callable[[int], None]
+) -> Audit:
+    found = audit_weights(file, model, checkpoint, on_bytes)
+    remedy = f"({file.path}, of {checkpoint.folder}); {how_to_make(part.entry.precision, part.folder)} --force"
     failures = [f"audit: {one.failure} {remedy}" for one in found if one.failure is not None]
     return Audit(
         weights=len(part.weights),
-        bytes=part.entry.weights.size,
+        bytes=part.entry.weight_bytes,
         failures=some(failures, f"weights of the {part.entry.component}"),
         notes=tuple(f"audit: {one.note}" for one in found if one.note is not None),
     )

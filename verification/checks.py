@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +19,11 @@ from vlm_trt.verification.figures import (
     failure,
     tolerance_of,
 )
+from vlm_trt.verification.outcome import Outcome
+from vlm_trt.verification.sampler_check import check_sampler
 from vlm_trt.verification.trial import Row, Seen, Trial, vision_runs
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one check found; `failures` are sentences."""
-
-    figures: tuple[Figures, ...] = ()
-    failures: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def check_engine(
@@ -54,6 +46,8 @@ def check_engine(
     rows = trial.decoder(expected.passages, features_of(runs))
     yield check_decoder(rows, expected, label, tolerance)
     yield check_swap(rows, expected, label)
+    progress(f"the sampler{label}")
+    yield check_sampler(engine, label)
 
 
 def check_vision(runs: Sequence[Seen], expected: Expected, label: str, tolerance: Tolerance) -> Outcome:

@@ -19,7 +19,7 @@ from vlm_trt.verification.trial import Trial
 
 
 class GraphReference:
-    """The three graphs, called as the model is."""
+    """The graphs, called as the model is."""
 
     def __init__(self, bundle: Bundle, precision: Precision, backend: Backend, family: Family) -> None:
         self._engine = open_engine(bundle, precision, backend)

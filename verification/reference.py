@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.modules.build import build_module
 from vlm_trt.exporter.weight_stream import load_weights
@@ -20,13 +20,13 @@ Floats = NDArray[np.float32]
 
 
 class Reference:
-    """The three modules. Shown equal to the original implementation by the golden tests."""
+    """The modules of the model. Shown equal to the original implementation by the golden tests."""
 
     def __init__(self, checkpoint: Checkpoint, model: ModelConfig, family: Family) -> None:
         self.model, self._family = model, family
         weights = family.weight_map(model).weights
         self.modules = {}
-        for component in Component:
+        for component in WEIGHTED:
             with torch.device("meta"):
                 module = build_module(component, model, Precision.FP32)
             own = [weight for weight in weights if weight.component is component]

@@ -22,12 +22,13 @@ from vlm_trt.runtime.backends import choose_backend, choose_precision
 from vlm_trt.runtime.load import open_engine, require_judged
 from vlm_trt.runtime.ort import CpuBackend
 from vlm_trt.verification.asked import asked
-from vlm_trt.verification.checks import Outcome, check_engine
+from vlm_trt.verification.checks import check_engine
 from vlm_trt.verification.expected import Truth, expect
 from vlm_trt.verification.figures import Figures
 from vlm_trt.verification.graph_reference import GraphReference
 from vlm_trt.verification.identity import checkpoint_of
 from vlm_trt.verification.memory import require_memory, runs_in_parts
+from vlm_trt.verification.outcome import Outcome
 from vlm_trt.verification.passages import SHORT, WHOLE
 
 Progress = Callable[[str], None]
@@ -163,7 +164,8 @@ def _require_references(bundle: Bundle, precision: Precision) -> None:
     """Before a graph is loaded: its weights are all in its own file, the one whose hash the manifest holds."""
     for entry in bundle.manifest.graphs:
         if entry.precision is precision:
-            require_references(bundle.path / entry.graph.path, bundle.path / entry.weights.path)
+            weights = None if entry.weights is None else bundle.path / entry.weights.path
+            require_references(bundle.path / entry.graph.path, weights)
 
 
 def _report(precision: Precision, backend: str, outcomes: list[Outcome], started: datetime) -> Report:

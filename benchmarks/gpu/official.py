@@ -19,7 +19,7 @@ from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import VlmTrtError
 from vlm_trt.bundle.manifest import SCHEMA, Manifest, Source
 from vlm_trt.bundle.signature import Component, Precision
-from vlm_trt.bundle.store import Bundle, file_entry, graph_paths, publish_new
+from vlm_trt.bundle.store import Bundle, file_entry, graph_path, publish_new, weights_path
 from vlm_trt.exporter.trace import OPSET
 from vlm_trt.families.family import PositionTable
 from vlm_trt.families.messages import PromptShape
@@ -102,12 +102,12 @@ class Shape:
         shutil.copytree(self.kit.folder / self.kit.size / precision, staging)
         entries = []
         for component in Component:
-            graph, weights = graph_paths(component, precision)
-            own = [one for one in self.kind.weight_map(self.model).weights if one.component is component]
-            self._seeded.write(own, precision, staging / weights)
-            entries.append(
-                GraphEntry(component, precision, OPSET, file_entry(staging, graph), file_entry(staging, weights))
-            )
+            graph, weights = file_entry(staging, graph_path(component, precision)), None
+            if component.has_weights:
+                own = [one for one in self.kind.weight_map(self.model).weights if one.component is component]
+                self._seeded.write(own, precision, staging / weights_path(component, precision))
+                weights = file_entry(staging, weights_path(component, precision))
+            entries.append(GraphEntry(component, precision, OPSET, graph, weights))
         tokenizer = f"tokenizer/{self.kind.tokenizer_file}"
         (staging / tokenizer).parent.mkdir()
         shutil.copyfile(self.kit.checkpoint / self.kind.tokenizer_file, staging / tokenizer)
@@ -121,7 +121,7 @@ class Shape:
             graphs=tuple(entries),
         )
         publish_new(staging, target, manifest)
-        return {"bytes": sum(entry.weights.size for entry in entries)}
+        return {"bytes": sum(entry.weight_bytes for entry in entries)}
 
     def remove(self, precision: Precision) -> None:
         """A disk may not hold the weights of two precisions."""

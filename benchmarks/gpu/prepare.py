@@ -21,13 +21,12 @@ from benchmarks.gpu.kit import LIMITS, SIZES
 from benchmarks.gpu.wheels import copy_installed, fetch, pack, unpack
 from benchmarks.make_checkpoint import write_small_files
 from vlm_trt.bundle.signature import FLOATS, Component, Precision
-from vlm_trt.bundle.store import graph_paths
+from vlm_trt.bundle.store import graph_path
 from vlm_trt.calibration.prepare import Choices as Quantized
 from vlm_trt.calibration.quantize import quantize
 from vlm_trt.calibration.recipe import read_recipe
 from vlm_trt.exporter.export import Choices, export
-from vlm_trt.exporter.graph_files import GraphPlan, graph_file
-from vlm_trt.exporter.weight_stream import plan_weights
+from vlm_trt.exporter.graph_files import graph_file, graph_plan
 from vlm_trt.families.family import family_of
 
 ROOT = Path(__file__).parents[2]
@@ -81,10 +80,9 @@ def graphs(folder: Path, size: str, precisions: Sequence[Precision]) -> None:
     for precision in precisions:
         for component in Component:
             print(f"{size}: trace {component} ({precision}) ...", file=sys.stderr, flush=True)
-            graph, weights = graph_paths(component, precision)
             own = [one for one in kind.weight_map(model).weights if one.component is component]
-            plan = GraphPlan(component, precision, plan_weights(own, precision)[0], Path(weights).name)
-            target = folder / precision / graph
+            plan = graph_plan(component, precision, own)
+            target = folder / precision / graph_path(component, precision)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(graph_file(plan, model, LIMITS[size]))
 

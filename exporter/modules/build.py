@@ -7,6 +7,7 @@ from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.exporter.modules.connectors import connector
 from vlm_trt.exporter.modules.decoder import Decoder
+from vlm_trt.exporter.modules.sampler import Sampler
 from vlm_trt.exporter.modules.towers import vision_encoder
 
 TORCH_DTYPES = {
@@ -26,3 +27,5 @@ def build_module(component: Component, model: ModelConfig, precision: Precision)
             return connector(model, dtype).eval()
         case Component.DECODER:
             return Decoder(model.decoder, dtype).eval()
+        case Component.SAMPLER:
+            return Sampler(model.decoder.vocab_size).eval()

@@ -1,4 +1,4 @@
-"""Layers shared by the three modules. Weights lie as the graph wants them; arithmetic says where it is fp32."""
+"""Layers shared by the modules of the model. Weights lie as the graph wants them; arithmetic says where it is fp32."""
 
 import torch
 from torch import Tensor, nn

@@ -1,6 +1,6 @@
-"""Four ONNX operators as torch operators: eager mode computes them, tracing writes exactly one node for each.
+"""Five ONNX operators as torch operators: eager mode computes them, tracing writes exactly one node for each.
 
-torch has no operator that becomes `TensorScatter`, and its own translations of the other three write several nodes.
+torch has no operator that becomes `TensorScatter`, and its own translations of the others write several nodes.
 Source: ONNX operator specification, opset 24.
 """
 
@@ -51,6 +51,12 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sc
     )
 
 
+@torch.library.custom_op("vlm_trt::gather_rows", mutates_args=())
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """The rows `index` [batch, count, 1] of x [batch, rows, width], of each batch its own: [batch, count, width]."""
+    return torch.gather(x, 1, index.expand(-1, -1, x.shape[-1]))
+
+
 @rms_normalization.register_fake
 def _(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return torch.empty_like(x)
@@ -71,6 +77,11 @@ def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: flo
     return torch.empty_like(query)
 
 
+@gather_rows.register_fake
+def _(x: Tensor, index: Tensor) -> Tensor:
+    return x.new_empty(*index.shape[:-1], x.shape[-1])
+
+
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For `torch.onnx.export(custom_translation_table=…)`."""
     from onnxscript.onnx_opset import opset24 as op  # tracing needs it; computing, as verification does, does not
@@ -89,10 +100,14 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         output, _, _, _ = op.Attention(query, key, value, mask, scale=scale)
         return output
 
+    def write_gather_rows(x: Any, index: Any) -> Any:
+        return op.GatherND(x, index, batch_dims=1)
+
     ours = torch.ops.vlm_trt
     return {
         ours.rms_normalization.default: write_rms_normalization,
         ours.rotary_embedding.default: write_rotary_embedding,
         ours.tensor_scatter.default: write_tensor_scatter,
         ours.attention.default: write_attention,
+        ours.gather_rows.default: write_gather_rows,
     }

@@ -37,7 +37,7 @@ def check_checkpoint(folder: Path, model: ModelConfig) -> None:
 
 
 def weight_map(model: ModelConfig) -> WeightMap:
-    """Every weight of the three graphs, in the order the forward pass uses them, and every expected key."""
+    """Every weight of the graphs, in the order the forward pass uses them, and every expected key."""
     assert isinstance(model.vision, ClipTower) and isinstance(model.connector, MlpConnector)
     return gathered(
         clip_rows(model.vision),

@@ -39,7 +39,7 @@ def check_checkpoint(folder: Path, model: ModelConfig) -> None:
 
 
 def weight_map(model: ModelConfig) -> WeightMap:
-    """Every weight of the three graphs, in the order the forward pass uses them, and every expected key."""
+    """Every weight of the graphs, in the order the forward pass uses them, and every expected key."""
     assert isinstance(model.vision, SiglipTower) and isinstance(model.connector, LinearConnector)
     return gathered(
         siglip_rows(model.vision),

@@ -7,7 +7,7 @@ from vlm_trt.families.weights import Layout, Rows, Shapes, WeightMap, gathered
 
 
 def weight_map(model: ModelConfig) -> WeightMap:
-    """Every weight of the three graphs, in the order the forward pass uses them, and every expected key."""
+    """Every weight of the graphs, in the order the forward pass uses them, and every expected key."""
     vision, resampler, decoder = (
         Rows(Component.VISION_ENCODER),
         Rows(Component.RESAMPLER),

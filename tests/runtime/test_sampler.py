@@ -36,7 +36,7 @@ def test_the_nucleus_is_that_of_a_full_sort(values: list[float], top_p: float, t
     """The pruning before the sort changes nothing."""
     logits = np.array(values, dtype=np.float32)
     found = Sampler(Sampling(temperature=temperature, top_k=top_k, top_p=top_p)).distribution(logits)
-    scaled = (logits / np.float32(temperature)).astype(np.float32)
+    scaled = logits * (np.float32(1) / np.float32(temperature))
     if 0 < top_k < len(values):
         scaled = np.where(scaled >= np.sort(scaled)[-top_k], scaled, -np.inf).astype(np.float32)
     weights = np.exp(scaled - scaled.max()).astype(np.float64)
