@@ -1,37 +1,60 @@
-"""The next tokens of several sequences, from the logits in their slots' rows."""
+"""The next tokens of several sequences: drawn where their logits lie, on the host where that does not suffice."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.engine import Engine, Floats
 from vlm_trt.runtime.generation import Generation
 from vlm_trt.runtime.requests import Token
-
-Floats = NDArray[np.float32]
+from vlm_trt.runtime.sampler import Drawn, Row, choose
 
 
 def next_tokens(engine: Engine, sequences: Sequence[Generation]) -> list[Token | Exception]:
     """Of each sequence the token that was drawn for it, in their order, or why there is none."""
-    return [_next_token(engine, sequence) for sequence in sequences]
+    rows = {one.place.index: one.sampler.row() for one in sequences}
+    free = [one.place.index for one in sequences if one.request.constraint is None]
+    found = engine.sample({slot: rows[slot] for slot in free})
+    return [_next_token(engine, one, rows[one.place.index], found.get(one.place.index)) for one in sequences]
 
 
-def _next_token(engine: Engine, sequence: Generation) -> Token | Exception:
-    logits = engine.logits_of(sequence.place.index)
-    if not np.isfinite(logits).all():
+def _next_token(engine: Engine, sequence: Generation, row: Row, found: Drawn | None) -> Token | Exception:
+    constraint, top = sequence.request.constraint, sequence.request.top_logprobs
+    # The graph's candidates are the likeliest after penalties, and those that are told are the model's own.
+    told_are_others = bool(top) and bool(row.seen.size or row.suppressed.size)
+    if found is not None and not found.finite:
         return engine.not_finite()
     try:
-        return told(sequence.sampler.next_id(logits), logits, sequence.request.top_logprobs)
-    except Exception as error:  # of this sequence alone
+        if found is not None and found.decided and not told_are_others:
+            token = _told(found, top)
+        else:
+            logits = engine.logits_of(sequence.place.index)
+            if not np.isfinite(logits).all():
+                return engine.not_finite()
+            allowed = None if constraint is None else constraint.allowed()
+            token = _token(choose(logits, row, allowed), logits, top)
+        if constraint is not None:
+            constraint.accept(token.id)
+        sequence.sampler.observe((token.id,))
+        return token
+    except Exception as error:  # a constraint's, of this sequence alone
         return error
 
 
-def told(token: int, logits: Floats, top: int | None) -> Token:
-    """A token with the log-probabilities that were asked for."""
+def _told(found: Drawn, top: int | None) -> Token:
+    """What the graph drew, with the log-probabilities that were asked for."""
     if top is None:
-        return Token(token, 0.0, ())
-    likeliest = np.argsort(-logits, kind="stable")[:top]
-    values = logits.astype(np.float64) - logits.max()
+        return Token(found.token, 0.0, ())
+    likeliest = zip(found.candidates[:top].tolist(), found.candidate_logprobs[:top].tolist(), strict=True)
+    return Token(found.token, found.logprob, tuple(likeliest))
+
+
+def _token(chosen: int, logits: Floats, top: int | None) -> Token:
+    """What the host drew."""
+    if top is None:
+        return Token(chosen, 0.0, ())
+    values = logits.astype(np.float64)
+    values -= values.max()
     values -= np.log(np.exp(values).sum())
-    return Token(token, float(values[token]), tuple((int(one), float(values[one])) for one in likeliest))
+    likeliest = np.argsort(-values, kind="stable")[:top]
+    return Token(chosen, float(values[chosen]), tuple((int(one), float(values[one])) for one in likeliest))

@@ -16,6 +16,8 @@ from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host, rounded_window
 from vlm_trt.runtime.cache import KVCache
 from vlm_trt.runtime.in_use import InUse
+from vlm_trt.runtime.sampler import Drawn, Row
+from vlm_trt.runtime.sampling_run import SamplerRun
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -61,6 +63,7 @@ class Engine:
         self._query_scale = backend.host((batch, 1), "float32")
         self._query_scale[:] = 1
         self._attend_from = backend.host((batch, 1), "int64")
+        self._sampler = SamplerRun(sessions[Component.SAMPLER], backend, decoder.vocab_size, batch)
         contract = signature(Component.DECODER, model, limits, precision)
         self._inputs = frozenset(tensor.name for tensor in contract.inputs)
 
@@ -173,6 +176,14 @@ class Engine:
             for step in run:
                 self.cache.advance(step.slot, 1)
         return [failed.get(step.slot) for step in steps]
+
+    def sample(self, rows: Mapping[int, Row]) -> dict[int, Drawn]:
+        """What is drawn from the logits of each slot, where they lie; by slot."""
+        if not rows:
+            return {}
+        first, stop = min(rows), max(rows) + 1
+        found = self._sampler.run(self.logits.rows(first, stop - first), [rows.get(at) for at in range(first, stop)])
+        return {first + at: one for at, one in enumerate(found) if one is not None}
 
     def logits_of(self, slot: int) -> Floats:
         """The slot's row of `logits` [vocab], on the host."""

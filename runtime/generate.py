@@ -59,12 +59,13 @@ class Generator:
                 self._reserve(sequence)
             with sequence.clock.stage("prefill"):
                 self._prefill(sequence, chunk_tokens)
+            if not sequence.unfilled:
+                sequence.sampler.observe(sequence.request.prompt.ids)
         except Exception as error:  # a picture's, a backend's
             self.end(sequence, "error", error)
             return
         if not sequence.unfilled:
             sequence.phase = Phase.DECODE
-            sequence.sampler.observe(sequence.request.prompt.ids)
             self._take([sequence])
 
     def decode(self, sequences: Sequence[Generation]) -> None:

@@ -268,7 +268,7 @@ def raising(*_: object, **__: object) -> Any:
     raise ZeroDivisionError("not ours")
 
 
-@pytest.mark.parametrize("broken", ["text_stream.push", "sampler.next_id", "text_stream.finish"])
+@pytest.mark.parametrize("broken", ["text_stream.push", "sampler.observe", "text_stream.finish"])
 def test_what_breaks_in_one_sequence_ends_that_sequence_alone(bundle: Path, broken: str) -> None:
     """A tokenizer, a sampler, a stop string: whatever raises whatever. The slot is free again, and used again."""
     one = scheduled(bundle)
@@ -305,7 +305,7 @@ def test_a_run_that_fails_ends_the_sequences_of_that_run(bundle: Path, monkeypat
 def test_a_prompt_that_breaks_gives_its_slot_back(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = scheduled(bundle)
     running = one.start(request(one, "a"))
-    for name in ("run_decoder", "logits_of"):
+    for name in ("run_decoder", "sample"):
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
             patch.setattr(one.engine, name, raising)
             one.start(request(one, "bb"))
