@@ -245,7 +245,8 @@ def _nucleus(ids: Ints, weights: NDArray[np.float64], top_p: float) -> tuple[Int
     everything smaller is dropped before sorting.
     """
     total = weights.sum()
-    possible = np.flatnonzero(weights > total * (1 - top_p) / len(weights))
+    share = min(total * (1 - top_p) / len(weights), weights.max())  # rounded, it may be more than any has
+    possible = np.flatnonzero(weights >= share)
     order = possible[np.argsort(-weights[possible], kind="stable")]
     before = np.cumsum(weights[order]) - weights[order]
     kept = np.sort(order[: max(1, int(np.count_nonzero(before < top_p * total)))])

@@ -38,7 +38,10 @@ def vouch(path: Path) -> None:
 
     graphs = tuple(
         replace(
-            one, graph=now(one.graph), weights=now(one.weights), calibration=one.calibration and now(one.calibration)
+            one,
+            graph=now(one.graph),
+            weights=one.weights and now(one.weights),
+            calibration=one.calibration and now(one.calibration),
         )
         for one in manifest.graphs
     )
@@ -52,6 +55,7 @@ def change_weight(path: Path, component: Component, precision: Precision, name: 
     assert isinstance(tensor, ir.ExternalTensor) and tensor.length is not None
     packed = tensor.dtype is ir.DataType.INT4
     kind, shape = (np.uint8, (tensor.length,)) if packed else (tensor.dtype.numpy(), tensor.shape.numpy())
+    assert entry.weights is not None
     file = path / entry.weights.path
     data = bytearray(file.read_bytes())
     at = tensor.offset or 0

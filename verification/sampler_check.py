@@ -27,14 +27,21 @@ _SHOWN = 5  # failures that are spelled out
 
 
 def check_sampler(engine: Engine, label: str) -> Outcome:
-    """Every case, in as many rows at once as the engine takes, and each kind of setting beside every other.
-
-    Args:
-        engine: whose sampler is checked.
-        label: follows the name of each case in what is said.
-    """
+    """What `check_run` finds of an engine's sampler."""
     limits, vocab = engine.limits, engine.model.decoder.vocab_size
     run = SamplerRun(engine.sessions[Component.SAMPLER], engine.backend, vocab, limits.max_batch)
+    return check_run(run, vocab, limits, label)
+
+
+def check_run(run: SamplerRun, vocab: int, limits: Limits, label: str) -> Outcome:
+    """Every case, in as many rows at once as there may be, one kind of setting beside another.
+
+    Args:
+        run: the sampler.
+        vocab: of its logits.
+        limits: what it has to take.
+        label: follows the name of each case in what is said.
+    """
     figures, failures, undecided, total = list[Figures](), list[str](), 0, 0
     try:
         for batch in _batches(vocab, limits):

@@ -19,9 +19,8 @@ from vlm_trt.families.qwen_vl.config import read_config
 
 def graph(component: Component, precision: Precision = Precision.FP16, digest: str = "a") -> GraphEntry:
     path = f"graphs/{precision}/{component}"
-    return GraphEntry(
-        component, precision, 24, FileEntry(f"{path}.onnx", 10, digest * 64), FileEntry(f"{path}.weights", 20, "b" * 64)
-    )
+    weights = FileEntry(f"{path}.weights", 20, "b" * 64) if component.has_weights else None
+    return GraphEntry(component, precision, 24, FileEntry(f"{path}.onnx", 10, digest * 64), weights)
 
 
 def manifest() -> Manifest:
@@ -85,7 +84,7 @@ def test_a_verdict_on_engines_is_none_on_the_graphs_nor_on_other_engines() -> No
     assert full.with_verification(verdict(full)).verifications == (judged, verdict(full))
     other = engine(full, Component.DECODER, digest="8")
     rebuilt = full.with_engines((other,))
-    assert rebuilt.verifications == () and len(rebuilt.engines) == 3
+    assert rebuilt.verifications == () and len(rebuilt.engines) == 4
     assert list(full.variants()) == ["rtx-sm89"]
 
 
@@ -116,6 +115,9 @@ def broken(change: Any) -> str:
         (lambda raw: raw["model"]["vision"].update(norm_eps=float("nan")), BundleError, "norm_eps is nan, not a num"),
         (lambda raw: raw["graphs"].append(raw["graphs"][0]), BundleError, "fp16 vision_encoder graph is there 2 times"),
         (lambda raw: raw["graphs"][0].update(graph=raw["graphs"][1]["graph"]), BundleError, "resampler.onnx' is there"),
+        (lambda raw: raw["graphs"][2].update(weights=None), BundleError, "weights of the fp16 decoder graph are miss"),
+        (lambda raw: raw["graphs"][3].update(weights=raw["graphs"][2]["weights"]), BundleError,
+         "the weights of the fp16 sampler graph are there, and it has none"),
     ],
 )  # fmt: skip
 def test_what_is_not_right_is_named(change: Any, error: type[Exception], sentence: str) -> None:

@@ -12,11 +12,12 @@ from vlm_trt.bundle.staging import staging_folder
 from vlm_trt.bundle.store import (
     Bundle,
     file_entry,
-    graph_paths,
+    graph_path,
     publish_engines,
     publish_graphs,
     publish_new,
     staging_of,
+    weights_path,
 )
 from vlm_trt.families.qwen_vl.config import read_config
 
@@ -85,7 +86,7 @@ def named(bundle: Bundle) -> list[str]:
 
 
 def _graph(staging: Path, content: str) -> GraphEntry:
-    paths = graph_paths(Component.DECODER, FP16)
+    paths = graph_path(Component.DECODER, FP16), weights_path(Component.DECODER, FP16)
     for path in paths:
         (staging / path).parent.mkdir(parents=True, exist_ok=True)
         (staging / path).write_text(content)

@@ -37,6 +37,7 @@ def built(path: Path, wanted: Expected, plan: Path, change: Callable[[onnx.Model
     if change is not None:
         model = onnx.load(graph, load_external_data=False)
         change(model)
+        assert entry.weights is not None
         shutil.copy(path / entry.weights.path, plan.parent)
         graph = plan.with_suffix(".onnx")
         graph.write_bytes(model.SerializeToString())

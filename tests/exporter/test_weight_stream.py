@@ -13,7 +13,7 @@ from tests.exporter.checkpoints import single
 from tests.mounted import run_with_disk
 from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.errors import UnsupportedError
-from vlm_trt.bundle.signature import FLOATS, Component, Precision
+from vlm_trt.bundle.signature import FLOATS, WEIGHTED, Component, Precision
 from vlm_trt.exporter import layouts
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.modules.build import build_module
@@ -23,10 +23,10 @@ from vlm_trt.families.qwen_vl.weights import weight_map
 
 FOLDER = GOLDEN / "ntk-256" / "checkpoint"
 MODEL = read_config(FOLDER)
-WEIGHTS = {c: tuple(w for w in weight_map(MODEL).weights if w.component is c) for c in Component}
+WEIGHTS = {c: tuple(w for w in weight_map(MODEL).weights if w.component is c) for c in WEIGHTED}
 
 
-@pytest.mark.parametrize("component", list(Component))
+@pytest.mark.parametrize("component", WEIGHTED)
 @pytest.mark.parametrize("precision", FLOATS)
 def test_the_map_is_the_module(component: Component, precision: Precision) -> None:
     """Names, shapes and which stay fp32: the weight map and the torch module agree."""
@@ -37,7 +37,7 @@ def test_the_map_is_the_module(component: Component, precision: Precision) -> No
     assert found == {w.name: (w.shape, wide or w.full_precision) for w in WEIGHTS[component]}
 
 
-@pytest.mark.parametrize("component", list(Component))
+@pytest.mark.parametrize("component", WEIGHTED)
 @pytest.mark.parametrize("precision", FLOATS)
 def test_the_file_holds_the_values(
     tmp_path: Path, component: Component, precision: Precision, monkeypatch: pytest.MonkeyPatch
@@ -132,7 +132,7 @@ FILL = """
 import sys
 from pathlib import Path
 from vlm_trt.bundle.errors import StorageError
-from vlm_trt.bundle.signature import FLOATS, Component, Precision
+from vlm_trt.bundle.signature import FLOATS, WEIGHTED, Component, Precision
 from vlm_trt.bundle.staging import staging_folder
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.weight_stream import stream_weights

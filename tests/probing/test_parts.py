@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from vlm_trt.bundle.errors import BundleError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.signature import WEIGHTED, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.probing import in_parts
@@ -115,4 +115,4 @@ def test_parts_compute_what_the_whole_computes(
     for one, other in zip(*found, strict=True):
         assert one is not None and other is not None
         assert np.abs(one - other).max() <= bound * np.abs(other).max()
-    assert {component.value for component in Component} <= {word.partition(":")[0] for word in told}
+    assert {component.value for component in WEIGHTED} <= {word.partition(":")[0] for word in told}

@@ -104,7 +104,7 @@ def test_the_profile_has_every_point(found: Profile) -> None:
     for point in found.points:
         assert set(point.roofline) == {"prefill", "decode_step", "vision_encoder", "resampler"}
         assert all(gap.floor_ms > 0 and gap.measured_ms > 0 for gap in point.roofline.values())
-    assert found.verified and found.load_ms > 0 and found.peak_rss_bytes > 50 << 20 and len(found.graphs) == 3
+    assert found.verified and found.load_ms > 0 and found.peak_rss_bytes > 50 << 20 and len(found.graphs) == 4
 
 
 def test_layers_are_those_of_the_model(found: Profile) -> None:
