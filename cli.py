@@ -21,6 +21,7 @@ from vlm_trt.commands.options import (
     plan_options,
     profile_options,
     quantize_options,
+    serve_options,
     verify_options,
 )
 from vlm_trt.commands.values import PATH
@@ -193,6 +194,25 @@ def chat(bundle: Path, **options: Any) -> None:
       vlm-trt chat bundle --image scene.png
     """
     from vlm_trt.commands.chat import run
+
+    run(bundle, **options)
+
+
+@main.command()
+@click.argument("bundle", type=PATH, required=False)
+@serve_options
+@load_options
+def serve(bundle: Path | None, **options: Any) -> None:
+    """Answer over HTTP as OpenAI's API has it, with continuous batching, until a signal ends it.
+
+    Requests wait their turn, answers stream, SIGTERM lets them end. docs/serving.md describes the routes.
+
+    \b
+    Example:
+      vlm-trt serve bundle --port 8000
+      vlm-trt serve --model chat=bundle --model small=other --api-key-file keys.txt --host 0.0.0.0
+    """
+    from vlm_trt.commands.serve import run
 
     run(bundle, **options)
 

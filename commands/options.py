@@ -5,6 +5,14 @@ from typing import Any
 
 import click
 
+from vlm_trt.commands.serving_values import (
+    MEDIA_HOST,
+    NAMED_BUNDLE,
+    PORT,
+    SECONDS,
+    SOME_SECONDS,
+    WAITING,
+)
 from vlm_trt.commands.values import (
     BACKENDS,
     BATCHES,
@@ -146,6 +154,45 @@ answer_options = with_options(
         "--stop", "stop_strings", type=TEXT, multiple=True, help="End the answer at this text; may be repeated."
     ),
     click.option("--ignore-eos", is_flag=True, help="Generate on to --max-new-tokens, whatever comes."),
+)
+serve_options = with_options(
+    click.option(
+        "--model",
+        "models",
+        type=NAMED_BUNDLE,
+        multiple=True,
+        help="Another bundle, by the name that requests call it; may be repeated.",
+    ),
+    click.option("--host", type=TEXT, default="127.0.0.1", show_default=True, help="Address; 0.0.0.0: all."),
+    click.option("--port", type=PORT, default=8000, show_default=True, help="0: any that is free."),
+    click.option("--api-key-file", type=PATH, help="Keys, one a line, that requests need.  [also: VLM_TRT_API_KEY]"),
+    click.option(
+        "--allow-media-host",
+        "media_hosts",
+        type=MEDIA_HOST,
+        multiple=True,
+        help="Fetch pictures from this host; may be repeated.  [default: none, pictures come as data URLs]",
+    ),
+    click.option("--max-waiting", type=WAITING, default=64, show_default=True, help="Requests that may wait."),
+    click.option("--request-timeout", type=SOME_SECONDS, default=300, show_default=True, help="Seconds for an answer."),
+    click.option(
+        "--drain-delay",
+        type=SECONDS,
+        default=0,
+        show_default=True,
+        help="Seconds to stay after a signal, refusing, until balancers have seen it.",
+    ),
+    click.option(
+        "--drain-timeout", type=SECONDS, default=25, show_default=True, help="Seconds that answers then have to end."
+    ),
+    click.option(
+        "--stuck-after",
+        type=SOME_SECONDS,
+        default=60,
+        show_default=True,
+        help="Seconds of one step, from which on it is not ready.",
+    ),
+    click.option("--page/--no-page", default=True, show_default=True, help="A page to try it in a browser, at /."),
 )
 profile_options = with_options(
     click.option("--batch", type=BATCHES, help="Sequences at once; 1,2,4 sweeps.  [default: 1]"),
