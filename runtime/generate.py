@@ -1,6 +1,7 @@
 """What happens to one sequence or to several together: reserved, prefilled in chunks, decoded, ended."""
 
 from collections.abc import Sequence
+from time import perf_counter
 
 import numpy as np
 
@@ -129,6 +130,7 @@ class Generator:
         prompt = sequence.request.prompt
         sequence.keys = _keys(prompt, sequence.images)
         sequence.slot = self.slots.acquire(sequence.keys, sequence.table.rotation, prompt.prefix)
+        sequence.queue_ms = (perf_counter() - sequence.opened) * 1000
         sequence.reused_tokens = len(sequence.slot.keys)
         sequence.phase = Phase.PREFILL
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from time import perf_counter
 
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.features import ImageFeatures
@@ -34,6 +35,8 @@ class Generation:
     asked: Asked  # its pictures' features
     phase: Phase = Phase.WAITING
     passed_over: int = 0  # how often a later one was prefilled first
+    opened: float = field(default_factory=perf_counter)
+    queue_ms: float = 0.0  # from then to its slot
     slot: Slot | None = None  # from its first chunk to its end
     images: list[ImageFeatures] = field(default_factory=list)
     keys: list[Key] = field(default_factory=list)  # what the positions of the prompt hold

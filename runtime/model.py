@@ -36,6 +36,7 @@ class Answer:
     malformed_places: int = 0  # boxes and quads of the text that could not be read
     first_token_ms: float = 0.0  # from the conversation to its first token
     output_tokens_per_second: float | None = None  # after the first; None where that is all
+    queue_ms: float = 0.0  # from its submission to its slot
     tokens: tuple[Token, ...] = ()  # with log-probabilities, where they were asked for
 
 
@@ -249,5 +250,6 @@ class VisionLanguageModel:
             malformed_places=parsed.malformed,
             first_token_ms=sequence.clock.first_token_ms,
             output_tokens_per_second=sequence.clock.tokens_per_second,
+            queue_ms=sequence.queue_ms,
             tokens=tuple(sequence.tokens),
         )
