@@ -63,13 +63,13 @@ def parsed(description: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def exported(folder: Path, size: str, max_seq_tokens: int) -> tuple[Bundle, Path]:
+def exported(folder: Path, size: str, max_seq_tokens: int, max_batch: int = 4) -> tuple[Bundle, Path]:
     """The fp32 bundle of a random checkpoint, made once per folder."""
-    checkpoint, target = folder / f"checkpoint-{size}", folder / f"bundle-{size}-{max_seq_tokens}"
+    checkpoint, target = folder / f"checkpoint-{size}", folder / f"bundle-{size}-{max_seq_tokens}-{max_batch}"
     if not checkpoint.exists():
         write_checkpoint(checkpoint, size)
     if not target.exists():
-        export(checkpoint, target, Choices(Precision.FP32, tuple(Component), max_seq_tokens, 4), say=progress)
+        export(checkpoint, target, Choices(Precision.FP32, tuple(Component), max_seq_tokens, max_batch), say=progress)
     return Bundle.open(target), checkpoint
 
 

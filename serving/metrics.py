@@ -67,9 +67,8 @@ class Metrics:
         self.generated.labels(model).inc(len(answer.ids))
         self.answered.labels(model, answer.finish_reason).inc()
         self.whole.labels(model).observe(elapsed_s)
+        self.queued.labels(model).observe(answer.queue_ms / 1000)
         stages = answer.stages_ms
-        if "queue" in stages:
-            self.queued.labels(model).observe(stages["queue"] / 1000)
         if vision := stages.get("vision_encoder", 0) + stages.get("resampler", 0):
             self.vision.labels(model).observe(vision / 1000)
 

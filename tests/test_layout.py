@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"bundle", "families", "runtime"},
     "verification": {"bundle", "families", "exporter", "runtime", "probing"},
     "profiling": {"bundle", "families", "runtime", "exporter", "verification"},
-    "serving": {"bundle", "runtime"},
+    "serving": {"bundle", "families", "runtime"},
 }
 # Rooms that a server installs: no torch, no ONNX tooling.
 TORCH_FREE = ("bundle", "families", "runtime", "evaluation")

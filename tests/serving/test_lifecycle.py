@@ -17,14 +17,14 @@ def long(stream: bool = True) -> dict[str, Any]:
 
 
 class Asked:
-    """Requests under way in threads of their own."""
+    """Answers under way, of a server that gives no others, each read by a thread of its own."""
 
     def __init__(self, live: Live, *bodies: dict[str, Any]) -> None:
         self.responses: list[httpx.Response] = []
         self._threads = [threading.Thread(target=self._ask, args=(live, body)) for body in bodies]
         for thread in self._threads:
             thread.start()
-        until(lambda: live.engine.state().running == len(bodies))
+        until(lambda: first_tokens(live) == len(bodies))
 
     def _ask(self, live: Live, body: dict[str, Any]) -> None:
         response = httpx.post(f"{live.url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
@@ -34,6 +34,12 @@ class Asked:
         for thread in self._threads:
             thread.join(60)
         return self.responses
+
+
+def first_tokens(live: Live) -> float:
+    """How many answers have begun, of all that the server has given."""
+    found = live.services.metrics.first_token.collect()
+    return sum(sample.value for one in found for sample in one.samples if sample.name.endswith("_count"))
 
 
 def slowed(live: Live, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.02) -> threading.Event:

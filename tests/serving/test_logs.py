@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.serving.live import Live, until
@@ -28,14 +29,17 @@ def lines() -> Iterator[io.StringIO]:
         one.setLevel(level)
 
 
-def documents(lines: io.StringIO, count: int) -> list[dict[str, Any]]:
-    until(lambda: lines.getvalue().count("\n") >= count)
-    return [json.loads(line) for line in lines.getvalue().splitlines()]
+def told(lines: io.StringIO, *responses: httpx.Response) -> list[dict[str, Any]]:
+    """The lines of those requests. A line is written when the answer is on its way, so earlier ones may come late."""
+    numbers = [response.headers["x-request-id"] for response in responses]
+    until(lambda: all(f'"event": "request", "id": "{number}"' in lines.getvalue() for number in numbers))
+    found = [json.loads(line) for line in lines.getvalue().splitlines()]
+    return [line for number in numbers for line in found if line["event"] == "request" and line["id"] == number]
 
 
 def test_a_request_is_one_line(live: Live, lines: io.StringIO) -> None:
     response = live.ask(max_tokens=3, ignore_eos=True)
-    (line,) = documents(lines, 1)
+    (line,) = told(lines, response)
     usage = response.json()["usage"]
     assert line["event"] == "request" and line["level"] == "info" and line["id"] == response.headers["x-request-id"]
     assert (line["method"], line["route"], line["status"]) == ("POST", "/v1/chat/completions", 200)
@@ -45,19 +49,18 @@ def test_a_request_is_one_line(live: Live, lines: io.StringIO) -> None:
 
 
 def test_a_refusal_has_its_reason(live: Live, lines: io.StringIO) -> None:
-    live.ask(tools=[{}])
-    live.client.get("/" + SECRET)
-    live.client.get(f"/v1/models/{SECRET}?key={SECRET}")
-    first, second, third = documents(lines, 3)
+    tools, nowhere = live.ask(tools=[{}]), live.client.get("/" + SECRET)
+    first, second, third = told(lines, tools, nowhere, live.client.get(f"/v1/models/{SECRET}?key={SECRET}"))
     assert (first["status"], first["reason"]) == (400, "unsupported_parameter") and "model" not in first
     assert (second["route"], second["status"]) == ("unmatched", 404)
     assert (third["route"], third["reason"]) == ("/v1/models/{name:path}", "model_not_found")
 
 
 def test_health_and_metrics_are_not_worth_a_line(live: Live, lines: io.StringIO) -> None:
-    for path in ("/health", "/health/live", "/health/ready", "/metrics", "/version"):
-        live.client.get(path)
-    assert [line["route"] for line in documents(lines, 1)] == ["/version"]
+    quiet = [live.client.get(path) for path in ("/health", "/health/live", "/health/ready", "/metrics")]
+    (line,) = told(lines, live.client.get("/version"))
+    assert line["route"] == "/version"
+    assert not any(response.headers["x-request-id"] in lines.getvalue() for response in quiet)
 
 
 def test_no_prompt_picture_or_key_is_ever_logged(
@@ -78,12 +81,11 @@ def test_no_prompt_picture_or_key_is_ever_logged(
         live.client.post("/v1/chat/completions", content=SECRET, headers={"Content-Type": "application/json"})
         live.client.post("/v1/chat/completions", content=SECRET)
         monkeypatch.setattr(live.engine.model, "outcome", lambda sequence: ValueError("it broke"))
-        live.ask(parts)
+        told(lines, live.ask(parts))
     finally:
         del live.client.headers["Authorization"]
-    found = documents(lines, 11)
-    assert any(line["event"] == "failure" and line["message"] == "it broke" for line in found)
     written = lines.getvalue()
+    assert '"event": "failure"' in written and '"message": "it broke"' in written
     assert SECRET not in written and "base64" not in written and picture[40:80] not in written
 
 
@@ -95,7 +97,7 @@ def test_a_failure_shows_where_it_came_from(lines: io.StringIO) -> None:
             raise ValueError("second") from error
     except ValueError:
         logging.getLogger("vlm_trt.serving").exception("failure", extra={"fields": {"id": "7"}})
-    (line,) = documents(lines, 1)
+    line = next(one for one in map(json.loads, lines.getvalue().splitlines()) if one.get("id") == "7")
     assert (line["error"], line["message"], line["id"]) == ("ValueError", "second", "7")
     assert "test_a_failure_shows" in line["trace"][-1] and line["cause"]["error"] == "OSError"
     assert len(line["cause"]["message"]) == 300

@@ -22,7 +22,7 @@ from tests.serving.live import WAIT_S, until
 
 Start = Callable[..., "Process"]
 LONG = {
-    "model": "tiny", "messages": [{"role": "user", "content": "go on"}], "max_tokens": 600, "ignore_eos": True,
+    "model": "tiny", "messages": [{"role": "user", "content": "go on"}], "max_tokens": 200, "ignore_eos": True,
     "stream": True,
 }  # fmt: skip
 # Each step of the engine takes at least so long, so that an answer is surely under way when a signal comes.
@@ -128,7 +128,7 @@ def test_with_a_key_the_line_works_too(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_signal_while_busy_lets_answers_end(start: Start) -> None:
-    process = start(before=_SLOW.format(seconds=0.002))
+    process = start(before=_SLOW.format(seconds=0.005))
     threads, texts = streaming(process, 2)
     process.signal(signal.SIGTERM)
     until(lambda: httpx.get(f"{process.url}/health/ready", trust_env=False).status_code == 503)
