@@ -40,7 +40,8 @@ class TensorRtBackend:
         assert engine is not None
         self._plans.try_out(file, engine.plan.sha256, self._gpu.description)
         plan = self._plans.load(np.memmap(file, np.uint8, "r").data, str(file), engine.plan.sha256)
-        stream = self._decoding if engine.component is Component.DECODER else self._seeing
+        decodes = engine.component in (Component.DECODER, Component.SAMPLER)
+        stream = self._decoding if decodes else self._seeing
         return EngineSession(self._memory, plan, engine.profiles, stream, str(engine.component))
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
