@@ -49,7 +49,7 @@ def main() -> None:
 @click.argument("bundle", type=PATH)
 @export_options
 def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
-    """Split CHECKPOINT into three ONNX graphs in BUNDLE.
+    """Split CHECKPOINT into four ONNX graphs in BUNDLE.
 
     CHECKPOINT is a folder as published: Qwen-VL, LLaVA-1.5 (llava-hf), PaliGemma 1 or 2. An existing BUNDLE gains
     another precision.

@@ -40,8 +40,8 @@ class TensorRtBackend:
         assert engine is not None
         self._plans.try_out(file, engine.plan.sha256, self._gpu.description)
         plan = self._plans.load(np.memmap(file, np.uint8, "r").data, str(file), engine.plan.sha256)
-        sees = engine.component in (Component.VISION_ENCODER, Component.RESAMPLER)
-        stream = self._seeing if sees else self._decoding
+        decodes = engine.component in (Component.DECODER, Component.SAMPLER)
+        stream = self._decoding if decodes else self._seeing
         return EngineSession(self._memory, plan, engine.profiles, stream, str(engine.component))
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
@@ -52,9 +52,6 @@ class TensorRtBackend:
 
     def gather(self, parts: Sequence[Binding]) -> DeviceBuffer:
         return self._memory.gather(parts)
-
-    def read(self, binding: Binding) -> Array:
-        return self._memory.download(binding.address, binding.shape, binding.dtype)
 
     def host(self, shape: tuple[int, ...], dtype: str) -> Array:
         return self._memory.pinned(shape, dtype)

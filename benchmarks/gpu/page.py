@@ -23,7 +23,7 @@ _SHOWS = {
     "rtx": "TensorRT-RTX takes the GPU; its engines equal the model",
 }
 _WITHOUT = """\
-Shown without a GPU, by tests: every computing node of the three graphs is placed on ONNX Runtime's CUDA provider in
+Shown without a GPU, by tests: every computing node of the four graphs is placed on ONNX Runtime's CUDA provider in
 fp32, fp16 and bf16, with no copy to the host and none of the cache's size; a decode step launches the kernels that are
 written down; a captured step is one launch, also after a longer prompt; a refused capture leaves steps running
 (`tests/runtime/test_cuda_provider.py`, the real provider over stand-ins for NVIDIA's libraries). The whole kit is

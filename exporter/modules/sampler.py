@@ -22,15 +22,9 @@ _SMALL = 1e-30
 class Sampler(nn.Module):
     """Edits, temperature, top-k, top-p and the draw, in that order."""
 
-    def __init__(self, vocab_size: int, candidates: int | None = None) -> None:
-        """
-        Args:
-            vocab_size: of the logits.
-            candidates: how many of them are looked at; None: what the signature says.
-        """
+    def __init__(self, vocab_size: int) -> None:
         super().__init__()
-        self._vocab = vocab_size
-        self._candidates = candidate_count(vocab_size) if candidates is None else candidates
+        self._vocab, self._candidates = vocab_size, candidate_count(vocab_size)
 
     def forward(
         self,

@@ -79,7 +79,7 @@ def test_half_precision_moves_half_of_the_cache() -> None:
 
 
 def test_without_pictures_nothing_sees() -> None:
-    assert set(found(images=0)) == {"prefill", "decode_step"}
+    assert set(found(images=0)) == {"prefill", "decode_step", "sampling"}
 
 
 @pytest.mark.parametrize(

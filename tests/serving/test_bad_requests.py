@@ -188,7 +188,7 @@ def made(rng: random.Random) -> str:
 def test_bodies_made_at_random_are_answered_or_refused(live: Live) -> None:
     """Never with a 500, never with a word that is not ours."""
     rng, codes = random.Random(7), Counter[int]()
-    for _ in range(20000):
+    for _ in range(400):
         headers = {"Content-Type": "application/json"}
         response = live.client.post("/v1/chat/completions", content=made(rng), headers=headers)
         codes[response.status_code] += 1
