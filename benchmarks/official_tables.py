@@ -36,8 +36,8 @@ _ENGINES = ("shape", "graphs", "GPU", "seconds", "peak memory, GiB")
 
 def _cpu(results: list[dict[str, Any]]) -> Iterator[str]:
     yield "Random weights of the published shape, exported in fp32 and quantized without samples; one picture and 32"
-    yield "tokens of text, two cores; memory without mapped files. Other work ran beside it, whole test runs beside LLaVA"
-    yield "and PaliGemma 1, so times are not the least there are"
+    yield "tokens of text, two cores; memory without mapped files. Other work ran beside it, whole test runs beside"
+    yield "LLaVA and PaliGemma 1, so times are not the least there are"
     yield "(`python -m benchmarks.official_shapes FOLDER SHAPE --engines`):"
     yield ""
     yield from _head(_CPU)

@@ -156,7 +156,7 @@ class EngineLoop:
                 while self._take_commands():
                     self._stepped, self._idle = monotonic(), False
                     if self._asked:
-                        self.model.scheduler.step()
+                        self.model.scheduler.step(self._report)
                         self._report()
                     self._count()
             self._end_all(BusyError("the server is shutting down; ask another one, or this one again when it is back"))
@@ -170,6 +170,8 @@ class EngineLoop:
         """Carries out what was asked, waiting for it where there is nothing else to do; False where the loop ends."""
         while True:
             self._idle = not self._asked
+            if self._idle:
+                self._count()  # what was cancelled is gone
             try:
                 command = self._commands.get(block=self._idle)
             except Empty:

@@ -53,5 +53,8 @@ class TensorRtBackend:
     def gather(self, parts: Sequence[Binding]) -> DeviceBuffer:
         return self._memory.gather(parts)
 
+    def read(self, binding: Binding) -> Array:
+        return self._memory.download(binding.address, binding.shape, binding.dtype)
+
     def host(self, shape: tuple[int, ...], dtype: str) -> Array:
         return self._memory.pinned(shape, dtype)

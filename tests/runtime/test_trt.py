@@ -234,7 +234,7 @@ def test_smaller_limits_of_an_engine_hold(copied: Callable[..., Path]) -> None:
 
 
 def test_pictures_are_encoded_while_others_are_decoded(bundle: Path) -> None:
-    """One slot at a time, and two conversations taken: the second's pictures are asked for before the first's answer."""
+    """One slot at a time, and two conversations taken: the second's pictures are asked for while the first answers."""
     add_engines(bundle, max_batch=1)
     opened = Bundle.open(bundle)
     small = tuple(one for one in opened.manifest.engines if one.limits.max_batch == 1)
