@@ -8,8 +8,8 @@ from vlm_trt.bundle.errors import IncompatibleError
 from vlm_trt.bundle.installation import how_to_install
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-# Said of every int64 input of ours; they are bound as int64.
-_HARMLESS = ("Make sure input", "has Int64 binding")
+# Said of every int64 input and output of ours; they are bound as int64.
+_HARMLESS = ("Make sure ", "has Int64 binding")
 
 
 def load_backend(name: str) -> Any:
