@@ -193,13 +193,18 @@ class Step:
 
     @property
     def most_sequences(self) -> int:
-        """That memory holds. The first rank has the vision encoder and the resampler as well."""
-        one, two = replace(self, sequences=1).plan, replace(self, sequences=2).plan
-        each = two.vram_bytes - two.kv_bytes + two.kv_bytes / self.ranks
-        each -= one.vram_bytes - one.kv_bytes + one.kv_bytes / self.ranks
-        fixed = one.vram_bytes - one.kv_bytes + one.kv_bytes / self.ranks - each
-        fixed -= one.weight_bytes[Component.DECODER] * (1 - 1 / self.ranks)
-        return int((self.card.gpu.memory_bytes - fixed) / each)
+        """That memory holds."""
+        most, memory = 0, self.card.gpu.memory_bytes
+        for bit in reversed(range(20)):
+            if replace(self, sequences=most + (1 << bit)).first_rank_bytes <= memory:
+                most += 1 << bit
+        return most
+
+    @property
+    def first_rank_bytes(self) -> float:
+        """Memory of the first rank, which has the vision encoder and the resampler as well."""
+        plan, others = self.plan, 1 - 1 / self.ranks
+        return plan.vram_bytes - others * (plan.kv_bytes + plan.weight_bytes[Component.DECODER])
 
 
 def small_kernels_ms() -> float:
