@@ -19,7 +19,7 @@ from vlm_trt.runtime.model import Answer, VisionLanguageModel
 from vlm_trt.runtime.requests import Request, Token
 from vlm_trt.runtime.timing import StageClock
 
-# Requests that fail in the engine one after the other, with no token between them, until it counts as lost.
+# Requests that fail in the engine one after the other, with no answer between them, until it counts as lost.
 _FAILURES = 3
 
 log = logging.getLogger("vlm_trt.loop")
@@ -152,11 +152,12 @@ class EngineLoop:
 
     def _run(self) -> None:
         try:
+            self.model.scheduler.prefilled = self._report
             with self.model.engine.in_use:
                 while self._take_commands():
                     self._stepped, self._idle = monotonic(), False
                     if self._asked:
-                        self.model.scheduler.step(self._report)
+                        self.model.scheduler.step()
                         self._report()
                     self._count()
             self._end_all(BusyError("the server is shutting down; ask another one, or this one again when it is back"))
@@ -220,7 +221,7 @@ class EngineLoop:
         """
         if type(sequence.error) is VlmTrtError:
             self._failures += 1
-        elif sequence.ids and sequence.error is None:
+        elif sequence.phase is Phase.ENDED and sequence.error is None:
             self._failures = 0
         if self._failures >= _FAILURES:
             raise VlmTrtError(f"{_FAILURES} requests in a row failed in the engine") from sequence.error

@@ -29,6 +29,8 @@ class Scheduler:
         self, generator: Generator, chunk_tokens: int = CHUNK_TOKENS, now: Callable[[], float] = monotonic
     ) -> None:
         self._generator, self._chunk, self.now = generator, chunk_tokens, now
+        # Called between chunk and decode step: a first token is told before others' next ones are computed.
+        self.prefilled: Callable[[], None] = lambda: None
         self.in_flight: list[Generation] = []  # to be read only
 
     def submit(self, request: Request, clock: StageClock | None = None) -> Generation:
@@ -47,18 +49,14 @@ class Scheduler:
             self._generator.end(sequence, "cancelled")
             self.in_flight = [one for one in self.in_flight if one.phase is not Phase.ENDED]
 
-    def step(self, prefilled: Callable[[], None] = lambda: None) -> None:
-        """One chunk of prefill at most, then one decode step of all that run.
-
-        Args:
-            prefilled: called between the two, so that a first token is told before others' next ones are computed.
-        """
+    def step(self) -> None:
+        """One chunk of prefill at most, then one decode step of all that run."""
         with self._generator.engine.in_use:
             self._end_late()
             self._generator.pictures.work()
             if (sequence := self._to_prefill()) is not None:
                 self._generator.prefill(sequence, self._chunk)
-                prefilled()
+                self.prefilled()
             if running := self.sequences(Phase.DECODE):
                 self._generator.decode(running)
             self._generator.slots.pack()

@@ -81,6 +81,8 @@ STEPS: dict[tuple[str, ...], tuple[Step, ...]] = {
         _refused("profile {bundle}", "onnx"),
         _refused("build {bundle}", "onnx"),
     ),
+    # An address that no machine has: refused when everything is imported and the bundle is found fit.
+    ("serve", "guided", "cpu"): (Step("serve {bundle} --host 203.0.113.1", "cannot be used", (9,)),),
     ("cuda",): (Step("doctor", "yes run on the CPU"), _ANSWERS, _CUDA),
     ("tensorrt",): (Step("generate {bundle} What? --backend tensorrt", "", (0, 6)),),
     ("tensorrt-rtx",): (

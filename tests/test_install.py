@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 # Folders of the tree that are no part of the package.
 OUTSIDE = {"benchmarks", "build", "dist", "docs", "examples", "quickstart", "scripts", "tests"}
-DATA = {".css", ".otf", ".toml", ".ttf", ".txt", ".typed"}
+DATA = {".css", ".html", ".otf", ".toml", ".ttf", ".txt", ".typed"}
 PICTURE = GOLDEN / "ntk-256" / "one-image" / "a.png"
 ABSENT = {"cuda", "tensorrt"}  # extras whose packages the tests' environment lacks: scripts/check_installs.py has them
 

@@ -35,7 +35,7 @@ def test_an_interrupted_turn_is_forgotten_and_its_picture_kept(
 ) -> None:
     """Ctrl-C in the middle of each of five answers, more than there are slots; then one is answered."""
     calls, pictures = 0, []
-    decode, start = Engine.decode_each, Generator.start
+    decode, start = Engine.step_each, Generator.open
 
     def interrupted(self: Engine, steps: Any) -> Any:
         nonlocal calls
@@ -44,12 +44,12 @@ def test_an_interrupted_turn_is_forgotten_and_its_picture_kept(
             raise KeyboardInterrupt
         return decode(self, steps)
 
-    def counted(self: Generator, request: Any, clock: Any = None) -> Any:
+    def counted(self: Generator, request: Any, clock: Any) -> Any:
         pictures.append(len(request.prompt.images))
         return start(self, request, clock)
 
-    monkeypatch.setattr(Engine, "decode_each", interrupted)
-    monkeypatch.setattr(Generator, "start", counted)
+    monkeypatch.setattr(Engine, "step_each", interrupted)
+    monkeypatch.setattr(Generator, "open", counted)
     stdin = f"/image {PICTURE}\n" + "What is this?\n" * 6 + "And now?\n/quit\n"
     done = vlm_trt("chat", verified("ntk-256"), "--greedy", "--max-new-tokens", 6, "--ignore-eos", stdin=stdin)
     assert done.exit_code == 0, done.stderr
@@ -93,13 +93,13 @@ def test_pictures_with_blanks_and_quotes_in_their_paths(
 def test_a_turn_that_fails_is_said_and_the_conversation_goes_on(
     verified: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode, calls = Engine.decode_each, []
+    decode, calls = Engine.step_each, []
 
     def failing(self: Engine, steps: Any) -> Any:
         calls.append(1)
         return [NotFiniteError("the logits are not finite")] if len(calls) == 2 else decode(self, steps)
 
-    monkeypatch.setattr(Engine, "decode_each", failing)
+    monkeypatch.setattr(Engine, "step_each", failing)
     options = ("--greedy", "--max-new-tokens", 6, "--ignore-eos")
     done = vlm_trt("chat", verified("ntk-256"), *options, stdin="hi\nhi\n")
     assert done.exit_code == 0 and "the logits are not finite" in done.stdout

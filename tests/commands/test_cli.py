@@ -58,7 +58,7 @@ def test_export_shows_its_progress_and_the_next_step(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
     checkpoint = GOLDEN / "ntk-256" / "checkpoint"
-    following = f"Next: vlm-trt export {checkpoint} {bundle} --precision fp32 --component decoder\n"
+    following = f"Next: vlm-trt export {checkpoint} {bundle} --precision fp32 --component decoder --component sampler\n"
     for line in ("trace vision_encoder (fp32)", "write resampler", following):
         assert line in done.stderr
     assert "trace decoder" not in done.stderr and done.stdout == ""

@@ -50,7 +50,8 @@ def prompt_logits(engine: Engine, one: Recorded) -> np.ndarray:
     found = []
     for position in range(count):
         at = {"logits_index": np.array([position])}
-        found.append(engine.run_decoder(0, 1, {**arrays, **at}, features[1], count)[0].copy())
+        engine.run_decoder(0, 1, {**arrays, **at}, features[1], count)
+        found.append(engine.logits_of(0))
     return np.stack(found)
 
 

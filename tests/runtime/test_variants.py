@@ -67,7 +67,7 @@ def test_none_is_a_table_of_reasons_and_a_command(bundle: Path) -> None:
         "  tensorrt-1.0-sm89-fp32-3: built for tensorrt, and tensorrt-rtx is asked for",
         "  tensorrt-rtx-0.9-sm89-fp32-3: built with tensorrt-rtx 0.9, and 1.0 is installed",
         "  tensorrt-rtx-1.0-sm80-fp32-3: built for sm80, and the GPU is sm89",
-        "  tensorrt-rtx-1.0-sm89-fp32-1: has no vision_encoder",
+        "  tensorrt-rtx-1.0-sm89-fp32-1: has no sampler, vision_encoder",
     ]
     assert command == (
         f"Build it here with: vlm-trt build {bundle} --backend tensorrt-rtx --precision fp32 --target native"
@@ -109,7 +109,7 @@ def test_engines_are_shown_equal_and_only_then_answer(bundle: Path, monkeypatch:
     assert {one.stage for one in report.figures} >= {"vision_encoder", "resampler", "prefill", "decode_step", "batch"}
     verdicts = Bundle.open(bundle).manifest.verifications
     assert [(v.backend, len(v.engines), v.report) for v in verdicts] == [
-        ("tensorrt-rtx", 3, "reports/verification-tensorrt-rtx-1.0-sm89-fp32-3.json")
+        ("tensorrt-rtx", 4, "reports/verification-tensorrt-rtx-1.0-sm89-fp32-3.json")
     ]
     assert load(bundle, backend="tensorrt-rtx").generate("Hello").text is not None
     add_engines(bundle, max_batch=2)
