@@ -68,7 +68,9 @@ def test_export_shows_its_progress_and_the_next_step(tmp_path: Path) -> None:
     assert (
         re.search(r"decoder +fp32 +missing", shown) and "320 positions, 2 sequences at once, 1 picture per run" in shown
     )
-    rest = vlm_trt("export", checkpoint, bundle, "--precision", "fp32", "--component", "decoder")
+    rest = vlm_trt(
+        "export", checkpoint, bundle, "--precision", "fp32", "--component", "decoder", "--component", "sampler"
+    )
     assert f"Next: vlm-trt verify {bundle} --precision fp32\n" in rest.stderr
 
 
