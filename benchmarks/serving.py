@@ -4,7 +4,7 @@
     python -m benchmarks.serving /data/scratch --aiperf /data/aiperf/bin/aiperf > benchmarks/results/serving.json
 
 A random checkpoint of middle size (decoder 1024×16 layers, vocabulary 151,936; vision 512×8), its weights in 8 bits on
-ONNX Runtime's CPU, eight slots. Every request has a picture of its own and 32 tokens of text and is answered with 64
+ONNX Runtime's CPU, eight slots. Every request has a picture and 32 tokens of text, drawn by AIPerf, and is answered with 64
 tokens. `--clients` are as many that ask again when they are answered, `--rates` requests per second that arrive whether
 the server keeps up or not. `--url` measures a server that runs already.
 """
@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found: dict[str, Any] = {"environment": environment(), "precision": PRECISION, "runs": []}
     with running(arguments) as url, TemporaryDirectory() as scratch:
-        tokenizer = llama_like(Path(scratch))
+        tokenizer = llama_like(Path(scratch) / "tokenizer.json")
         for clients in arguments.clients:
             options = ("--concurrency", clients, "--request-count", clients * arguments.requests)
             found["runs"].append({"clients": clients} | load(arguments, url, tokenizer.parent, options))
