@@ -5,8 +5,8 @@
 
 A random checkpoint of middle size (decoder 1024×16 layers, vocabulary 151,936; vision 512×8), its weights in 8 bits on
 ONNX Runtime's CPU, eight slots. Every request has a picture and 32 tokens of text, drawn by AIPerf, and is answered
-with 64 tokens. `--clients` are as many that ask again when they are answered, `--rates` requests per second that arrive whether
-the server keeps up or not. `--url` measures a server that runs already.
+with 64 tokens. `--clients` are as many that ask again when they are answered, `--rates` requests per second that arrive
+whether the server keeps up or not. `--url` measures a server that runs already.
 """
 
 import argparse
