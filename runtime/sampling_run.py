@@ -120,12 +120,13 @@ class _Edits:
 
 def _entries(row: Row) -> _Entries:
     """Seen ids with the penalty; suppressed ones at −∞, whether they were seen or not."""
-    new = row.suppressed[~np.isin(row.suppressed, row.seen)] if row.seen.size else row.suppressed
-    ids = np.concatenate((row.seen, new))
+    # Suppressed ids are few and seen ones many, where np.isin takes as long as the graph.
+    new = [one for one in row.suppressed.tolist() if not (row.seen == one).any()]
+    ids = np.concatenate((row.seen, np.array(new, dtype=np.int64)))
     penalty, offset = np.ones(len(ids), dtype=np.float32), np.zeros(len(ids), dtype=np.float32)
     penalty[: len(row.seen)] = row.sampling.repetition_penalty
-    if row.suppressed.size:
-        offset[np.isin(ids, row.suppressed)] = -np.inf
+    for one in row.suppressed.tolist():
+        offset[ids == one] = -np.inf
     return _Entries(ids, penalty, offset)
 
 

@@ -66,6 +66,27 @@ def test_what_was_quantized_passes(made: Path) -> None:
     assert kept["factors"] and kept["limits"] and kept["importance"]
 
 
+def test_the_sampler_is_copied_and_stays_as_it_is(copied: Copied) -> None:
+    path = copied()
+    manifest = Bundle.open(path).manifest
+    one, other = (manifest.graph(Component.SAMPLER, precision) for precision in (INT8, INT8.floating))
+    assert one is not None and other is not None and one.weights is None and one.calibration is None
+    assert one.graph.sha256 == other.graph.sha256
+    made_from = manifest.quantization(INT8)
+    assert made_from is not None and other.identity in made_from.floats
+
+    def change(model: onnx.ModelProto) -> None:
+        next(node for node in model.graph.node if node.op_type == "LessOrEqual").op_type = "Less"
+
+    change_graph(path, Component.SAMPLER, INT8, change)
+    (failure,) = failures(path)
+    graphs = path / "graphs"
+    assert failure == (
+        f"audit: {graphs}/int8/sampler.onnx is not {graphs}/fp32/sampler.onnx, which no quantization changes; "
+        f"quantize it: vlm-trt quantize {path} --recipe int8 --activations fp32 --force"
+    )
+
+
 def one_more(values: NDArray[Any]) -> None:
     values.reshape(-1).view(np.uint8)[9] ^= 1
 

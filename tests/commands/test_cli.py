@@ -120,6 +120,7 @@ def test_inspect_shows_the_bundle(verified: Callable[..., Path]) -> None:
     done = vlm_trt("inspect", bundle, "--check")
     assert done.exit_code == 0, done.stderr
     assert "every file is as the manifest says" in done.stderr
+    assert re.search(r"^ *sampler +fp32 +none +[0-9a-f]{12}", done.stdout, re.MULTILINE), done.stdout
     for line in (
         "448 px → 1024 patches of 64, 2 layers",
         "256 tokens of 128 per picture",

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from tests.sampler_graph import LIMITS, MAX_BATCH, graph_of, model_of
 from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.errors import IncompatibleError, StorageError, UnsupportedError
 from vlm_trt.bundle.signature import Component, Precision
@@ -15,6 +16,7 @@ from vlm_trt.bundle.store import Bundle
 from vlm_trt.bundle.tensorrt import load_backend, logger_of
 from vlm_trt.engines.backend import Device, default_backend, require_target
 from vlm_trt.engines.builder import BuildOptions, _configure, build_engine
+from vlm_trt.engines.inspect_plan import Expected, inspect_plan
 from vlm_trt.engines.profiles import profiles
 from vlm_trt.engines.timing_cache import TimingCache, require_writable
 
@@ -30,6 +32,21 @@ def test_the_decoders_profiles_are_the_designs(exported: Callable[..., Path]) ->
     assert prefill.shapes["input_ids"] == ((1, 1, 1), (1, 512, longest))
     assert prefill.corner("past_key_values.0.key", 2) == (1, 4, longest, 32)
     assert prefill.corner("image_features", 2)[0] == 512  # two pictures fit 700 positions
+
+
+def test_the_sampler_takes_every_row_and_edit_in_one_profile(tmp_path: Path) -> None:
+    """At the official vocabulary, where chunks are selected first; the longest sequence may have seen as many ids."""
+    model = model_of(151_936)
+    (rows,) = profiles(Component.SAMPLER, model, LIMITS, Precision.FP16)
+    assert rows.shapes["logits"] == ((1, MAX_BATCH, MAX_BATCH), (151_936, 151_936, 151_936))
+    assert rows.shapes["edited_ids"] == ((1, MAX_BATCH, MAX_BATCH), (1, 1, 1024))
+    (tmp_path / "sampler.onnx").write_bytes(graph_of(151_936))
+    for target in ("sm80", "sm120"):
+        options = BuildOptions("tensorrt-rtx", target)
+        built = build_engine(tmp_path / "sampler.onnx", (rows,), tmp_path / target, options)
+        assert built.layers["TOPK"] == 3 and built.layers["CUMULATIVE"] == 2 and built.layers["SOFTMAX"] == 2
+    expected = Expected(Component.SAMPLER, Precision.FP16, model, LIMITS, (rows,))
+    assert inspect_plan(tmp_path / "sm120", expected).findings == ()
 
 
 def test_products_in_fp32_are_not_rounded_to_tf32() -> None:
