@@ -4,12 +4,12 @@ Tracing is Python and writing is the disk: for the 9.6 B shape each takes more t
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import active_children, get_context
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import onnx_ir as ir
@@ -74,25 +74,38 @@ def graph_files(
     if weight_bytes < AHEAD_ABOVE_BYTES:
         yield lambda plan: graph_file(plan, model, limits)
         return
-    others = set(active_children())
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        with deaf_to_interrupts():
-            begun = {plan.component: pool.submit(graph_file, plan, model, limits) for plan in plans}
-
-        def finished(plan: GraphPlan) -> bytes:
-            try:
-                return begun[plan.component].result()
-            except BrokenProcessPool as error:
-                raise ResourceError(
-                    f"the process that traces the {plan.component} was ended, most likely for lack of memory; "
-                    "free some and export again"
-                ) from error
-
+    context = get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_trace_all, args=(theirs, plans, model, limits), daemon=True)
+    with deaf_to_interrupts():
+        process.start()
+    theirs.close()  # the only one left is the child's: wherever its end strikes, even within a file, reading ends, too
+    with ThreadPoolExecutor(1, "traced graphs") as reading:
+        files = {plan.component: reading.submit(_received, ours, plan) for plan in plans}
         try:
-            yield finished
-        except BaseException:
-            for child in set(active_children()) - others:
-                child.terminate()  # a trace that nobody waits for any more takes a minute
-            raise
+            yield lambda plan: files[plan.component].result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            process.kill()  # a trace that nobody waits for any more takes a minute
+            process.join()
+    ours.close()
+
+
+def _trace_all(results: Connection, plans: Sequence[GraphPlan], model: ModelConfig, limits: Limits) -> None:
+    for plan in plans:
+        try:
+            results.send(graph_file(plan, model, limits))
+        except Exception as error:
+            results.send(error)
+
+
+def _received(results: Connection, plan: GraphPlan) -> bytes:
+    try:
+        result: bytes | Exception = results.recv()
+    except (EOFError, OSError) as error:
+        raise ResourceError(
+            f"the process that traces the {plan.component} was ended, most likely for lack of memory; "
+            "free some and export again"
+        ) from error
+    if isinstance(result, Exception):
+        raise result
+    return result

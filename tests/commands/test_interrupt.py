@@ -69,15 +69,19 @@ def test_while_a_graph_is_traced_in_a_process_of_its_own(tmp_path: Path) -> None
     )
     program = tmp_path / "program.py"
     program.write_text(code)
-    running = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(program)], stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": f"{ROOT / '.links'}:{ROOT}"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".bundle.staging-*/graphs/fp32/*.weights")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(running.pid, signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    ) as running:  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob(".bundle.staging-*/graphs/fp32/*.weights")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)
+        try:
+            _, said = running.communicate(timeout=60)
+        finally:
+            if running.poll() is None:
+                os.killpg(running.pid, signal.SIGKILL)
     assert (running.returncode, said.splitlines()[-1]) == (130, "vlm-trt: interrupted"), said
     assert "Traceback" not in said, said
     assert [path.name for path in tmp_path.iterdir()] == ["program.py"]

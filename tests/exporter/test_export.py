@@ -2,9 +2,11 @@
 
 import itertools
 import multiprocessing
+import os
 import random
 import re
 import resource
+import struct
 import subprocess
 import sys
 import time
@@ -100,6 +102,16 @@ def test_a_process_for_tracing_that_is_killed_publishes_nothing(
     with pytest.raises(ResourceError, match="process that traces the resampler was ended, most likely for lack of mem"):
         export(CHECKPOINT, tmp_path / "bundle", Choices(Precision.FP16, (Component.RESAMPLER,), **SMALL), kill_children)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_end_within_a_file_is_an_end_too() -> None:
+    """A process that is killed while it hands a graph over must not be waited for."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    os.write(theirs.fileno(), struct.pack("!i", 1000) + b"half")
+    theirs.close()
+    plan = graph_files.graph_plan(Component.RESAMPLER, Precision.FP16, ())
+    with pytest.raises(ResourceError, match="process that traces the resampler was ended"):
+        graph_files._received(ours, plan)
 
 
 @pytest.mark.parametrize("reference", ["beyond", "overlapping"])
