@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,11 @@ class Image:
                 f"a picture is the bytes of a PNG or JPEG file and not {_kind(self.data)}; read the file, as with "
                 "pathlib.Path(…).read_bytes()"
             )
+
+    @cached_property
+    def digest(self) -> bytes:
+        """sha256 of the encoded picture: what it is known by. Computed once, by whoever first asks."""
+        return sha256(self.data).digest()
 
 
 @dataclass(frozen=True)

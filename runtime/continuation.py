@@ -7,14 +7,11 @@ from numpy.typing import NDArray
 
 from vlm_trt.families.messages import Prompt
 from vlm_trt.families.positions import PositionTable
-from vlm_trt.runtime.backend import Binding, Buffer, from_float32
+from vlm_trt.runtime.backend import from_float32
 from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.features import Features
 
 Floats = NDArray[np.float32]
-
-
-# Image features and the memory they lie in.
-Features = tuple[Buffer, Binding]
 
 
 def uploaded(engine: Engine, features: Floats | None) -> Features | None:

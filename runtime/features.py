@@ -4,7 +4,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from threading import Lock
 
 from vlm_trt.families.contract import PictureInputs
@@ -14,6 +13,9 @@ from vlm_trt.families.messages import Image
 from vlm_trt.runtime.backend import Backend, Binding, Buffer
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.timing import StageClock
+
+# Image features [images, tokens, hidden], where the backend computes, behind the memory that they lie in.
+Features = tuple[Buffer, Binding]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class FeatureCache:
     def known(self, images: Sequence[Image]) -> list[ImageFeatures] | None:
         """Features of each picture, if those of all are there already; whatever is being encoded meanwhile."""
         found = []
-        for digest in [sha256(image.data).digest() for image in images]:
+        for digest in [image.digest for image in images]:
             found.append(self._known.get(digest))
             with suppress(KeyError):  # another thread has dropped it
                 self._known.move_to_end(digest)
@@ -67,7 +69,7 @@ class FeatureCache:
         Raises:
             ImageError: the picture cannot be used.
         """
-        return None if sha256(image.data).digest() in self._known else self._prepared(image)
+        return None if image.digest in self._known else self._prepared(image)
 
     def encode(
         self, images: Sequence[Image], clock: StageClock, prepared: Sequence[Prepared | None] = ()
@@ -87,7 +89,7 @@ class FeatureCache:
     def _look_up(
         self, images: Sequence[Image], clock: StageClock, prepared: Sequence[Prepared | None]
     ) -> list[ImageFeatures]:
-        digests = [sha256(image.data).digest() for image in images]
+        digests = [image.digest for image in images]
         found = {digest: self._known[digest] for digest in digests if digest in self._known}
         given = zip(digests, images, prepared, strict=True)
         missing = {digest: (image, ready) for digest, image, ready in given if digest not in found}
@@ -121,7 +123,7 @@ class FeatureCache:
         return Prepared(picture.size, self._family.preprocess(picture, self._engine.model))
 
 
-def together(pictures: Sequence[ImageFeatures], backend: Backend) -> tuple[Buffer, Binding]:
+def together(pictures: Sequence[ImageFeatures], backend: Backend) -> Features:
     """[images, tokens, hidden] of all pictures, and the memory it lies in; what lies in order is not copied."""
     first = pictures[0]
     if all(one.buffer is first.buffer and one.row == first.row + i for i, one in enumerate(pictures)):

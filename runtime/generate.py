@@ -66,7 +66,7 @@ class Generator:
             self.end(sequence, "error", error)
             return
         if not sequence.unfilled:
-            sequence.phase = Phase.DECODE
+            sequence.phase, sequence.features = Phase.DECODE, None
             self._take([sequence])
 
     def decode(self, sequences: Sequence[Generation]) -> None:
@@ -95,6 +95,7 @@ class Generator:
         if sequence.phase is Phase.ENDED:
             return
         sequence.phase, sequence.finish_reason, sequence.error = Phase.ENDED, reason, error
+        sequence.features = None
         sequence.asked.cancel()
         if sequence.slot is not None:
             self.slots.release(sequence.slot)
@@ -130,6 +131,9 @@ class Generator:
         prompt = sequence.request.prompt
         sequence.keys = _keys(prompt, sequence.images)
         sequence.slot = self.slots.acquire(sequence.keys, sequence.table.rotation, prompt.prefix)
+        # From where the prompt is computed on, if a picture stands there.
+        if (prompt.image_rows()[len(sequence.slot.keys) :] >= 0).any():
+            sequence.features = together(sequence.images, self.engine.backend)
         sequence.queue_ms = (perf_counter() - sequence.opened) * 1000
         sequence.reused_tokens = len(sequence.slot.keys)
         sequence.phase = Phase.PREFILL
@@ -138,11 +142,8 @@ class Generator:
         prompt, slot, engine = sequence.request.prompt, sequence.place, self.engine
         part = next(prefill_runs(len(slot.keys), len(prompt.ids), chunk_tokens, prompt.prefix))
         ids, rows = np.array(prompt.ids[part], dtype=np.int64), prompt.image_rows()[part]
-        kept, features = None, None  # the memory must outlive the run
-        if (rows >= 0).any():
-            kept, features = together(sequence.images, engine.backend)
+        features = None if sequence.features is None else sequence.features[1]
         engine.extend(slot.index, ids, rows, features, sequence.table)
-        del kept
         slot.keys += sequence.keys[part]
 
     def _has_cache(self, sequence: Generation) -> bool:

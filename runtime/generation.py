@@ -5,7 +5,7 @@ from enum import StrEnum
 from time import perf_counter
 
 from vlm_trt.families.positions import PositionTable
-from vlm_trt.runtime.features import ImageFeatures
+from vlm_trt.runtime.features import Features, ImageFeatures
 from vlm_trt.runtime.pictures import Asked
 from vlm_trt.runtime.requests import Request, Token
 from vlm_trt.runtime.sampler import Sampler
@@ -39,6 +39,7 @@ class Generation:
     queue_ms: float = 0.0  # from then to its slot
     slot: Slot | None = None  # from its first chunk to its end
     images: list[ImageFeatures] = field(default_factory=list)
+    features: Features | None = None  # of its pictures, until the whole prompt is in the cache
     keys: list[Key] = field(default_factory=list)  # what the positions of the prompt hold
     reused_tokens: int = 0  # positions of the prompt that were in the cache already
     ids: list[int] = field(default_factory=list)

@@ -129,44 +129,40 @@ class VisionLanguageModel:
 
     def request(
         self,
-        conversation: Conversation,
+        prompt: Prompt,
         options: Options = DEFAULTS,
         *,
         top_logprobs: int | None = None,
         constraint: Constraint | None = None,
         deadline_s: float | None = None,
     ) -> Request:
-        """What the scheduler is asked, for an answer to a conversation; made in any thread.
+        """What the scheduler is asked, the pictures decoded and resized; made in any thread.
 
         Args:
-            conversation: a text, or turns.
+            prompt: of `build_prompt` or `text_prompt`.
             options: sampling and limits.
             top_logprobs: how many likeliest ids are told with each token; None for no log-probabilities.
             constraint: what the answer may be.
             deadline_s: seconds from now after which it ends with an error.
         Raises:
-            PromptError: it is no conversation, or does not fit. ImageError: a picture cannot be used.
+            ImageError: a picture cannot be used.
         """
-        request = self._request(self.build_prompt(turns_of(conversation)), options)
-        prepared = tuple(self.generator.features.prepare(image) for image in request.prompt.images)
-        deadline = None if deadline_s is None else self.scheduler.now() + deadline_s
-        return replace(request, top_logprobs=top_logprobs, constraint=constraint, deadline=deadline, prepared=prepared)
+        return replace(
+            self._request(prompt, options),
+            top_logprobs=top_logprobs,
+            constraint=constraint,
+            deadline=None if deadline_s is None else self.scheduler.now() + deadline_s,
+            prepared=tuple(self.generator.features.prepare(image) for image in prompt.images),
+        )
 
-    def text_request(
-        self,
-        text: str,
-        options: Options = DEFAULTS,
-        *,
-        top_logprobs: int | None = None,
-        constraint: Constraint | None = None,
-        deadline_s: float | None = None,
-    ) -> Request:
-        """As `request`, for a text that is continued as it is."""
+    def text_prompt(self, text: str) -> Prompt:
+        """A text as token ids, to be continued as it is.
+
+        Raises:
+            PromptError: it does not fit.
+        """
         limits = self.engine.limits
-        prompt = self._family.continue_text(text, self.tokenizer, self.engine.model, limits.max_seq_tokens)
-        deadline = None if deadline_s is None else self.scheduler.now() + deadline_s
-        request = self._request(prompt, options)
-        return replace(request, top_logprobs=top_logprobs, constraint=constraint, deadline=deadline)
+        return self._family.continue_text(text, self.tokenizer, self.engine.model, limits.max_seq_tokens)
 
     def build_prompt(self, conversation: Sequence[Message]) -> Prompt:
         """The conversation as token ids; its pictures are not looked at.

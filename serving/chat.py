@@ -83,8 +83,9 @@ class Chat:
         return found
 
     def ask(self, asked: ChatRequest, served: Served, pictures: Sequence[Picture], deadline_s: float) -> Request:
-        return served.loop.model.request(
-            conversation(asked.messages, pictures),
+        model = served.loop.model
+        return model.request(
+            model.build_prompt(conversation(asked.messages, pictures)),
             asked.options(),
             top_logprobs=asked.likeliest,
             constraint=served.grammars.constraint(asked.response_format),

@@ -71,8 +71,9 @@ class Completions:
         return []
 
     def ask(self, asked: CompletionRequest, served: Served, pictures: Sequence[Picture], deadline_s: float) -> Request:
-        return served.loop.model.text_request(
-            asked.prompt, asked.options(), top_logprobs=asked.likeliest, deadline_s=deadline_s
+        model = served.loop.model
+        return model.request(
+            model.text_prompt(asked.prompt), asked.options(), top_logprobs=asked.likeliest, deadline_s=deadline_s
         )
 
     def form(self, asked: CompletionRequest, served: Served, number: str) -> TextForm:

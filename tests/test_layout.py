@@ -27,8 +27,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving": {"bundle", "families", "runtime"},
 }
 # Rooms that a server installs: no torch, no ONNX tooling.
-TORCH_FREE = ("bundle", "families", "runtime", "evaluation")
+TORCH_FREE = ("bundle", "families", "runtime", "evaluation", "serving")
 EXPORT_ONLY = {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}
+HEAVY = {"torch", "onnxruntime", "tensorrt", "tensorrt_rtx", "onnx", "fastapi", "httpx", "uvicorn"}
 MAX_LINES = 320
 
 ROOMS = [room for room in MAY_IMPORT if (ROOT / room).is_dir()]
@@ -135,21 +136,33 @@ def test_the_cli_imports_stages_inside_its_commands() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["export"], ["generate"], ["chat"], ["evaluate"], ["quantize"], ["diagnose"], ["profile"], ["build"]],
+    [
+        [],
+        ["export"],
+        ["generate"],
+        ["chat"],
+        ["evaluate"],
+        ["quantize"],
+        ["diagnose"],
+        ["profile"],
+        ["build"],
+        ["serve"],
+    ],
 )
 def test_help_loads_no_heavy_package(command: list[str]) -> None:
     code = (
         "import sys\nfrom click.testing import CliRunner\nfrom vlm_trt import cli\n"
         f"result = CliRunner().invoke(cli.main, {[*command, '--help']!r})\n"
         "assert result.exit_code == 0, result.output\n"
-        "print(sorted({'torch', 'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'onnx'} & set(sys.modules)))"
+        f"print(sorted({HEAVY!r} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_importing_the_runtime_loads_no_torch() -> None:
-    code = "import sys, vlm_trt.runtime.model; print('torch' in sys.modules, 'onnx' in sys.modules)"
+@pytest.mark.parametrize("module", ["runtime.model", "serving.server"])
+def test_importing_what_answers_loads_no_torch(module: str) -> None:
+    code = f"import sys, vlm_trt.{module}; print('torch' in sys.modules, 'onnx' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == ["False", "False"]
 

@@ -1,14 +1,11 @@
 """`vlm-trt serve` before it serves: which bundles by which names, and whether there is room for them."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.commands.runs import vlm_trt
-from tests.conftest import ROOT
 from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.commands import serve
 from vlm_trt.runtime.choice import Choice, choose
@@ -83,19 +80,3 @@ def test_an_address_of_another_machine_is_refused(exported: Callable[..., Path])
     for host in ("192.0.2.1", "no.such.host.invalid"):
         done = vlm_trt("serve", exported("ntk-256"), "--unverified", "--backend", "cpu", "--host", host, "--port", 0)
         assert done.exit_code == 9 and "cannot be used" in done.stderr, done.stderr
-
-
-def test_help_loads_no_server() -> None:
-    code = (
-        "import sys\nfrom click.testing import CliRunner\nfrom vlm_trt import cli\n"
-        "assert CliRunner().invoke(cli.main, ['serve', '--help']).exit_code == 0\n"
-        "print(sorted({'torch', 'onnxruntime', 'onnx', 'fastapi', 'uvicorn', 'httpx'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_the_server_loads_no_torch_and_no_onnx() -> None:
-    code = "import sys, vlm_trt.serving.server, vlm_trt.commands.serve; print({'torch', 'onnx'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "set()"

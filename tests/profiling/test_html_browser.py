@@ -1,25 +1,16 @@
 """The report in a real browser: light and dark, narrow and wide, read out instead of looked at."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.browser import contrast, luminance, needs_browser, opened_browser, rgb
 from tests.profiling.profile_document import document
 from vlm_trt.profiling.html import report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
-BROWSER, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
-pytestmark = pytest.mark.skipif(
-    BROWSER is None or DRIVER is None,
-    reason="Chromium and its driver are not installed: apt-get install chromium chromium-driver",
-)
-_FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-)  # fmt: skip
+pytestmark = needs_browser
 WIDTHS, THEMES = (360, 390, 1400), ("light", "dark")
 EVERY = [(width, theme) for width in WIDTHS for theme in THEMES]
 
@@ -64,14 +55,7 @@ return {ink: of('body', 'color'), page: of('body', 'backgroundColor'), card: of(
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    yield from opened_browser(tmp_path_factory.mktemp("browser"))
 
 
 @pytest.fixture(scope="module")
@@ -129,19 +113,3 @@ def test_words_can_be_read_in_both_themes_and_colours_follow(browser: Any, page:
         assert contrast(colours["soft"], colours["card"]) > 4.5
     assert all(found["light"][name] != found["dark"][name] for name in found["light"])
     assert luminance(found["dark"]["page"]) < luminance(found["light"]["page"])
-
-
-def rgb(colour: str) -> tuple[float, ...]:
-    """Of `rgb(27, 36, 48)`, each from 0 to 1."""
-    return tuple(int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(","))
-
-
-def luminance(colour: tuple[float, ...]) -> float:
-    """Source: WCAG 2.2."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
-    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)

@@ -54,7 +54,8 @@ class Heard:
 
 
 def asked(model: VisionLanguageModel, text: str, *pictures: bytes, options: Options = GREEDY, **more: Any) -> Request:
-    return model.request([Message("user", [*(Image(data) for data in pictures), text])], options, **more)
+    turns = [Message("user", [*(Image(data) for data in pictures), text])]
+    return model.request(model.build_prompt(turns), options, **more)
 
 
 def test_answers_are_those_of_the_model_alone_in_pieces_and_whole(verified: Callable[..., Path], model: Any) -> None:

@@ -70,7 +70,8 @@ def asked_directly(live: Live, conversation: list[Message], tokens: int) -> Answ
             found.append(event)
             ended.set()
 
-    request = live.engine.model.request(conversation, Options(temperature=0, max_new_tokens=tokens))
+    model = live.engine.model
+    request = model.request(model.build_prompt(conversation), Options(temperature=0, max_new_tokens=tokens))
     live.engine.submit(request, listen)
     assert ended.wait(WAIT_S) and isinstance(found[0], Answer), found
     return found[0]

@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -13,22 +12,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.browser import contrast, needs_browser, opened_browser, rgb
 from tests.conftest import ROOT
-from tests.profiling.test_html_browser import contrast, rgb
 from tests.serving.live import Live, serving
 from vlm_trt.serving.settings import Settings
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
-BROWSER, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
-pytestmark = pytest.mark.skipif(
-    BROWSER is None or DRIVER is None,
-    reason="Chromium and its driver are not installed: apt-get install chromium chromium-driver",
-)
-_FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-)  # fmt: skip
+pytestmark = needs_browser
 SCENE = ROOT / "examples" / "demo_model" / "scene.png"
 WIDTHS, THEMES = (360, 390, 768, 1280, 1600), ("light", "dark")
 KEY = "sesame-and-more"
@@ -166,14 +156,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    yield from opened_browser(tmp_path_factory.mktemp("browser"), performance="ALL")
 
 
 @pytest.fixture(scope="module")
