@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.build_full_size import command
+from benchmarks.server import running
 from benchmarks.stages import exported, progress
 from tests.families.made_tokenizers import llama_like
 from vlm_trt.bundle.signature import Precision
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--model", default="bundle")
     arguments = parser.parse_args()
     found: dict[str, Any] = {"environment": environment(), "precision": PRECISION, "runs": []}
-    with running(arguments) as url, TemporaryDirectory() as scratch:
+    with server_of(arguments) as url, TemporaryDirectory() as scratch:
         tokenizer = llama_like(Path(scratch) / "tokenizer.json")
         for clients in arguments.clients:
             options = ("--concurrency", clients, "--request-count", clients * arguments.requests)
@@ -66,23 +67,14 @@ def main() -> None:
 
 
 @contextmanager
-def running(arguments: argparse.Namespace) -> Iterator[str]:
+def server_of(arguments: argparse.Namespace) -> Iterator[str]:
     """The address of a server."""
     if arguments.url:
         yield arguments.url
         return
     bundle = made(arguments.folder, arguments.size)
-    line = [sys.executable, "-m", "vlm_trt.cli", "serve", "--model", f"{arguments.model}={bundle}", "--port", "0"]
-    server = subprocess.Popen(
-        [*line, "--precision", PRECISION, "--unverified", "--no-page"], stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout is not None
-    try:
-        said = next(one for one in server.stdout if one.startswith("listening on "))
-        yield said.removeprefix("listening on ").strip()
-    finally:
-        server.terminate()
-        server.wait(60)
+    with running("--model", f"{arguments.model}={bundle}", "--precision", PRECISION, "--unverified") as server:
+        yield server.url
 
 
 def made(folder: Path, size: str) -> Path:

@@ -8,6 +8,7 @@ import click
 from vlm_trt.commands.serving_values import (
     MEDIA_HOST,
     NAMED_BUNDLE,
+    PER_KEY,
     PORT,
     SECONDS,
     SOME_SECONDS,
@@ -173,6 +174,7 @@ serve_options = with_options(
         multiple=True,
         help="Fetch pictures from this host; may be repeated.  [default: none, pictures come as data URLs]",
     ),
+    click.option("--max-per-key", type=PER_KEY, help="Requests of one key at once.  [default: as many as are taken]"),
     click.option("--max-waiting", type=WAITING, default=64, show_default=True, help="Requests that may wait."),
     click.option("--request-timeout", type=SOME_SECONDS, default=300, show_default=True, help="Seconds for an answer."),
     click.option(

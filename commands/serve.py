@@ -41,6 +41,8 @@ def run(
         missing = f"{error.name} is not installed, and serve needs it; install what it needs"
         raise IncompatibleError(f"{missing}: {how_to_install('serve')}") from None
     keys = key_digests(api_key_file)
+    if rest["max_per_key"] is not None and not keys:
+        raise UsageError("--max-per-key counts requests by key, and there are none; give --api-key-file")
     chosen = _chosen(named, rest)
     require_room(chosen)
     with bind(host, port) as listener:
@@ -132,6 +134,7 @@ def _settings(keys: tuple[bytes, ...], rest: Mapping[str, Any]) -> Any:
 
     return Settings(
         max_waiting=rest["max_waiting"],
+        max_per_key=rest["max_per_key"],
         request_timeout_s=rest["request_timeout"],
         media_hosts=frozenset(rest["media_hosts"]),
         key_digests=keys,

@@ -39,5 +39,5 @@ class MediaHost(click.ParamType[str]):
 
 NAMED_BUNDLE, MEDIA_HOST = NamedBundle(), MediaHost()
 PORT = click.IntRange(0, 65535)
-WAITING = click.IntRange(0, 100_000)
+WAITING, PER_KEY = click.IntRange(0, 100_000), click.IntRange(1, 100_000)
 SECONDS, SOME_SECONDS = Number(0, 86_400), Number(0, 86_400, min_open=True)

@@ -37,7 +37,7 @@ def make_app(services: Services) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
         middleware=[
             Middleware(Front, services=services),
-            Middleware(Keys, digests=settings.key_digests),
+            Middleware(Keys, digests=settings.key_digests, max_per_key=settings.max_per_key),
             Middleware(Bodies, max_body_bytes=settings.max_body_bytes, held=services.held),
         ],
         exception_handlers={HTTPException: _not_routed, ApiError: _refused},

@@ -6,10 +6,11 @@ Text of a library never reaches a client: it may hold addresses, paths or parts 
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_trt.bundle.errors import BusyError, DeadlineError, ImageError, UsageError, VlmTrtError
+from vlm_trt.bundle.errors import BusyError, DeadlineError, ImageError, ResourceError, UsageError, VlmTrtError
 
-INVALID, UNAUTHORIZED, UNKNOWN, BUSY, FAULT = (
-    "invalid_request_error", "authentication_error", "not_found_error", "overloaded_error", "server_error",
+INVALID, UNAUTHORIZED, UNKNOWN, RATE, BUSY, FAULT = (
+    "invalid_request_error", "authentication_error", "not_found_error", "rate_limit_error", "overloaded_error",
+    "server_error",
 )  # fmt: skip
 
 
@@ -49,6 +50,11 @@ def busy(message: str, code: str, retry_after_s: int = 1) -> ApiError:
     return ApiError(503, message, code, BUSY, retry_after_s=retry_after_s)
 
 
+def too_many(message: str) -> ApiError:
+    """Room there is, but not for this client now."""
+    return ApiError(429, message, "rate_limit_exceeded", RATE, retry_after_s=1)
+
+
 def fault(number: str) -> ApiError:
     """A failure of ours, which the log tells under that number."""
     return ApiError(500, f"the server failed at this request; its log tells why, under {number}", "server_error", FAULT)
@@ -67,6 +73,8 @@ def told(error: Exception, number: str, prompt_param: str = "messages") -> ApiEr
             return error
         case DeadlineError():
             return busy("the answer was not complete in time; ask for fewer tokens, or ask later", "timed_out")
+        case MemoryError() | ResourceError():
+            return busy("there is no memory for this now; ask for less, with smaller pictures, or later", "memory_full")
         case BusyError():
             return busy("as many requests wait as may; ask again later", "queue_full")
         case ImageError():

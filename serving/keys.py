@@ -1,7 +1,9 @@
 """API keys: every route asks for one, but those that say how the server is, and the page, whose calls carry one."""
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from secrets import compare_digest
@@ -11,9 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.reading import read_bytes
-from vlm_trt.serving.errors import UNAUTHORIZED, ApiError
-from vlm_trt.serving.exchange import exchange_of
-from vlm_trt.serving.replies import reply
+from vlm_trt.serving.errors import UNAUTHORIZED, ApiError, too_many
 
 VARIABLE = "VLM_TRT_API_KEY"
 # Whatever is not here is closed: a route that somebody adds is, too.
@@ -45,25 +45,49 @@ def key_digests(file: Path | None) -> tuple[bytes, ...]:
 
 def is_known(key: str, digests: Sequence[bytes]) -> bool:
     """Whether it is one of the keys; every digest is compared, in constant time, whichever is right."""
-    given, found = sha256(key.encode("utf-8", "surrogatepass")).digest(), False
+    given, found = _digest(key), False
     for digest in digests:
         found |= compare_digest(given, digest)
     return found
 
 
-class Keys:
-    """Middleware: lets through whoever has a key, and everybody where there are none."""
+def _digest(key: str) -> bytes:
+    return sha256(key.encode("utf-8", "surrogatepass")).digest()
 
-    def __init__(self, app: ASGIApp, digests: Sequence[bytes]) -> None:
-        self._app, self._digests = app, digests
+
+class Keys:
+    """Middleware: lets through whoever has a key, so many requests of each at once; everybody where there are none."""
+
+    def __init__(self, app: ASGIApp, digests: Sequence[bytes], max_per_key: int | None) -> None:
+        self._app, self._digests, self._most = app, digests, max_per_key
+        self._in_flight: Counter[bytes] = Counter()  # requests for answers, by the key's digest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._digests and scope["path"] not in OPEN_PATHS:
-            scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not is_known(key.strip(), self._digests):
-                what = "is not known here" if key else "is missing"
-                message = f"the API key {what}; send it as a header, Authorization: Bearer KEY"
-                refusal = ApiError(401, message, "invalid_api_key", UNAUTHORIZED)
-                await reply(refusal, exchange_of(scope))(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] != "http" or not self._digests or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        with self._let_in(scope):
+            await self._app(scope, receive, send)
+
+    @contextmanager
+    def _let_in(self, scope: Scope) -> Iterator[None]:
+        """
+        Raises:
+            ApiError: there is no key that is known, or as many of its requests are in flight as may be.
+        """
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not is_known(key.strip(), self._digests):
+            what = "is not known here" if key else "is missing"
+            message = f"the API key {what}; send it as a header, Authorization: Bearer KEY"
+            raise ApiError(401, message, "invalid_api_key", UNAUTHORIZED)
+        if self._most is None or scope["method"] != "POST":
+            yield
+            return
+        digest = _digest(key.strip())
+        if self._in_flight[digest] >= self._most:
+            raise too_many(f"{self._most} requests of this key are being answered; ask again when one has ended")
+        self._in_flight[digest] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[digest] -= 1

@@ -20,6 +20,7 @@ class Settings:
     max_body_bytes: int = 32 << 20
     held_bytes: int = 512 << 20  # of all bodies that are being read or answered
     max_waiting: int = 64  # requests of a model that wait for a slot
+    max_per_key: int | None = None  # requests of one key at once; None: as many as the server takes
     max_pictures: int = 8  # of a request
     picture: PictureLimits = field(default_factory=PictureLimits)
     pixels_at_once: int = 80_000_000  # decoded in all threads together, four bytes each and their copies

@@ -60,6 +60,8 @@ def test_a_gpu_has_memory_of_its_own(chosen: Choice, monkeypatch: pytest.MonkeyP
         (["b", "--request-timeout", "0"], 2, "0"),
         (["b", "--allow-media-host", "https://a.example/"], 2, "is no host's name"),
         (["b", "--allow-media-host", "a.example:0"], 2, "has no such port"),
+        (["b", "--max-per-key", "2"], 2, "counts requests by key, and there are none; give --api-key-file"),
+        (["b", "--max-per-key", "0"], 2, "0"),
         (["b", "--api-key-file", "nothing"], 2, "--api-key-file nothing cannot be read"),
     ],
 )

@@ -10,9 +10,7 @@ import pytest
 
 from tests.serving.live import Live, raw, require_own_words
 from tests.serving.pictures import data_url, encoded, png_of
-
-USER = {"role": "user", "content": "hi"}
-GOOD: dict[str, Any] = {"model": "tiny", "messages": [USER], "max_tokens": 2}
+from tests.serving.random_bodies import GOOD, USER, made
 
 
 def picture(url: Any) -> list[dict[str, Any]]:
@@ -162,27 +160,6 @@ def test_a_request_is_numbered_and_nothing_of_the_server_is_told(live: Live) -> 
     assert "server" not in response.headers and "access-control-allow-origin" not in response.headers
     names = [live.client.get("/nope").headers["x-request-id"] for _ in range(2)]
     assert names[0] != names[1]
-
-
-_PIECES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2**63, 1e308, "", "x", "\ud800", "\x00", "user", "data:image/png;base64,", [], {},
-    [[]], {"type": "text"}, {"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:,"}}, USER,
-    [USER], {"role": "system", "content": "x"}, {"include_usage": True}, {"type": "json_object"},
-)  # fmt: skip
-_FIELDS = (
-    "messages", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stream", "stream_options", "logprobs",
-    "top_logprobs", "response_format", "n", "tools", "ignore_eos", "repetition_penalty", "anything",
-)  # fmt: skip
-
-
-def made(rng: random.Random) -> str:
-    """A body with one field or a few of something else, some with a letter of something else."""
-    body = {**GOOD, **{rng.choice(_FIELDS): rng.choice(_PIECES) for _ in range(rng.choice((1, 1, 1, 3)))}}
-    if rng.random() < 0.2:
-        body["messages"] = [rng.choice(_PIECES) for _ in range(rng.randint(0, 3))]
-    content = json.dumps({**body, "max_tokens": 2})
-    at = rng.randrange(len(content)) if rng.random() < 0.1 else len(content)
-    return content[:at] + rng.choice(' {}[]",:0')[at == len(content) :] + content[at + 1 :]
 
 
 def test_bodies_made_at_random_are_answered_or_refused(live: Live) -> None:

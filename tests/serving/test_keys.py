@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
 from openai import AuthenticationError
 
-from tests.serving.live import Live, serving
+from tests.serving.live import Live, serving, until
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.serving import keys
 from vlm_trt.serving.keys import OPEN_PATHS, VARIABLE, is_known, key_digests
@@ -63,6 +66,35 @@ def test_what_is_no_key_is_refused(locked: Live, header: str) -> None:
 def test_a_key_is_asked_for_before_a_body_is_read(locked: Live) -> None:
     response = locked.client.post("/v1/chat/completions", content=b"x" * 100_000)
     assert response.status_code == 401
+
+
+def test_so_many_requests_of_a_key_are_answered_at_once(exported: Callable[..., Path]) -> None:
+    """Another key is asked as before, and what has ended counts no more; a look at the models never does."""
+    digests = tuple(sha256(key.encode()).digest() for key in ("one", "two"))
+    with serving({"tiny": exported("ntk-256")}, Settings(key_digests=digests, max_per_key=2)) as found:
+        one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+        long = {**body, "max_tokens": 200, "ignore_eos": True, "stream": True}
+        scheduler = found.engine.model.scheduler
+        with pytest.MonkeyPatch.context() as patch, ExitStack() as streams:
+            step = scheduler.step
+            patch.setattr(scheduler, "step", lambda: (step(), sleep(0.01)))
+            for _ in range(2):
+                stream = found.client.stream("POST", "/v1/chat/completions", json=long, headers=one)
+                assert streams.enter_context(stream).status_code == 200
+            refused = found.client.post("/v1/chat/completions", json=body, headers=one)
+            error = found.refusal(refused, 429)
+            assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+            assert error["message"] == "2 requests of this key are being answered; ask again when one has ended"
+            assert refused.headers["retry-after"] == "1"
+            assert found.client.get("/v1/models", headers=one).status_code == 200
+            assert found.client.post("/v1/chat/completions", json=body, headers=two).status_code == 200
+        found.idle()
+        until(lambda: found.client.post("/v1/chat/completions", json=body, headers=one).status_code == 200)
+        assert (
+            'requests_rejected_total{reason="rate_limit_exceeded"} 1.0'
+            in found.client.get("/metrics", headers=one).text
+        )
 
 
 def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:

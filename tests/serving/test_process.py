@@ -19,6 +19,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.serving.live import WAIT_S, until
+from tests.serving.pictures import data_url, png_of
 
 Start = Callable[..., "Process"]
 LONG = {
@@ -186,6 +187,35 @@ def test_a_dead_engine_ends_the_process(start: Start) -> None:
     (said,) = [one for one in process.events() if one["event"] == "engine ended"]
     assert said["level"] == "critical" and said["model"] == "tiny"
     assert said["message"] == "the GPU has fallen off the bus" and said["trace"]
+
+
+def test_a_picture_that_takes_all_memory_fails_alone(start: Start) -> None:
+    """The system gives no more memory than 96 MiB beyond what the server has; 36 megapixels take more."""
+    bounded = (
+        "import re, resource; from pathlib import Path; from vlm_trt.serving.server import Server; run = Server.run\n"
+        "def bounded(self, *given):\n"
+        "    has = int(re.search(r'VmSize:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) << 10\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (has + (96 << 20),) * 2)\n"
+        "    return run(self, *given)\n"
+        "Server.run = bounded\n"
+    )
+    process = start(before=bounded, MALLOC_ARENA_MAX="1")
+
+    def asked(side: int) -> httpx.Response:
+        url = data_url(png_of(side, side, bytes(side * (3 * side + 1))))
+        picture = {"type": "image_url", "image_url": {"url": url}}
+        messages = [{"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]}]
+        body = {"model": "tiny", "messages": messages, "max_tokens": 2}
+        return httpx.post(f"{process.url}/v1/chat/completions", json=body, trust_env=False, timeout=WAIT_S)
+
+    assert asked(100).status_code == 200
+    refused = asked(6_000)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1"), refused.text
+    assert refused.json()["error"]["code"] == "memory_full"
+    assert asked(100).status_code == 200
+    process.signal(signal.SIGTERM)
+    assert process.ended() == 0, process.error
+    assert [one["error"] for one in process.events() if one["event"] == "failure"] == ["MemoryError"]
 
 
 def test_a_port_that_is_taken_is_said_before_anything_is_loaded(exported: Callable[..., Path]) -> None:
