@@ -9,8 +9,8 @@ import onnx_ir as ir
 from vlm_trt.bundle.signature import Component
 from vlm_trt.calibration.rounding import Floats, column_chunks
 
-# What a head is called that has its weights from the embeddings.
-_TIED_HEAD = "lm_head.weight"
+# What a head is called, also one that has its weights from the embeddings.
+HEAD = "lm_head.weight"
 _NORMS = ("RMSNormalization", "LayerNormalization")
 
 
@@ -59,9 +59,7 @@ def untied(model: ir.Model) -> ir.Model:
             continue
         tensor = weight.const_value
         assert isinstance(tensor, ir.ExternalTensor), f"{weight.name} is used twice and lies inside the graph"
-        matrix = ir.Value(
-            name=_TIED_HEAD, shape=weight.shape, type=weight.type, const_value=renamed(tensor, _TIED_HEAD)
-        )
+        matrix = ir.Value(name=HEAD, shape=weight.shape, type=weight.type, const_value=renamed(tensor, HEAD))
         model.graph.register_initializer(matrix)
         node.replace_input_with(1, matrix)
     return model

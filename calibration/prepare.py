@@ -6,11 +6,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from vlm_trt.bundle.alignment import PAGE_BYTES
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import UsageError, VerificationError
-from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
+from vlm_trt.bundle.signature import DTYPE_BYTES, WEIGHTED, Component, Precision
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.calibration.linears import Group, find_groups, find_linears, untied
+from vlm_trt.calibration.linears import HEAD, Group, find_groups, find_linears, untied
 from vlm_trt.calibration.recipe import Kind, Recipe
 from vlm_trt.calibration.rewrite import Treatment, treatment
 from vlm_trt.calibration.samples import Samples, find_samples, require_apart, with_tokens
@@ -46,6 +47,19 @@ class Work:
         """What becomes of the group's products; those that stay as they are left out."""
         return tuple(one for one in self.treatments if one.linear in group.linears)
 
+    @property
+    def most_bytes(self) -> int:
+        """What the weights of the quantized graph take at most.
+
+        A head is counted beside its floats: where they are the embeddings, too, they stay.
+        """
+        size = DTYPE_BYTES[self.entry.precision.dtype]
+        freed = sum(
+            one.linear.inputs * one.linear.outputs * size for one in self.treatments if one.linear.weight != HEAD
+        )
+        placed = sum(one.stored_bytes(size) + 2 * PAGE_BYTES for one in self.treatments)
+        return self.entry.weight_bytes - freed + placed
+
 
 @dataclass(frozen=True)
 class Job:
@@ -66,6 +80,11 @@ class Job:
     def float_bytes(self) -> int:
         """Of the weights of all graphs to quantize."""
         return sum(work.entry.weight_bytes for work in self.work.values())
+
+    @property
+    def most_bytes(self) -> int:
+        """What the weights of the quantized graphs take at most; where layers may be left in float, all may."""
+        return self.float_bytes if self.choices.auto else sum(work.most_bytes for work in self.work.values())
 
     @property
     def floats(self) -> tuple[str, ...]:

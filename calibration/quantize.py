@@ -81,7 +81,7 @@ def _quantized(job: Job, say: Callable[[str], None], bars: Bars) -> Report:
     started, path, questions = perf_counter(), job.bundle.path, job.questions
     if job.samples is not None:
         say(job.samples.summary())
-    require_room(path, job.float_bytes)
+    require_room(path, job.most_bytes)
     plans = planned(job, bars.count, say)
     before = None if questions is None else ask(job.float_graphs, questions, bars.count)
     kept: frozenset[str] = frozenset()

@@ -40,6 +40,13 @@ class Treatment:
     kind: Kind  # not FLOAT
     block: int | None = None  # for INT4
 
+    def stored_bytes(self, scale_bytes: int) -> int:
+        """Of its integers and scales, where a scale has so many."""
+        values, blocks = self.linear.inputs * self.linear.outputs, 1
+        if self.block is not None:
+            values, blocks = -(-values // 2), self.linear.inputs // self.block
+        return values + self.linear.outputs * blocks * scale_bytes
+
 
 def treatment(linear: Linear, kind: Kind, block: int) -> Treatment | None:
     """What becomes of a matrix that is to be of that kind; 8 bits where no block divides its inputs, None for float."""
