@@ -110,7 +110,9 @@ def on_the_cpu(folder: Path, checkpoint: Path, bundle: Path, shape: str) -> dict
     found["export_fp32"] = exported(checkpoint, bundle, Precision.FP32)
     shutil.rmtree(checkpoint)  # the largest shape leaves no room for both
     for precision in QUANTIZED:
-        found[f"{precision}, quantize"] = quantized(folder, bundle, precision)
+        found[f"{precision}, quantize"] = done = quantized(folder, bundle, precision)
+        if "refused" in done:
+            sys.exit(done["refused"])
         line = [sys.executable, "-m", "benchmarks.official_shapes", str(folder), shape, "--measure", precision]
         # Memory of this alone.
         found[precision] = json.loads(subprocess.run(line, stdout=subprocess.PIPE, check=True).stdout)
