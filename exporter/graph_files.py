@@ -80,14 +80,13 @@ def graph_files(
     with deaf_to_interrupts():
         process.start()
     theirs.close()  # the only one left is the child's: wherever its end strikes, even within a file, reading ends, too
-    with ThreadPoolExecutor(1, "traced graphs") as reading:
+    with ours, ThreadPoolExecutor(1, "traced graphs") as reading:
         files = {plan.component: reading.submit(_received, ours, plan) for plan in plans}
         try:
             yield lambda plan: files[plan.component].result()
         finally:
             process.kill()  # a trace that nobody waits for any more takes a minute
             process.join()
-    ours.close()
 
 
 def _trace_all(results: Connection, plans: Sequence[GraphPlan], model: ModelConfig, limits: Limits) -> None:
