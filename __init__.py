@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlm_trt.bundle.errors import VlmTrtError
-    from vlm_trt.families.messages import Image, Message, Region, Text
+    from vlm_trt.families.messages import Detail, Image, Message, Region, Text
     from vlm_trt.runtime.chat import Chat
     from vlm_trt.runtime.choice import load
     from vlm_trt.runtime.model import Answer
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Answer": "runtime.model",
     "Chat": "runtime.chat",
+    "Detail": "families.messages",
     "Image": "families.messages",
     "Message": "families.messages",
     "Options": "runtime.options",
@@ -29,7 +30,7 @@ _HOMES = {
     "load": "runtime.choice",
 }
 
-__all__ = ["Answer", "Chat", "Image", "Message", "Options", "Region", "Text", "VlmTrtError", "load"]
+__all__ = ["Answer", "Chat", "Detail", "Image", "Message", "Options", "Region", "Text", "VlmTrtError", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,25 +24,30 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks.bandwidth import bandwidth
 from benchmarks.build_full_size import INT4, anonymous_bytes, built, command, recorded
 from benchmarks.make_checkpoint import BLOCK, write_weights
 from benchmarks.quantized_speed import floor_ms
 from benchmarks.stages import Prompt, decode_ms, prefill_ms, timed
-from tests.families.made_tokenizers import gemma_like, llama_like
+from tests.families.made_tokenizers import gemma_like, llama_like, smollm_like
 from tests.families.published.published_configs import (
     LLAVA_7B,
     LLAVA_13B,
     PALIGEMMA2_3B,
     PALIGEMMA2_10B,
     PALIGEMMA2_28B,
+    SMOLVLM2_2B,
+    SMOLVLM2_256M,
+    SMOLVLM2_500M,
     Config,
     paligemma,
     written,
 )
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
+from vlm_trt.families.contract import tile_count, tiles
 from vlm_trt.families.family import family, family_of
 from vlm_trt.families.messages import PromptShape
 from vlm_trt.runtime.engine import Engine
@@ -51,6 +56,7 @@ from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import CpuBackend
 
 TEXT_TOKENS = 32  # of a prompt, behind its picture
+PICTURE_ROWS_COLUMNS = (480, 640)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,9 @@ SHAPES = {
     "paligemma2-10b": Shape(PALIGEMMA2_10B, "paligemma2", 224, gemma_like),
     "llava-1.5-13b": Shape(LLAVA_13B, "llava15", 336, llama_like),
     "paligemma2-28b": Shape(PALIGEMMA2_28B, "paligemma2", 224, gemma_like),
+    "smolvlm2-256m": Shape(SMOLVLM2_256M, "smolvlm2", 512, smollm_like),
+    "smolvlm2-500m": Shape(SMOLVLM2_500M, "smolvlm2", 512, smollm_like),
+    "smolvlm2-2.2b": Shape(SMOLVLM2_2B, "smolvlm2", 384, smollm_like),
 }
 QUANTIZED = (Precision.INT8_WEIGHT, Precision.INT4)
 
@@ -151,7 +160,7 @@ def quantized(folder: Path, bundle: Path, precision: Precision) -> dict[str, Any
 
 def positions(checkpoint: Path) -> int:
     """Room for one picture and an answer."""
-    return int(-(-(family_of(checkpoint).read_config(checkpoint).connector.tokens + 256) // 256) * 256)
+    return int(-(-(family_of(checkpoint).read_config(checkpoint).most_picture_tokens + 256) // 256) * 256)
 
 
 def write_checkpoint(folder: Path, shape: Shape) -> int:
@@ -189,7 +198,7 @@ def _spread(name: str, dims: tuple[int, ...], layers: int) -> float:
 
 def _write_tokenizer(path: Path, shape: Shape) -> None:
     """A small vocabulary, whose placeholder has the id that the config says."""
-    wanted, last = shape.config["image_token_index"], 999
+    wanted, last = shape.config.get("image_token_index", shape.config.get("image_token_id")), 999
     content = json.loads(shape.tokenizer(path, last + 1, last).read_text())
     content["model"]["vocab"]["<image>"] = wanted
     for token in content["added_tokens"]:
@@ -198,18 +207,20 @@ def _write_tokenizer(path: Path, shape: Shape) -> None:
 
 
 class PicturePrompt(Prompt):
-    """A picture and some text."""
+    """A picture, the size of a small photograph, and some text."""
 
     def __init__(self, engine: Engine) -> None:
         random, model = np.random.default_rng(0), engine.model
-        tokens, side = model.connector.tokens, model.vision.image_size
+        kind = family(model.family)
+        noise = Image.fromarray(random.integers(0, 256, (*PICTURE_ROWS_COLUMNS, 3), dtype=np.uint8))
+        inputs, step = kind.preprocess(noise, model), engine.limits.max_images
+        self.runs = [[tiles(inputs, at, at + step)] for at in range(0, tile_count(inputs), step)]
+        tokens = tile_count(inputs) * model.connector.tokens
         count = tokens + TEXT_TOKENS
         self.ids = random.integers(5, 900, count)
         self.rows = np.full(count, -1)
         self.rows[:tokens] = np.arange(tokens)
-        self.pictures = [{"pixel_values": random.standard_normal((1, 3, side, side), dtype=np.float32)}]
         prefix = 0 if model.generation.chat_format.converses else count
-        kind = family(model.family)
         self.table = kind.position_table(model.decoder, PromptShape(count, prefix), engine.limits.max_seq_tokens)
 
 
@@ -221,11 +232,12 @@ def measured(bundle: Bundle, precision: Precision) -> dict[str, Any]:
     load_seconds = perf_counter() - started
     loaded = anonymous_bytes(os.getpid())
     prompt = PicturePrompt(engine)
-    engine.encode_vision(prompt.pictures)
-    vision_ms = timed(lambda: engine.encode_vision(prompt.pictures))
-    patches = engine.encode_vision(prompt.pictures)
-    connector_ms = timed(lambda: engine.resample(patches))
-    features = engine.backend.upload(np.array(engine.resample(patches).read()[0]), engine.precision.dtype)
+    patches = [engine.encode_vision(run) for run in prompt.runs]
+    vision_ms = timed(lambda: [engine.encode_vision(run) for run in prompt.runs])
+    parts = [engine.resample(one).read() for one in patches]
+    connector_ms = timed(lambda: [engine.resample(one) for one in patches])
+    rows = np.concatenate(parts).reshape(-1, engine.model.decoder.hidden)
+    features = engine.backend.upload(rows, engine.precision.dtype)
     prefill_ms(engine, prompt, features)
     prefill, decode = prefill_ms(engine, prompt, features), decode_ms(engine, prompt, features)
     floor = floor_ms(bundle, precision, read)

@@ -36,9 +36,8 @@ _ENGINES = ("shape", "graphs", "GPU", "seconds", "peak memory, GiB")
 
 def _cpu(results: list[dict[str, Any]]) -> Iterator[str]:
     yield "Random weights of the published shape, exported in fp32 and quantized without samples; one picture and 32"
-    yield "tokens of text, two cores; memory without mapped files. Other work ran beside it, whole test runs beside"
-    yield "LLaVA and PaliGemma 1, so times are not the least there are"
-    yield "(`python -m benchmarks.official_shapes FOLDER SHAPE --engines`):"
+    yield "tokens of text, two cores; memory without mapped files. Other work ran beside LLaVA and PaliGemma 2 3B, so"
+    yield "their times are not the least there are (`python -m benchmarks.official_shapes FOLDER SHAPE --engines`):"
     yield ""
     yield from _head(_CPU)
     for one in results:

@@ -87,11 +87,12 @@ class ChatFormat(StrEnum):
     RAW = "raw"  # Qwen-VL: the text as it is
     LLAVA = "llava"  # USER: … ASSISTANT:
     TASK = "task"  # PaliGemma: a task and a line break
+    UTTERANCES = "utterances"  # SmolVLM2: User: …<end_of_utterance>
 
     @property
     def converses(self) -> bool:
         """Whether there may be several turns."""
-        return self in (ChatFormat.CHATML, ChatFormat.LLAVA)
+        return self in (ChatFormat.CHATML, ChatFormat.LLAVA, ChatFormat.UTTERANCES)
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,11 @@ class ModelConfig:
     decoder: DecoderConfig
     generation: GenerationDefaults
 
+    @property
+    def most_picture_tokens(self) -> int:
+        """Image tokens of one picture, at most."""
+        return self.pictures.most_tiles(self.vision.image_size) * self.connector.tokens
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -125,7 +131,7 @@ class Limits:
 
     max_seq_tokens: Annotated[int, TOKENS]
     max_batch: Annotated[int, AT_ONCE]
-    max_images: Annotated[int, AT_ONCE]  # pictures per vision-encoder run
+    max_images: Annotated[int, AT_ONCE]  # pictures per vision-encoder run, or tiles of pictures
 
 
 DEFAULT_MAX_BATCH = 4
@@ -134,7 +140,7 @@ DEFAULT_MAX_IMAGES = 4
 
 def usual_limits(model: ModelConfig) -> Limits:
     """The limits of an export that asks for none: the training length, and room for two pictures and a question."""
-    positions = max(model.decoder.trained_tokens, 2 * model.connector.tokens + 256)
+    positions = max(model.decoder.trained_tokens, 2 * model.most_picture_tokens + 256)
     return Limits(min(positions, model.decoder.max_positions), DEFAULT_MAX_BATCH, DEFAULT_MAX_IMAGES)
 
 
@@ -146,8 +152,8 @@ def require_limits(model: ModelConfig, limits: Limits) -> None:
     longest = model.decoder.max_positions
     if limits.max_seq_tokens > longest:
         raise UsageError(f"--max-seq-tokens {limits.max_seq_tokens} is beyond the model's {longest} positions")
-    if limits.max_seq_tokens < model.connector.tokens + 32:
+    if limits.max_seq_tokens < model.most_picture_tokens + 32:
         raise UsageError(
-            f"--max-seq-tokens {limits.max_seq_tokens} does not hold one picture ({model.connector.tokens} tokens) "
+            f"--max-seq-tokens {limits.max_seq_tokens} does not hold one picture ({model.most_picture_tokens} tokens) "
             "and a question"
         )

@@ -131,7 +131,15 @@ class MlpConnector(_Connector):
     bias: bool
 
 
-Connector = ResamplerConnector | LinearConnector | MlpConnector
+@dataclass(frozen=True, kw_only=True)
+class PixelShuffleConnector(_Connector):
+    """A square of patches becomes one token: their features one after the other, and one product without bias."""
+
+    type: Literal["pixel_shuffle"] = "pixel_shuffle"
+    side: Annotated[int, GRID]  # of the square, patches
+
+
+Connector = ResamplerConnector | LinearConnector | MlpConnector | PixelShuffleConnector
 
 
 # --- Decoder blocks: how attention and a gated MLP are put together in a layer.
@@ -169,7 +177,7 @@ class SandwichBlock(_Block):
 Block = SerialBlock | SandwichBlock
 
 
-# --- Picture rules: a picture of any size → a square of the tower's size, all of them bicubic.
+# --- Picture rules: a picture of any size → one square of the tower's size or several, its tiles.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,17 +195,21 @@ class _PictureRule:
         Annotated[float, CHANNEL_STD],
     ]
 
+    def most_tiles(self, side: int) -> int:
+        """How many squares of that side a picture becomes at most."""
+        return 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Squash(_PictureRule):
-    """The whole picture, its aspect not kept."""
+    """The whole picture, its aspect not kept; bicubic."""
 
     type: Literal["squash"] = "squash"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CentreCrop(_PictureRule):
-    """The short side is resized to `short_side`, and what lies beyond the square in the middle is cut off."""
+    """The short side is resized to `short_side`, bicubic; what lies beyond the square in the middle is cut off."""
 
     type: Literal["centre_crop"] = "centre_crop"
     short_side: Annotated[int, SIDE]
@@ -205,9 +217,22 @@ class CentreCrop(_PictureRule):
 
 @dataclass(frozen=True, kw_only=True)
 class PadSquare(_PictureRule):
-    """The whole picture in the middle of a square of the mean colour."""
+    """The whole picture in the middle of a square of the mean colour; bicubic."""
 
     type: Literal["pad_square"] = "pad_square"
 
 
-PictureRule = Squash | CentreCrop | PadSquare
+@dataclass(frozen=True, kw_only=True)
+class Split(_PictureRule):
+    """The long side is resized to `long_side`, with Lanczos, and the picture cut into squares, the whole of it last."""
+
+    type: Literal["split"] = "split"
+    long_side: Annotated[int, SIDE]
+    cuts: bool  # unless a request says otherwise; if not, there is the whole picture alone
+
+    def most_tiles(self, side: int) -> int:
+        across = -(-self.long_side // side)
+        return across**2 + 1 if across > 1 else 1
+
+
+PictureRule = Squash | CentreCrop | PadSquare | Split

@@ -94,20 +94,19 @@ def require_apart(seen: Set[str], examples: Iterable[Query], evaluation: str) ->
             )
 
 
-def turns(sample: Sample, chat_format: ChatFormat, *, pictures: bool = True) -> list[Message]:
+def turns(sample: Sample, chat_format: ChatFormat) -> list[Message]:
     """The conversation that is answered. An answer given is a turn, and the question repeated: so its tokens, tags and
     all, are those of a conversation. A model that does not converse is asked, and answers by itself.
 
     Args:
         sample: what is asked.
         chat_format: of the model.
-        pictures: whether they are read.
     Raises:
         ImageError: a picture cannot be read.
     """
     if sample.answer is not None and chat_format.converses:
         sample = replace(sample, history=(*sample.history, (sample.prompt, sample.answer)))
-    return conversation(sample, pictures=pictures)
+    return conversation(sample)
 
 
 def with_tokens(found: Samples, chat_format: ChatFormat, build: Callable[[Sequence[Message]], Prompt]) -> Samples:
@@ -123,11 +122,11 @@ def with_tokens(found: Samples, chat_format: ChatFormat, build: Callable[[Sequen
     prompts = []
     for sample in found.samples:
         try:
-            prompts.append(build(turns(sample, chat_format, pictures=False)))
+            prompts.append(build(turns(sample, chat_format)))
         except UsageError as error:
             raise type(error)(f"{sample.name}: {error}") from error
     lengths = [len(prompt.ids) for prompt in prompts]
-    visual = sum(span.stop - span.start for prompt in prompts for span in prompt.spans)
+    visual = sum(prompt.picture_tokens for prompt in prompts)
     tokens = {
         "tokens of the prompts": {"visual": visual, "text": sum(lengths) - visual},
         "tokens of a prompt": {

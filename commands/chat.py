@@ -12,7 +12,7 @@ from vlm_trt.commands.generate import load_with, read_images, show_end
 from vlm_trt.commands.interrupt import forget
 from vlm_trt.commands.terminal import printable, say, standard_input
 from vlm_trt.commands.typed_paths import complete_with, completed, typed_paths
-from vlm_trt.families.messages import Image, Part, Text
+from vlm_trt.families.messages import Detail, Image, Part, Text
 from vlm_trt.runtime.chat import Chat
 from vlm_trt.runtime.model import Answer, VisionLanguageModel
 
@@ -22,9 +22,10 @@ HELP = """/image PATH   add a picture to the next turn; tab completes the path, 
 /quit         leave (or Ctrl-D)"""
 
 
-def run(bundle: Path, images: Sequence[Path], system: str | None, **rest: Any) -> None:
+def run(bundle: Path, images: Sequence[Path], detail: str, system: str | None, **rest: Any) -> None:
     standard_input()
-    pending = read_images(images)
+    looked_at = Detail(detail)
+    pending = read_images(images, looked_at)
     model, options = load_with(bundle, **rest)
     if not model.manifest.model.generation.chat_format.converses:
         raise UsageError(f"{bundle} is of a base model, which answers one text and does not chat; use generate")
@@ -47,7 +48,7 @@ def run(bundle: Path, images: Sequence[Path], system: str | None, **rest: Any) -
                 chat, pending = Chat(model, system), []
                 click.echo("The conversation is forgotten.")
             case "/image":
-                pending += _pictures(argument.strip())
+                pending += _pictures(argument.strip(), looked_at)
             case _ if command.startswith("/"):
                 click.echo(f"{command} is no command; /help lists them, and a turn may not start with a slash")
             case _:
@@ -78,10 +79,10 @@ def _typed() -> str | None:
         raise PromptError(f"what was typed is no UTF-8 text ({error.reason}); convert it") from None
 
 
-def _pictures(typed: str) -> list[Image]:
+def _pictures(typed: str, detail: Detail) -> list[Image]:
     """The pictures at the paths typed, or nothing and a line that says why."""
     try:
-        found = read_images(typed_paths(typed))
+        found = read_images(typed_paths(typed), detail)
     except UsageError as error:
         click.echo(printable(str(error)))
         return []

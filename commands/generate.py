@@ -13,7 +13,7 @@ from vlm_trt.bundle.errors import PromptError
 from vlm_trt.commands.draw import require_drawable, write_drawing
 from vlm_trt.commands.terminal import printable, say, standard_input
 from vlm_trt.families.images import decode_image, read_picture
-from vlm_trt.families.messages import Image, Message, Part, Text
+from vlm_trt.families.messages import Detail, Image, Message, Part, Text
 from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.model import Answer, VisionLanguageModel
 from vlm_trt.runtime.options import Options
@@ -23,13 +23,14 @@ def run(
     bundle: Path,
     prompt: str,
     images: Sequence[Path],
+    detail: str,
     draw: Path | None,
     as_json: bool,
     quiet: bool,
     system: str | None,
     **rest: Any,
 ) -> None:
-    parts: list[Part] = [*read_images(images), Text(_standard_input() if prompt == "-" else prompt)]
+    parts: list[Part] = [*read_images(images, Detail(detail)), Text(_standard_input() if prompt == "-" else prompt)]
     if draw is not None:
         require_drawable(draw, images, parts)
     model, options = load_with(bundle, **rest)
@@ -66,9 +67,12 @@ def _standard_input() -> str:
         raise PromptError(f"standard input is no UTF-8 text (byte {error.start}); convert it") from None
 
 
-def read_images(paths: Sequence[Path]) -> list[Image]:
+def read_images(paths: Sequence[Path], detail: Detail = Detail.AUTO) -> list[Image]:
     """The pictures of those files, decoded once to see that they can be: loading a bundle may take much longer.
 
+    Args:
+        paths: of the files.
+        detail: how much of them is looked at.
     Raises:
         ImageError: a file cannot be read, or holds no picture.
     """
@@ -76,7 +80,7 @@ def read_images(paths: Sequence[Path]) -> list[Image]:
     for path in paths:
         data = read_picture(path)
         decode_image(data, str(path))
-        images.append(Image(data, path.name))
+        images.append(Image(data, path.name, detail))
     return images
 
 

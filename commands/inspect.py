@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from vlm_trt.bundle.config import DecoderConfig
+from vlm_trt.bundle.config import DecoderConfig, ModelConfig
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.leftovers import leftovers
 from vlm_trt.bundle.manifest import Manifest
@@ -35,7 +35,8 @@ def _description(bundle: Bundle) -> list[str]:
         "",
         f"vision encoder   {vision.image_size} px → {vision.patches} patches of {vision.width}, {vision.layers} layers "
         f"({_words(vision.type)}; pictures: {_words(model.pictures.type)})",
-        f"resampler        {connector.tokens} tokens of {connector.hidden} per picture ({_words(connector.type)})",
+        f"resampler        {connector.tokens} tokens of {connector.hidden} per {_seen(model)} "
+        f"({_words(connector.type)})",
         f"decoder          {decoder.layers} layers of {decoder.hidden} ({_words(decoder.block.type)}), "
         f"{_heads(decoder)}, vocabulary {decoder.vocab_size}",
         f"positions        {_positions(decoder)}",
@@ -48,6 +49,12 @@ def _description(bundle: Bundle) -> list[str]:
         *(_engine_lines(bundle.path, manifest) if manifest.engines else []),
         *_left_lines(bundle),
     ]
+
+
+def _seen(model: ModelConfig) -> str:
+    """What the tower sees at once, and how many of them a picture may be."""
+    most = model.pictures.most_tiles(model.vision.image_size)
+    return "picture" if most == 1 else f"tile, up to {most} tiles per picture"
 
 
 def _heads(decoder: DecoderConfig) -> str:

@@ -19,6 +19,7 @@ from vlm_trt.commands.values import (
     BATCHES,
     BUILDERS,
     COMPONENTS,
+    DETAILS,
     FLOATS,
     GIBIBYTES,
     LEAST_SCORE,
@@ -143,6 +144,13 @@ load_options = with_options(
 )
 # What sampling values may be stands in `runtime/sampler.py`, and they are refused before a bundle is loaded.
 answer_options = with_options(
+    click.option(
+        "--detail",
+        type=DETAILS,
+        default="auto",
+        show_default=True,
+        help="Of pictures, for models that cut them into tiles: the whole alone, or tiles too.",
+    ),
     click.option("--system", type=TEXT, help="System text.  [default: the model's own]"),
     click.option("--max-new-tokens", type=NEW_TOKENS, help="Longest answer.  [default: the model's]"),
     click.option("--greedy", is_flag=True, default=None, help="Always take the likeliest token."),

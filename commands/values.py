@@ -17,6 +17,7 @@ PRECISIONS = click.Choice([str(precision) for precision in Precision])
 COMPONENTS = click.Choice([str(component) for component in Component])
 BACKENDS = click.Choice(["auto", "tensorrt", "tensorrt-rtx", "cuda", "cuda-graph", "cpu"])
 STAGES = click.Choice(["export", "verify", "build", "run"])
+DETAILS = click.Choice(["auto", "low", "high"])
 BUILDERS = click.Choice(["tensorrt", "tensorrt-rtx"])
 
 EVERY_TASK = "all"

@@ -70,18 +70,18 @@ def evaluate(
     started = perf_counter()
     about = data.name
 
-    def conversations(pictures: bool) -> Iterator[Sequence[Message]]:
+    def conversations() -> Iterator[Sequence[Message]]:
         nonlocal about
         for example in data.examples:
             about = example.name
-            yield conversation(example, pictures=pictures)
+            yield conversation(example)
 
     judged: dict[int, Judged] = {}
     try:
-        for unread in conversations(pictures=False):  # a long run must not end at a prompt that is too long
-            model.build_prompt(unread)
+        for unasked in conversations():  # a long run must not end at a prompt that is too long
+            model.build_prompt(unasked)
         options = Options(greedy=True, max_new_tokens=max_new_tokens)
-        for at, answer in model.answer_each(conversations(pictures=True), options):
+        for at, answer in model.answer_each(conversations(), options):
             if isinstance(answer, Exception):
                 about = data.examples[at].name
                 raise answer
@@ -115,13 +115,13 @@ def rows(answers: Sequence[Judged]) -> dict[tuple[str, str], list[int]]:
     return found
 
 
-def conversation(example: Query, *, pictures: bool = True) -> list[Message]:
-    """The turns of an example, its pictures before the first: read now, or left empty where only tokens count.
+def conversation(example: Query) -> list[Message]:
+    """The turns of an example, its pictures before the first: read now.
 
     Raises:
         ImageError: a picture cannot be read.
     """
-    images = [Image(source.read() if pictures else b"", source.name) for source in example.images]
+    images = [Image(source.read(), source.name) for source in example.images]
     turns = [*example.history, (example.prompt, None)]
     messages: list[Message] = []
     for user, assistant in turns:

@@ -10,18 +10,33 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
-from vlm_trt.families.messages import Answered, Message, Prompt, PromptShape
+from vlm_trt.families.messages import Answered, Detail, Message, Prompt, PromptShape
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.families.weights import WeightMap
 
-# What the vision encoder is given of one picture, by the names of its graph's inputs; the leading axis is one that
-# pictures of a run share.
+# What the vision encoder is given of one picture, by the names of its graph's inputs. The leading axis counts the
+# picture's tiles: what the tower sees as a picture of its own. A run takes tiles of any pictures.
 PictureInputs = dict[str, NDArray[np.float32]]
 
 
 def stacked(pictures: Sequence[PictureInputs]) -> PictureInputs:
     """The inputs of one run of the vision encoder for several pictures."""
     return {name: np.concatenate([one[name] for one in pictures]) for name in pictures[0]}
+
+
+def tile_count(picture: PictureInputs) -> int:
+    """How many tiles a picture has."""
+    return len(next(iter(picture.values())))
+
+
+def tiles(pictures: PictureInputs, start: int, stop: int) -> PictureInputs:
+    """The tiles start…stop−1 of one picture, or of several that are stacked."""
+    return {name: array[start:stop] for name, array in pictures.items()}
+
+
+class Preprocess(Protocol):
+    def __call__(self, picture: Picture, model: ModelConfig, detail: Detail = Detail.AUTO) -> PictureInputs:
+        """What the vision encoder is given of an RGB picture of any size."""
 
 
 class Tokenizer(Protocol):
@@ -58,7 +73,7 @@ class Family:
     load_tokenizer: Callable[[Path, ModelConfig], Tokenizer]
     build_prompt: Callable[[Sequence[Message], Any, ModelConfig, int], Prompt]
     continue_text: Callable[[str, Any, ModelConfig, int], Prompt]  # a text as it is, without the form of a conversation
-    preprocess: Callable[[Picture, ModelConfig], PictureInputs]
+    preprocess: Preprocess
     position_table: Callable[[DecoderConfig, PromptShape, int], PositionTable]
     parse_answer: Callable[[str, Sequence[tuple[int, int]]], Answered]
     # How answers name places: a name and boxes (left, top, right, bottom as shares of the picture's sides); None where

@@ -24,6 +24,7 @@ _FAMILIES = (
     _Known("qwen_vl", "Qwen-VL and Qwen-VL-Chat", ("qwen",)),
     _Known("llava15", "LLaVA-1.5", ("llava", "llava_llama")),  # the second: the original repository's
     _Known("paligemma", "PaliGemma 1 and 2", ("paligemma",)),
+    _Known("smolvlm2", "SmolVLM2", ("smolvlm",)),
 )
 
 

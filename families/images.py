@@ -46,7 +46,8 @@ def decode_image(data: bytes, name: str = "") -> Image.Image:
         with _DECODING, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata; we check ourselves
             picture = Image.open(io.BytesIO(file.data), formats=[file.kind])
-            _require_size(picture.size, what)
+            if picture.size != file.size:  # how many tokens it has was told by the header
+                raise ImageError(f"{what} is damaged (its header says {file.size}, its pixels {picture.size})")
             _require_cheap(decoding_bytes(file, picture), picture.size, what)
             picture.load()
             return _rgb(picture)

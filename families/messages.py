@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from hashlib import sha256
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.errors import ImageError, PromptError, UsageError
+from vlm_trt.families.images import picture_size
 
 Point = tuple[int, int]
 
@@ -22,12 +24,21 @@ class Text:
             raise PromptError(f"a text is a str and not {_kind(self.text)}; convert it")
 
 
+class Detail(StrEnum):
+    """How much of a picture a model that can cut it into tiles looks at; other models see every picture alike."""
+
+    AUTO = "auto"  # as the checkpoint says
+    LOW = "low"  # the whole of it, once
+    HIGH = "high"  # tiles of it too
+
+
 @dataclass(frozen=True)
 class Image:
     """An encoded picture (PNG, JPEG, …). `name` is written into the prompt's image span and changes no answer."""
 
     data: bytes = field(repr=False)
     name: str = ""
+    detail: Detail = Detail.AUTO
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, bytes):
@@ -40,6 +51,20 @@ class Image:
     def digest(self) -> bytes:
         """sha256 of the encoded picture: what it is known by. Computed once, by whoever first asks."""
         return sha256(self.data).digest()
+
+    @property
+    def key(self) -> bytes:
+        """What its features are known by: the picture, and how it is looked at."""
+        return self.digest + (b"" if self.detail is Detail.AUTO else self.detail.encode())
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, as the file says; nothing is decoded.
+
+        Raises:
+            ImageError: it is no picture, or one too large.
+        """
+        return picture_size(self.data, self.name)
 
 
 @dataclass(frozen=True)
@@ -111,7 +136,7 @@ def turns_of(conversation: Conversation, images: Sequence[bytes] = ()) -> Sequen
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """The positions start…stop−1 of the prompt hold the features of `image`."""
+    """The positions start…stop−1 of the prompt hold features of `image`: all of them, or those of one of its tiles."""
 
     start: int
     stop: int
@@ -129,10 +154,15 @@ class PromptShape:
 @dataclass(frozen=True)
 class Prompt:
     ids: tuple[int, ...]  # those of picture positions are not looked up
-    spans: tuple[ImageSpan, ...]  # one per picture, in order
+    spans: tuple[ImageSpan, ...]  # in order; of a picture all together
     images: tuple[Image, ...]
     dropped_turns: int = 0  # oldest turns left out because the window was full
     prefix: int = 0  # as `PromptShape` has it
+
+    @property
+    def picture_tokens(self) -> int:
+        """How many positions hold features of pictures."""
+        return sum(span.stop - span.start for span in self.spans)
 
     @property
     def shape(self) -> PromptShape:
@@ -142,7 +172,7 @@ class Prompt:
         """Row of the pictures' stacked features at each position, −1 for text; `length` counts what follows too."""
         rows = np.full(len(self.ids) if length is None else length, -1, dtype=np.int64)
         row = 0
-        for span in sorted(self.spans, key=lambda one: one.image):
+        for span in self.spans:
             tokens = span.stop - span.start
             rows[span.start : span.stop] = np.arange(row, row + tokens)
             row += tokens

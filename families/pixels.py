@@ -1,4 +1,4 @@
-"""Pictures → pixel values: made a square by the checkpoint's rule, bicubic, then (v / 255 − mean) / std.
+"""Pictures → pixel values: made squares by the checkpoint's rule, then (v / 255 − mean) / std.
 
 Byte for byte what the original makes with Pillow. Rows and columns are resized one after the other, as Pillow itself
 does it, so that a picture that is far longer than wide needs no square of its longer side.
@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image, Resampling, new
 
-from vlm_trt.bundle.parts import CentreCrop, PadSquare, PictureRule, Squash
+from vlm_trt.bundle.parts import CentreCrop, PadSquare, PictureRule, Split, Squash
+from vlm_trt.families.messages import Detail
+from vlm_trt.families.splitting import tiles_of
 
 _ROWS_AT_ONCE = 256
 # Beyond it, the ends of a long picture are cut off before they are enlarged, and not only after: 32768×1 pixels would
@@ -16,27 +18,34 @@ _ROWS_AT_ONCE = 256
 _LONGEST_ASPECT = 100
 
 
-def pixel_values(picture: Image, rule: PictureRule, side: int) -> dict[str, NDArray[np.float32]]:
-    """`pixel_values` [1, 3, side, side] fp32 of an RGB picture of any size.
+def pixel_values(
+    picture: Image, rule: PictureRule, side: int, detail: Detail = Detail.AUTO
+) -> dict[str, NDArray[np.float32]]:
+    """`pixel_values` [tiles, 3, side, side] fp32 of an RGB picture of any size.
 
-    Source: `visual.py` of Qwen-VL, CLIPImageProcessor and LlavaImageProcessor (`do_pad`) of transformers, Pillow
-    backend.
+    Source: `visual.py` of Qwen-VL, CLIPImageProcessor, LlavaImageProcessor (`do_pad`) and SmolVLMImageProcessor of
+    transformers, Pillow backend.
     """
+    found = squares(picture, rule, side, detail)
     mean, std = np.array(rule.mean, dtype=np.float32), np.array(rule.std, dtype=np.float32)
-    values = (np.asarray(square(picture, rule, side), dtype=np.float32) / np.float32(255) - mean) / std
-    return {"pixel_values": np.ascontiguousarray(values.transpose(2, 0, 1)[None])}
+    values = np.empty((len(found), 3, side, side), dtype=np.float32)
+    for at, one in enumerate(found):
+        values[at] = ((np.asarray(one, dtype=np.float32) / np.float32(255) - mean) / std).transpose(2, 0, 1)
+    return {"pixel_values": values}
 
 
-def square(picture: Image, rule: PictureRule, side: int) -> Image:
-    """The picture as a square RGB one of that side."""
+def squares(picture: Image, rule: PictureRule, side: int, detail: Detail = Detail.AUTO) -> list[Image]:
+    """The picture as square RGB ones of that side."""
     match rule:
         case Squash():
-            return picture.resize((side, side), Resampling.BICUBIC)
+            return [picture.resize((side, side), Resampling.BICUBIC)]
         case CentreCrop():
-            return _centre(picture, rule.short_side, side)
+            return [_centre(picture, rule.short_side, side)]
         case PadSquare():
             red, green, blue = (int(255 * colour) for colour in rule.mean)
-            return _padded(picture, (red, green, blue), side)
+            return [_padded(picture, (red, green, blue), side)]
+        case Split():
+            return tiles_of(picture, rule, side, detail)
 
 
 def _centre(picture: Image, short_side: int, side: int) -> Image:

@@ -4,9 +4,10 @@ from PIL.Image import Image
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.families.contract import PictureInputs
+from vlm_trt.families.messages import Detail
 from vlm_trt.families.pixels import pixel_values
 
 
-def preprocess(picture: Image, model: ModelConfig) -> PictureInputs:
-    """`pixel_values` [1, 3, side, side] of an RGB picture of any size."""
-    return pixel_values(picture, model.pictures, model.vision.image_size)
+def preprocess(picture: Image, model: ModelConfig, detail: Detail = Detail.AUTO) -> PictureInputs:
+    """`pixel_values` [tiles, 3, side, side] of an RGB picture of any size."""
+    return pixel_values(picture, model.pictures, model.vision.image_size, detail)

@@ -1,34 +1,51 @@
 """What prompts of all families share: pieces with pictures in them, a conversation's turns, and whether it fits."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.families.messages import Image, ImageSpan, Message, Part, Prompt, Region, Text
 
+Stretch = tuple[int, int]  # first position, and the one behind the last
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A picture in a piece, at positions relative to its start."""
+
+    image: Image
+    stretches: tuple[Stretch, ...]  # one for each of its tiles, or one for all
+
 
 @dataclass(frozen=True)
 class Piece:
-    """Some of a prompt: ids, and the pictures at positions relative to its start."""
+    """Some of a prompt: ids, and the pictures among them."""
 
     ids: tuple[int, ...] = ()
-    images: tuple[tuple[int, Image], ...] = ()  # first position of the span, picture
+    images: tuple[Placed, ...] = ()
 
     def __add__(self, other: "Piece") -> "Piece":
-        moved = tuple((at + len(self.ids), image) for at, image in other.images)
-        return Piece(self.ids + other.ids, self.images + moved)
+        by = len(self.ids)
+        moved = (Placed(one.image, tuple((a + by, b + by) for a, b in one.stretches)) for one in other.images)
+        return Piece(self.ids + other.ids, (*self.images, *moved))
 
-    def prompt(self, picture_tokens: int, *, dropped_turns: int = 0, prefix: int = 0) -> Prompt:
+    @classmethod
+    def picture(cls, image: Image, ids: Sequence[int], before: Sequence[int] = (), behind: Sequence[int] = ()) -> Self:
+        """A picture whose features stand in one stretch, and what is written around it."""
+        start = len(before)
+        return cls((*before, *ids, *behind), (Placed(image, ((start, start + len(ids)),)),))
+
+    def prompt(self, *, dropped_turns: int = 0, prefix: int = 0) -> Prompt:
         """The whole of a prompt.
 
         Args:
-            picture_tokens: length of a picture's span.
             dropped_turns: turns left out of it.
             prefix: positions that attend to each other in both directions.
         """
-        spans = tuple(ImageSpan(at, at + picture_tokens, i) for i, (at, _) in enumerate(self.images))
-        return Prompt(self.ids, spans, tuple(image for _, image in self.images), dropped_turns, prefix)
+        spans = tuple(ImageSpan(*stretch, i) for i, one in enumerate(self.images) for stretch in one.stretches)
+        return Prompt(self.ids, spans, tuple(one.image for one in self.images), dropped_turns, prefix)
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,7 @@ class Room:
 
     max_tokens: int  # positions
     longest_token: int  # characters, or bytes, that one token stands for at most
-    picture_tokens: int  # all that are written for a picture
+    picture_tokens: int  # all that are written for a picture, at least
 
     def least_tokens(self, message: Message) -> int:
         """Tokens that a message has at least, without encoding it.
@@ -99,7 +116,7 @@ def text_alone(text: str, beginning: Sequence[int], tokenizer: Encoder, max_toke
     room.require_possible([Message("user", text)])
     piece = Piece((*beginning, *tokenizer.encode(text)))
     room.require_fit(piece)
-    return piece.prompt(0)
+    return piece.prompt()
 
 
 def pictures_of(message: Message) -> int:
@@ -129,6 +146,47 @@ def split_conversation(messages: Sequence[Message]) -> tuple[Message | None, lis
             turns.append([])
         turns[-1].append(message)
     return system, turns, query
+
+
+def fitted(
+    messages: Sequence[Message], room: Room, window: int, written: Callable[[Sequence[Message]], Piece]
+) -> Prompt:
+    """The prompt of as much of a conversation as fits, the oldest turns left out.
+
+    Args:
+        messages: an optional system message, then turns, the last one the user's.
+        room: how much there is.
+        window: so many tokens may there be where turns can be left out.
+        written: messages as the model's format has them, all of them together.
+    Raises:
+        PromptError: the messages are no conversation, or the last turn does not fit.
+    """
+    system, turns, query = split_conversation(messages)
+    head = [] if system is None else [system]
+    room.require_possible([*head, query])
+
+    def piece(keep: int) -> Piece:
+        return written([*head, *(message for turn in turns[len(turns) - keep :] for message in turn), query])
+
+    room.require_fit(piece(0))
+    least, possible = 0, 0
+    for turn in reversed(turns):
+        least += sum(1 + room.least_tokens(message) for message in turn)  # 1: the role
+        if least > room.max_tokens:
+            break
+        possible += 1
+    longest = min(room.max_tokens, window)
+    keep = _most(possible, lambda keep: len(piece(keep).ids) <= longest)
+    return piece(keep).prompt(dropped_turns=len(turns) - keep)
+
+
+def _most(possible: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to `possible` that fits; from small ones on, as large ones take longer to try."""
+    low, high = 0, 1
+    while high <= possible and fits(high):
+        low, high = high, 2 * high
+    between = range(low + 1, min(high, possible + 1))
+    return low + bisect_left(between, True, key=lambda number: not fits(number))
 
 
 def exact_ids(message: Message) -> tuple[int, ...] | None:

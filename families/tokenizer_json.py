@@ -28,13 +28,20 @@ class JsonTokenizer:
     tokens, which stand for themselves in any text, typed or generated (`<loc0512>`, runs of line breaks).
     """
 
-    def __init__(self, path: Path, stop_ids: Sequence[int], content_tokens: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        stop_ids: Sequence[int],
+        content_tokens: Iterable[str] = (),
+        stop_tokens: Sequence[str] = (),
+    ) -> None:
         """
         Args:
             path: a `tokenizer.json`.
             stop_ids: that end an answer, the first of them the end of text.
             content_tokens: names that stand in the vocabulary and must be found in text although the file does not
                 list them among its added tokens; those that the vocabulary lacks are left out.
+            stop_tokens: names that end an answer too.
         Raises:
             BundleError: the file is missing, damaged, or of a kind this version does not read.
         """
@@ -44,13 +51,14 @@ class JsonTokenizer:
         _add(self._vocabulary, content_tokens, path)
         self._later = _without_first_blank(self._vocabulary)
         self._decoding = _Decoding(self._vocabulary, path)
-        self._stop_ids, self.end_of_text = frozenset(stop_ids), stop_ids[0]
+        self.end_of_text = stop_ids[0]
         ids = self._vocabulary.get_vocab()
         self.vocab_size = max(ids.values()) + 1
         self.longest_token = max(map(len, ids))  # characters
         added = self._vocabulary.get_added_tokens_decoder()
         self._added = {token.content: number for number, token in added.items()}
         self._special = frozenset(number for number, token in added.items() if token.special)
+        self._stop_ids = frozenset((*stop_ids, *map(self.id_of, stop_tokens)))
 
     @property
     def stop_ids(self) -> frozenset[int]:

@@ -144,13 +144,14 @@ def _measured(
 
 def _point(model: VisionLanguageModel, choice: Choice, measured: Measured, limits: Ceilings | None) -> Point:
     stages, workload = stage_metrics(measured), measured.workload
+    tiles = requests(model, workload)[0].prompt.picture_tokens // model.engine.model.connector.tokens
     needed = costs(
         model.manifest.model,
         weight_bytes(choice),
         choice.precision,
         workload,
         measured.iterations[0].requests[0].prompt_tokens,
-        min(workload.images, model.engine.limits.max_images),
+        min(tiles, model.engine.limits.max_images),
     )
     floors = {} if limits is None else gaps(needed, stages, limits, choice.precision)
     return Point(measured, request_metrics(measured), rates(measured), stages, floors)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.parts import Connector, LinearConnector, MlpConnector, ResamplerConnector
+from vlm_trt.bundle.parts import Connector, LinearConnector, MlpConnector, PixelShuffleConnector, ResamplerConnector
 from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
 from vlm_trt.profiling.probe import Ceilings
 from vlm_trt.profiling.statistics import Summary
@@ -79,7 +79,7 @@ def costs(
         precision: type of activations and cache.
         workload: batch and new tokens.
         prompt_tokens: of one request.
-        images_per_run: pictures that the vision encoder takes at once.
+        images_per_run: pictures, or tiles of pictures, that the vision encoder takes at once.
     """
     found = {
         "prefill": _prefill(model, weight_bytes[Component.DECODER], precision, prompt_tokens),
@@ -118,6 +118,8 @@ def _connecting(one: Connector, patches: int) -> int:
             return patches * one.vision_width * one.hidden
         case MlpConnector():
             return patches * (one.vision_width + one.hidden) * one.hidden
+        case PixelShuffleConnector():
+            return patches * one.vision_width * one.hidden
 
 
 def _prefill(model: ModelConfig, weights: int, precision: Precision, tokens: int) -> Cost:

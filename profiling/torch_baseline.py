@@ -109,8 +109,8 @@ class TorchBaseline:
 
     def _encode(self, asked: Asked, clock: StageClock) -> None:
         with clock.stage("preprocess"):
-            pictures = [decode_image(image.data, image.name) for image in asked.prompt.images]
-            inputs = stacked([self._family.preprocess(picture, self._model) for picture in pictures])
+            shown = [(decode_image(image.data, image.name), image.detail) for image in asked.prompt.images]
+            inputs = stacked([self._family.preprocess(picture, self._model, detail) for picture, detail in shown])
             tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         with clock.stage("vision_encoder"):
             patches = self._modules[Component.VISION_ENCODER](**tensors)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import NotFiniteError, PromptError, VlmTrtError
 from vlm_trt.bundle.signature import Component, Precision, signature
-from vlm_trt.families.contract import PictureInputs, stacked
+from vlm_trt.families.contract import PictureInputs, stacked, tile_count
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host, rounded_window
 from vlm_trt.runtime.cache import KVCache
@@ -71,21 +71,32 @@ class Engine:
         """Patch features [images, patches, width], where the backend computes.
 
         Args:
-            pictures: preprocessed, at most `limits.max_images`.
+            pictures: preprocessed; together at most `limits.max_images` tiles.
         """
-        images, vision = len(pictures), self.model.vision
+        arrays = {name: np.ascontiguousarray(array) for name, array in stacked(pictures).items()}
+        images, vision = tile_count(arrays), self.model.vision
         assert images <= self.limits.max_images
         features = self.backend.allocate((images, vision.patches, vision.width), self.precision.dtype)
-        arrays = {name: np.ascontiguousarray(array) for name, array in stacked(pictures).items()}
         inputs = {name: bind_host(array, "float32") for name, array in arrays.items()}
         self.sessions[Component.VISION_ENCODER].run(inputs, {"vision_features": features.rows(0, images)})
         return features
 
-    def resample(self, vision_features: Buffer) -> Buffer:
-        """Image features [images, tokens, hidden], where the backend computes."""
-        images, connector = vision_features.shape[0], self.model.connector
-        features = self.backend.allocate((images, connector.tokens, connector.hidden), self.precision.dtype)
-        outputs = {"image_features": features.rows(0, images)}
+    def features(self, images: int) -> Buffer:
+        """Room for image features [images, tokens, hidden], where the backend computes."""
+        connector = self.model.connector
+        return self.backend.allocate((images, connector.tokens, connector.hidden), self.precision.dtype)
+
+    def resample(self, vision_features: Buffer, features: Buffer | None = None, first: int = 0) -> Buffer:
+        """Image features [images, tokens, hidden], where the backend computes.
+
+        Args:
+            vision_features: of a run of the vision encoder.
+            features: where they are to lie, from row `first` on; None: in memory of their own.
+            first: a row.
+        """
+        images = vision_features.shape[0]
+        features = self.features(images) if features is None else features
+        outputs = {"image_features": features.rows(first, images)}
         self.sessions[Component.RESAMPLER].run({"vision_features": vision_features.rows(0, images)}, outputs)
         return features
 

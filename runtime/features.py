@@ -1,12 +1,13 @@
 """Pictures → image features, each picture encoded once however often it is sent."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from threading import Lock
 
-from vlm_trt.families.contract import PictureInputs
+from vlm_trt.families.contract import PictureInputs, stacked, tile_count, tiles
 from vlm_trt.families.family import Family
 from vlm_trt.families.images import decode_image
 from vlm_trt.families.messages import Image
@@ -14,22 +15,26 @@ from vlm_trt.runtime.backend import Backend, Binding, Buffer
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.timing import StageClock
 
-# Image features [images, tokens, hidden], where the backend computes, behind the memory that they lie in.
+# Image features [tiles, tokens, hidden], where the backend computes, behind the memory that they lie in.
 Features = tuple[Buffer, Binding]
+
+# What features of pictures that nobody asks for at the moment may take.
+MAX_PICTURES, MAX_BYTES = 64, 1 << 30
 
 
 @dataclass(frozen=True)
 class ImageFeatures:
     """One picture as the decoder sees it."""
 
-    digest: bytes  # sha256 of the encoded picture
+    key: bytes  # what it is known by
     size: tuple[int, int]  # width and height of the original, pixels
-    buffer: Buffer  # [images, tokens, hidden], of all pictures that were encoded with it
-    row: int  # which of them
+    buffer: Buffer  # [tiles, tokens, hidden], of all pictures that were encoded with it
+    first: int  # of its tiles
+    tiles: int
 
     def features(self) -> Binding:
-        """[1, tokens, hidden], where the backend computes."""
-        return self.buffer.rows(self.row, 1)
+        """[tiles, tokens, hidden], where the backend computes."""
+        return self.buffer.rows(self.first, self.tiles)
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,22 @@ class Prepared:
     size: tuple[int, int]  # width and height of the original, pixels
     inputs: PictureInputs = field(repr=False)
 
+    @property
+    def tiles(self) -> int:
+        return tile_count(self.inputs)
+
+
+# A picture that is to be encoded, and what was prepared of it.
+Pending = tuple[Image, Prepared | None]
+
 
 class FeatureCache:
-    """The most recently used pictures' features, found by content."""
+    """The most recently used pictures' features, found by content and by how it is looked at."""
 
-    def __init__(self, engine: Engine, family: Family, max_images: int = 64) -> None:
-        self._engine, self._family, self._max_images = engine, family, max_images
+    def __init__(
+        self, engine: Engine, family: Family, max_images: int = MAX_PICTURES, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self._engine, self._family, self._max_images, self._max_bytes = engine, family, max_images, max_bytes
         self._known: OrderedDict[bytes, ImageFeatures] = OrderedDict()
         self.encoded_images = 0
         self._lock = Lock()
@@ -57,10 +72,10 @@ class FeatureCache:
     def known(self, images: Sequence[Image]) -> list[ImageFeatures] | None:
         """Features of each picture, if those of all are there already; whatever is being encoded meanwhile."""
         found = []
-        for digest in [image.digest for image in images]:
-            found.append(self._known.get(digest))
+        for key in [image.key for image in images]:
+            found.append(self._known.get(key))
             with suppress(KeyError):  # another thread has dropped it
-                self._known.move_to_end(digest)
+                self._known.move_to_end(key)
         return None if None in found else [one for one in found if one is not None]
 
     def prepare(self, image: Image) -> Prepared | None:
@@ -69,7 +84,7 @@ class FeatureCache:
         Raises:
             ImageError: the picture cannot be used.
         """
-        return None if image.digest in self._known else self._prepared(image)
+        return None if image.key in self._known else self._prepared(image)
 
     def encode(
         self, images: Sequence[Image], clock: StageClock, prepared: Sequence[Prepared | None] = ()
@@ -89,44 +104,65 @@ class FeatureCache:
     def _look_up(
         self, images: Sequence[Image], clock: StageClock, prepared: Sequence[Prepared | None]
     ) -> list[ImageFeatures]:
-        digests = [image.digest for image in images]
-        found = {digest: self._known[digest] for digest in digests if digest in self._known}
-        given = zip(digests, images, prepared, strict=True)
-        missing = {digest: (image, ready) for digest, image, ready in given if digest not in found}
-        step = self._engine.limits.max_images
-        pending = list(missing.items())
-        for start in range(0, len(pending), step):
-            for encoded in self._encode(dict(pending[start : start + step]), clock):
-                found[encoded.digest] = encoded
-        for digest in digests:
-            self._known[digest] = found[digest]
-            self._known.move_to_end(digest)
-        while len(self._known) > self._max_images:
-            self._known.popitem(last=False)
-        return [found[digest] for digest in digests]
+        keys = [image.key for image in images]
+        found = {key: self._known[key] for key in keys if key in self._known}
+        given = zip(keys, images, prepared, strict=True)
+        missing = {key: (image, ready) for key, image, ready in given if key not in found}
+        for batch in self._batches(list(missing.values()), clock):
+            for encoded in self._encode(batch, clock):
+                found[encoded.key] = encoded
+        for key in keys:
+            self._known[key] = found[key]
+            self._known.move_to_end(key)
+        self._drop(keep=len(found))
+        return [found[key] for key in keys]
 
-    def _encode(self, batch: dict[bytes, tuple[Image, Prepared | None]], clock: StageClock) -> list[ImageFeatures]:
-        with clock.stage("preprocess"):
-            pictures = [ready or self._prepared(image) for image, ready in batch.values()]
-        with clock.stage("vision_encoder"):
-            patches = self._engine.encode_vision([picture.inputs for picture in pictures])
-        with clock.stage("resampler"):
-            features = self._engine.resample(patches)
+    def _drop(self, keep: int) -> None:
+        """The pictures that nobody has asked for longest, all but the last `keep`."""
+        taken = sum(one.features().size_bytes for one in self._known.values())
+        while len(self._known) > keep and (len(self._known) > self._max_images or taken > self._max_bytes):
+            taken -= self._known.popitem(last=False)[1].features().size_bytes
+
+    def _batches(self, pending: Sequence[Pending], clock: StageClock) -> Iterator[list[tuple[bytes, Prepared]]]:
+        """The pictures prepared, as many together as one run of the vision encoder takes, or one that takes several."""
+        batch: list[tuple[bytes, Prepared]] = []
+        for image, ready in pending:
+            with clock.stage("preprocess"):
+                prepared = ready or self._prepared(image)
+            held = sum(one.tiles for _, one in batch)
+            if batch and held + prepared.tiles > self._engine.limits.max_images:
+                yield batch
+                batch = []
+            batch.append((image.key, prepared))
+        if batch:
+            yield batch
+
+    def _encode(self, batch: Sequence[tuple[bytes, Prepared]], clock: StageClock) -> list[ImageFeatures]:
+        together = stacked([picture.inputs for _, picture in batch])
+        count, step = tile_count(together), self._engine.limits.max_images
+        features = self._engine.features(count)
+        for first in range(0, count, step):
+            with clock.stage("vision_encoder"):
+                patches = self._engine.encode_vision([tiles(together, first, first + step)])
+            with clock.stage("resampler"):
+                self._engine.resample(patches, features, first)
         self.encoded_images += len(batch)
+        starts = accumulate((picture.tiles for _, picture in batch), initial=0)
         return [
-            ImageFeatures(digest, picture.size, features, row)
-            for row, (digest, picture) in enumerate(zip(batch, pictures, strict=True))
+            ImageFeatures(key, picture.size, features, first, picture.tiles)
+            for (key, picture), first in zip(batch, starts, strict=False)
         ]
 
     def _prepared(self, image: Image) -> Prepared:
         picture = decode_image(image.data, image.name)
-        return Prepared(picture.size, self._family.preprocess(picture, self._engine.model))
+        return Prepared(picture.size, self._family.preprocess(picture, self._engine.model, image.detail))
 
 
 def together(pictures: Sequence[ImageFeatures], backend: Backend) -> Features:
-    """[images, tokens, hidden] of all pictures, and the memory it lies in; what lies in order is not copied."""
-    first = pictures[0]
-    if all(one.buffer is first.buffer and one.row == first.row + i for i, one in enumerate(pictures)):
-        return first.buffer, first.buffer.rows(first.row, len(pictures))
+    """[tiles, tokens, hidden] of all pictures, and the memory it lies in; what lies in order is not copied."""
+    first, count = pictures[0], sum(one.tiles for one in pictures)
+    starts = accumulate((one.tiles for one in pictures), initial=first.first)
+    if all(one.buffer is first.buffer and one.first == at for one, at in zip(pictures, starts, strict=False)):
+        return first.buffer, first.buffer.rows(first.first, count)
     joined = backend.gather([one.features() for one in pictures])
-    return joined, joined.rows(0, len(pictures))
+    return joined, joined.rows(0, count)

@@ -1,6 +1,7 @@
 """What happens to one sequence or to several together: reserved, prefilled in chunks, decoded, ended."""
 
 from collections.abc import Sequence
+from math import prod
 from time import perf_counter
 
 import numpy as np
@@ -206,7 +207,11 @@ def _require_usable(prompt: Prompt, max_seq_tokens: int, vocab_size: int) -> Non
 
 def _keys(prompt: Prompt, images: Sequence[ImageFeatures]) -> list[Key]:
     keys: list[Key] = list(prompt.ids)
+    rows = dict.fromkeys(range(len(images)), 0)  # of each picture, those that stand before
     for span in prompt.spans:
-        digest = images[span.image].digest
-        keys[span.start : span.stop] = [(digest, row) for row in range(span.stop - span.start)]
+        first, tokens = rows[span.image], span.stop - span.start
+        keys[span.start : span.stop] = [(images[span.image].key, row) for row in range(first, first + tokens)]
+        rows[span.image] = first + tokens
+    made = {at: prod(one.features().shape[:-1]) for at, one in enumerate(images)}
+    assert rows == made, f"the prompt has {rows} rows of pictures, their features {made}"
     return keys

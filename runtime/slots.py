@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from vlm_trt.runtime.cache import KVCache
 
-# A position's content: its token id, or the picture's digest and the row of its features.
+# A position's content: its token id, or what the picture is known by and the row of its features.
 Key = int | tuple[bytes, int]
 
 # A shorter beginning is prefilled with the rest: one more copy would save nothing.

@@ -114,7 +114,7 @@ def conversation(messages: Sequence[ChatMessage], pictures: Iterable[Picture]) -
 
 def _part(part: str | TextPart | ImagePart, pictures: Iterator[Picture]) -> Part:
     if isinstance(part, ImagePart):
-        return Image(next(pictures).data)
+        return Image(next(pictures).data, detail=part.image_url.detail)
     return Text(part if isinstance(part, str) else part.text)
 
 

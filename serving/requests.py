@@ -7,6 +7,7 @@ from secrets import randbits
 from typing import Annotated, Any, Literal, TypeVar
 
 from vlm_trt.bundle.fields import Within
+from vlm_trt.families.messages import Detail
 from vlm_trt.runtime.options import Options
 from vlm_trt.runtime.requests import MOST_TOP_LOGPROBS
 from vlm_trt.runtime.sampler import RANGES
@@ -74,7 +75,7 @@ UNSUPPORTED_IN_COMPLETIONS = _UNSUPPORTED | {"echo": (False,), "suffix": ("",), 
 @dataclass(frozen=True)
 class ImageUrl:
     url: str
-    detail: str = "auto"  # taken and without effect: a model sees every picture at its one size
+    detail: Detail = Detail.AUTO
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a verification asks: passages made from prompts in the model's own format, and pictures drawn here."""
 
 from vlm_trt.bundle.config import Limits, ModelConfig
-from vlm_trt.families.contract import PictureInputs
+from vlm_trt.families.contract import PictureInputs, tiles
 from vlm_trt.families.family import Family, Tokenizer
 from vlm_trt.families.images import decode_image
 from vlm_trt.verification.passages import PICTURES, WHOLE, Extent, Passage, passages
@@ -13,7 +13,7 @@ _PROMPTS = ("one_image", "swapped_image", "text")
 def asked(
     family: Family, tokenizer: Tokenizer, model: ModelConfig, limits: Limits, extent: Extent = WHOLE
 ) -> tuple[list[Passage], list[PictureInputs]]:
-    """The passages, and what the vision encoder is given of every picture; the same at every call.
+    """The passages, and what the vision encoder is given of every picture: a tile; the same at every call.
 
     Args:
         family, tokenizer, model, limits: of the bundle.
@@ -23,4 +23,4 @@ def asked(
     """
     prompts = [one for one in samples(family, tokenizer, model, limits, extent.new_tokens) if one.name in _PROMPTS]
     pictures = [decode_image(picture(seed), f"picture {seed}") for seed in range(PICTURES)]
-    return passages(model, limits, prompts, extent), [family.preprocess(one, model) for one in pictures]
+    return passages(model, limits, prompts, extent), [tiles(family.preprocess(one, model), 0, 1) for one in pictures]

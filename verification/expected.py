@@ -35,7 +35,7 @@ class Expected:
 
     def of_one_picture(self) -> "Expected":
         """The first picture and the prompt that asks about it alone: what is quick to compare."""
-        kept = [at for at, passage in enumerate(self.passages) if passage.pictures == (0,)]
+        kept = [at for at, passage in enumerate(self.passages) if set(passage.pictures) == {0}]
         return Expected(
             tuple(self.passages[at] for at in kept),
             self.pictures[:1],

@@ -17,7 +17,7 @@ from vlm_trt.verification.samples import Sample
 
 Ints = NDArray[np.int64]
 
-# Pictures that every verification draws; a prompt with more repeats them.
+# Pictures that every verification draws, each of one tile: one after the other, they stand for the tiles of a prompt.
 PICTURES = 3
 # Rows of each picture in the passage with the most pictures a prompt can hold: all of a picture's where they are few.
 _ROWS_OF_EACH = 8
@@ -82,7 +82,7 @@ def passages(model: ModelConfig, limits: Limits, prompts: Sequence[Sample], exte
                 ids=(*ids, *forced),
                 positions=np.arange(len(ids) + len(forced)),
                 rows=np.append(rows, np.full(len(forced), -1)),
-                pictures=tuple(int(chunked) for _ in prompt.images),
+                pictures=(int(chunked),) * (prompt.picture_tokens // model.connector.tokens),
                 # In several runs a position sees what came before it; in one, all of a prefix too.
                 shape=PromptShape(len(ids), 0 if chunked else prefix),
                 ends=(*ends, *(len(ids) + step + 1 for step in range(len(forced)))),
@@ -185,6 +185,7 @@ def _in_slot(slot: int, model: ModelConfig, rng: np.random.Generator) -> Passage
 
 def positions(model: ModelConfig, limits: Limits, extent: Extent) -> int:
     """About how many ids all passages have together."""
-    prompts = 2 * (min(extent.picture_rows, model.connector.tokens) + 50) + 40 + 3 * extent.new_tokens
+    tiles = model.most_picture_tokens // model.connector.tokens
+    prompts = 2 * (tiles * min(extent.picture_rows, model.connector.tokens) + 50) + 40 + 3 * extent.new_tokens
     pictures = most_pictures(model, limits) * (min(model.connector.tokens, _ROWS_OF_EACH) + 1)
     return prompts + pictures + sum(extent.chunks) + 9 * limits.max_batch

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.parts import LinearConnector, MlpConnector, ResamplerConnector
+from vlm_trt.bundle.parts import LinearConnector, MlpConnector, PixelShuffleConnector, ResamplerConnector
 from vlm_trt.exporter.modules.activations import ACTIVATIONS
 from vlm_trt.exporter.modules.layers import LayerNorm, Linear, merge_heads, split_heads
 from vlm_trt.exporter.modules.onnx_operators import attention
@@ -65,6 +65,21 @@ class MLPProjection(nn.Module):
         return self.down(self.activation(self.up(vision_features)))  # type: ignore[no-any-return]
 
 
+class PixelShuffle(nn.Module):
+    """Squares of patches, joined and projected."""
+
+    def __init__(self, connector: PixelShuffleConnector, grid: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.side, self.across = connector.side, grid // connector.side
+        self.projection = Linear(connector.side**2 * connector.vision_width, connector.hidden, dtype, bias=False)
+
+    def forward(self, vision_features: Tensor) -> Tensor:
+        """vision_features [images, patches, width] → image_features [images, patches / side², hidden]."""
+        width, side, across = vision_features.shape[-1], self.side, self.across
+        squares = vision_features.reshape(-1, across, side, across, side, width).transpose(2, 3)
+        return self.projection(squares.reshape(-1, across**2, side**2 * width))  # type: ignore[no-any-return]
+
+
 def connector(model: ModelConfig, dtype: torch.dtype) -> nn.Module:
     """The module of a model's connector."""
     match model.connector:
@@ -74,3 +89,5 @@ def connector(model: ModelConfig, dtype: torch.dtype) -> nn.Module:
             return Projection(model.connector, dtype)
         case MlpConnector():
             return MLPProjection(model.connector, dtype)
+        case PixelShuffleConnector():
+            return PixelShuffle(model.connector, model.vision.grid, dtype)

@@ -17,7 +17,7 @@ from vlm_trt.families.published.clip import clip_rows, ignored_by_clip
 from vlm_trt.families.published.connectors import mlp_rows
 from vlm_trt.families.published.decoder import ignored_head
 from vlm_trt.families.published.generation import GENERATION_FILE
-from vlm_trt.families.published.keys import BUFFERS, RENAMES
+from vlm_trt.families.published.keys import LLAVA, RENAMES
 from vlm_trt.families.published.llama import llama_rows
 from vlm_trt.families.published.pictures import PICTURE_FILES
 from vlm_trt.families.tokenizer_json import TOKENIZER_FILE, JsonTokenizer
@@ -43,7 +43,7 @@ def weight_map(model: ModelConfig) -> WeightMap:
         clip_rows(model.vision),
         mlp_rows(model.connector),
         llama_rows(model.decoder),
-        ignored=(*BUFFERS, *ignored_by_clip(model.vision), *ignored_head(model.decoder)),
+        ignored=(*LLAVA.buffers, *ignored_by_clip(model.vision), *ignored_head(model.decoder)),
         renames=RENAMES,
     )
 

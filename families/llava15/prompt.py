@@ -4,13 +4,12 @@ Template and user text between two control tokens are encoded together, as the o
 tokens off; pictures and exact answers are parts beside it.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.families.messages import Image, Message, Prompt, Region, Text
-from vlm_trt.families.prompting import Piece, Room, exact_ids, joined_texts, split_conversation, text_alone
+from vlm_trt.families.prompting import Piece, Room, exact_ids, fitted, joined_texts, text_alone
 from vlm_trt.families.tokenizer_json import JsonTokenizer
 
 BEGINNING = "<s>"
@@ -34,26 +33,13 @@ def build_prompt(messages: Sequence[Message], tokenizer: JsonTokenizer, model: M
         PromptError: the messages are no conversation, hold a region, or the last turn does not fit.
     Source: the chat template of llava-hf/llava-1.5-7b-hf.
     """
-    system, turns, query = split_conversation(messages)
-    head = [] if system is None else [system]
     room = Room(max_tokens, tokenizer.longest_token, model.connector.tokens)
-    room.require_possible([*head, query])
 
-    def piece(keep: int) -> Piece:
-        kept = [message for turn in turns[len(turns) - keep :] for message in turn]
-        written = [stretch for message in (*head, *kept, query) for stretch in _written(message)]
+    def piece(kept: Sequence[Message]) -> Piece:
+        written = [stretch for message in kept for stretch in _written(message)]
         return _encoded([*written, "ASSISTANT:"], tokenizer, model.connector.tokens)
 
-    room.require_fit(piece(0))
-    least, possible = 0, 0
-    for turn in reversed(turns):
-        least += sum(1 + room.least_tokens(message) for message in turn)  # 1: the role
-        if least > max_tokens:
-            break
-        possible += 1
-    longest = min(max_tokens, model.generation.max_window_tokens)
-    keep = _most(possible, lambda keep: len(piece(keep).ids) <= longest)
-    return piece(keep).prompt(model.connector.tokens, dropped_turns=len(turns) - keep)
+    return fitted(messages, room, model.generation.max_window_tokens, piece)
 
 
 def continue_text(text: str, tokenizer: JsonTokenizer, model: ModelConfig, max_tokens: int) -> Prompt:
@@ -93,17 +79,8 @@ def _encoded(written: Sequence[Stretch], tokenizer: JsonTokenizer, picture_token
         elif text:
             piece += Piece(tuple(tokenizer.encode(text, later=len(piece.ids) > 1)))
         if isinstance(stretch, Image):
-            piece += Piece((tokenizer.id_of(PLACEHOLDER),) * picture_tokens, ((0, stretch),))
+            piece += Piece.picture(stretch, (tokenizer.id_of(PLACEHOLDER),) * picture_tokens)
         else:
             piece += Piece(stretch)
         text, behind_answer = "", isinstance(stretch, tuple)
     return piece
-
-
-def _most(possible: int, fits: Callable[[int], bool]) -> int:
-    """The largest number up to `possible` that fits; from small ones on, as large ones take longer to try."""
-    low, high = 0, 1
-    while high <= possible and fits(high):
-        low, high = high, 2 * high
-    between = range(low + 1, min(high, possible + 1))
-    return low + bisect_left(between, True, key=lambda number: not fits(number))

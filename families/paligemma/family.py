@@ -19,9 +19,9 @@ from vlm_trt.families.published.connectors import linear_rows
 from vlm_trt.families.published.decoder import ignored_head
 from vlm_trt.families.published.gemma import gemma_rows
 from vlm_trt.families.published.generation import GENERATION_FILE
-from vlm_trt.families.published.keys import BUFFERS, RENAMES
+from vlm_trt.families.published.keys import LLAVA, RENAMES
 from vlm_trt.families.published.pictures import PICTURE_FILES
-from vlm_trt.families.published.siglip import IGNORED_BY_SIGLIP, siglip_rows
+from vlm_trt.families.published.siglip import ignored_by_siglip, siglip_rows
 from vlm_trt.families.tokenizer_json import TOKENIZER_FILE, JsonTokenizer
 from vlm_trt.families.weights import WeightMap, gathered
 
@@ -45,7 +45,7 @@ def weight_map(model: ModelConfig) -> WeightMap:
         siglip_rows(model.vision),
         linear_rows(model.connector),
         gemma_rows(model.decoder),
-        ignored=(*BUFFERS, *IGNORED_BY_SIGLIP, *ignored_head(model.decoder)),
+        ignored=(*LLAVA.buffers, *ignored_by_siglip(), *ignored_head(model.decoder)),
         renames=RENAMES,
     )
 

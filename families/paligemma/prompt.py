@@ -42,10 +42,10 @@ def build_prompt(messages: Sequence[Message], tokenizer: JsonTokenizer, model: M
     piece = Piece()
     for part in message.parts:
         if isinstance(part, Image):
-            piece += Piece(span, ((0, part),))
+            piece += Piece.picture(part, span)
     piece += Piece((tokenizer.id_of(BEGINNING), *tokenizer.encode(f"{text}\n", later=True)))
     room.require_fit(piece)
-    return piece.prompt(tokens, prefix=len(piece.ids))
+    return piece.prompt(prefix=len(piece.ids))
 
 
 def continue_text(text: str, tokenizer: JsonTokenizer, model: ModelConfig, max_tokens: int) -> Prompt:

@@ -19,7 +19,7 @@ def image_token(model: Section) -> int:
         CheckpointError: both names are there, with different ids.
     """
     new, old = "image_token_id", "image_token_index"
-    if not model.has(new):
+    if not model.has(new) and old in model.raw:
         return model.whole(old, ranges.TOKEN_ID)
     found = model.whole(new, ranges.TOKEN_ID)
     if model.has(old) and model.whole(old, ranges.TOKEN_ID) != found:

@@ -4,8 +4,8 @@ from vlm_trt.bundle import parts
 from vlm_trt.bundle.fields import Within
 from vlm_trt.bundle.parts import ClipTower
 from vlm_trt.bundle.signature import Component
-from vlm_trt.families.published.encoder import LAYERS, layer_rows, sizes_of
-from vlm_trt.families.published.keys import VISION, layers_from
+from vlm_trt.families.published.encoder import layer_rows, layers_of, sizes_of
+from vlm_trt.families.published.keys import LLAVA, layers_from
 from vlm_trt.families.published.sections import Section
 from vlm_trt.families.weights import Rows
 
@@ -57,15 +57,15 @@ def computed_layers(model: Section, vision: Section) -> int:
 
 def clip_rows(tower: ClipTower) -> Rows:
     """The tower's weights, in the order the forward pass uses them."""
-    rows, width, patch, at = Rows(Component.VISION_ENCODER), tower.width, tower.patch_size, f"{VISION}embeddings."
+    rows, width, patch, at = Rows(Component.VISION_ENCODER), tower.width, tower.patch_size, f"{LLAVA.vision}embeddings."
     rows.copy("patch_embedding.weight", f"{at}patch_embedding.weight", width, 3, patch, patch)
     rows.copy("class_embedding", f"{at}class_embedding", width)
     rows.copy("position_embedding", f"{at}position_embedding.weight", tower.patches + 1, width)
-    rows.norm("pre_norm", f"{VISION}pre_layrnorm", width, bias=True)  # sic
+    rows.norm("pre_norm", f"{LLAVA.vision}pre_layrnorm", width, bias=True)  # sic
     layer_rows(rows, tower)
     return rows
 
 
 def ignored_by_clip(tower: ClipTower) -> tuple[str, ...]:
     """What lies behind the last layer that is computed: further layers, and the norm of the pooled output."""
-    return (*layers_from(LAYERS, tower.layers), f"{VISION}post_layernorm.*")
+    return (*layers_from(layers_of(LLAVA), tower.layers), f"{LLAVA.vision}post_layernorm.*")

@@ -9,7 +9,7 @@ from vlm_trt.bundle.config import DecoderConfig
 from vlm_trt.bundle.parts import Block, SandwichBlock
 from vlm_trt.bundle.signature import Component
 from vlm_trt.families.published.defaults import ROPE_BASE
-from vlm_trt.families.published.keys import HEAD, TEXT
+from vlm_trt.families.published.keys import LLAVA, Names
 from vlm_trt.families.published.sections import Section
 from vlm_trt.families.weights import Rows
 
@@ -100,14 +100,14 @@ def _rope_base(text: Section) -> float:
     return found[0] if found else ROPE_BASE
 
 
-def decoder_rows(decoder: DecoderConfig, norm: Norm) -> Rows:
+def decoder_rows(decoder: DecoderConfig, norm: Norm, names: Names = LLAVA) -> Rows:
     """The decoder's weights, in the order the forward pass uses them."""
     rows, block, hidden, mlp = Rows(Component.DECODER), decoder.block, decoder.hidden, decoder.mlp_width
     sandwich = isinstance(block, SandwichBlock)
     queries, keys = block.heads * block.head_dim, block.kv_heads * block.head_dim
-    rows.copy("embedding.weight", f"{TEXT}embed_tokens.weight", decoder.vocab_size, hidden)
+    rows.copy("embedding.weight", f"{names.text}embed_tokens.weight", decoder.vocab_size, hidden)
     for i in range(decoder.layers):
-        theirs, ours = f"{TEXT}layers.{i}.", f"layers.{i}."
+        theirs, ours = f"{names.text}layers.{i}.", f"layers.{i}."
         attention = f"{theirs}self_attn."
         norm(rows, f"{ours}attention_norm", f"{theirs}input_layernorm", hidden)
         packed = {f"{attention}q_proj": queries, f"{attention}k_proj": keys, f"{attention}v_proj": keys}
@@ -122,14 +122,14 @@ def decoder_rows(decoder: DecoderConfig, norm: Norm) -> Rows:
         rows.linear(f"{ours}mlp.down", f"{theirs}mlp.down_proj", mlp, hidden, bias=False)
         if sandwich:
             norm(rows, f"{ours}mlp_post_norm", f"{theirs}post_feedforward_layernorm", hidden)
-    norm(rows, "final_norm", f"{TEXT}norm", hidden)
+    norm(rows, "final_norm", f"{names.text}norm", hidden)
     if not decoder.tied_head:
-        rows.copy("lm_head.weight", f"{HEAD}.weight", decoder.vocab_size, hidden)
+        rows.copy("lm_head.weight", f"{names.head}.weight", decoder.vocab_size, hidden)
     return rows
 
 
-def ignored_head(decoder: DecoderConfig) -> tuple[str, ...]:
+def ignored_head(decoder: DecoderConfig, names: Names = LLAVA) -> tuple[str, ...]:
     """The stored head of a tied decoder. Some conversions write one; transformers puts the embedding in its place, so
     that its values do not matter, equal or not. (5.x keeps both where they differ: then `tie_word_embeddings` is
     wrong, and so is the config.)"""
-    return (f"{HEAD}.weight",) if decoder.tied_head else ()
+    return (f"{names.head}.weight",) if decoder.tied_head else ()

@@ -3,8 +3,9 @@
 Published configs hold only what differs from their class, so these values are part of the models: LLaVA-1.5 7B gives
 neither its hidden size nor its number of layers.
 
-Source: the classes named below in transformers 4.36.0, 4.44.2 and 5.23.0, which agree, except on Gemma 2's sizes and
-`query_pre_attn_scalar` (width 3072 and 224 in 4.44, 2304 and 256 in 5.23): those have to stand in the file.
+Source: the classes named below in transformers 4.36.0, 4.44.2 and 5.23.0 as far as they have them, which agree, except
+on Gemma 2's sizes and `query_pre_attn_scalar` (width 3072 and 224 in 4.44, 2304 and 256 in 5.23): those have to stand
+in the file.
 """
 
 from collections.abc import Mapping
@@ -43,6 +44,13 @@ _LLAVA = {  # LlavaConfig
 _PALIGEMMA = {  # PaliGemmaConfig
     "image_token_index": 256000, "projection_dim": 2048,
 }  # fmt: skip
+_SMOLVLM = {  # SmolVLMConfig
+    "image_token_id": 128257, "tie_word_embeddings": False, "scale_factor": 2,
+}  # fmt: skip
+_SMOLVLM_VISION = {  # SmolVLMVisionConfig
+    "hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 16,
+    "num_channels": 3, "image_size": 224, "patch_size": 32, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
+}  # fmt: skip
 
 CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -53,10 +61,12 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "siglip_vision_model": _SIGLIP,
         "llava": _LLAVA,
         "paligemma": _PALIGEMMA,
+        "smolvlm": _SMOLVLM,
+        "smolvlm_vision": _SMOLVLM_VISION,
     }
 )
 
-# What LlavaConfig and PaliGemmaConfig make of a section that is not there at all; it is not the class's own.
+# What LlavaConfig, PaliGemmaConfig and SmolVLMConfig make of a section that is not there; it is not the class's own.
 ABSENT_SECTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "llava.text_config": {},
@@ -72,6 +82,8 @@ ABSENT_SECTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "hidden_size": 1152, "intermediate_size": 4096, "num_hidden_layers": 27, "num_attention_heads": 16,
             "image_size": 224, "patch_size": 14,
         },
+        "smolvlm.text_config": {"rms_norm_eps": 1e-5},
+        "smolvlm.vision_config": {},
     }
 )  # fmt: skip
 
@@ -89,6 +101,10 @@ PROCESSOR_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "SiglipImageProcessor": {
             "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 224, "width": 224},
             "do_center_crop": False, "do_pad": False,
+        },
+        "SmolVLMImageProcessor": {
+            "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"longest_edge": 1456},
+            "max_image_size": {"longest_edge": 364}, "do_image_splitting": True, "resample": 1,
         },
     }
 )  # fmt: skip

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 from vlm_trt.bundle import parts
 from vlm_trt.bundle.parts import ClipTower, SiglipTower
-from vlm_trt.families.published.keys import VISION
+from vlm_trt.families.published.keys import LLAVA, Names
 from vlm_trt.families.published.sections import Section
 from vlm_trt.families.weights import Rows
-
-LAYERS = f"{VISION}encoder.layers."
 
 
 @dataclass(frozen=True)
@@ -37,16 +35,22 @@ def sizes_of(vision: Section) -> Sizes:
     vision.accept("vocab_size", "num_image_tokens", "num_positions", "projection_dim", "projector_hidden_act")
     if sizes.width % sizes.heads:
         raise vision.wrong("hidden_size", f"is {sizes.width}, not divisible by num_attention_heads {sizes.heads}")
-    if sizes.image_size % sizes.patch_size:
-        raise vision.wrong("image_size", f"is {sizes.image_size}, not divisible by patch_size {sizes.patch_size}")
+    # What is no whole patch, right and below, is left out: of 384 pixels and patches of 14, 6.
+    if sizes.image_size < sizes.patch_size:
+        raise vision.wrong("image_size", f"is {sizes.image_size}, less than patch_size {sizes.patch_size}")
     return sizes
 
 
-def layer_rows(rows: Rows, tower: ClipTower | SiglipTower) -> None:
+def layers_of(names: Names) -> str:
+    """What the keys of the layers begin with."""
+    return f"{names.vision}encoder.layers."
+
+
+def layer_rows(rows: Rows, tower: ClipTower | SiglipTower, names: Names = LLAVA) -> None:
     """The layers' weights."""
     width, mlp = tower.width, tower.mlp_width
     for i in range(tower.layers):
-        theirs, ours = f"{LAYERS}{i}.", f"layers.{i}."
+        theirs, ours = f"{layers_of(names)}{i}.", f"layers.{i}."
         rows.norm(f"{ours}attention_norm", f"{theirs}layer_norm1", width, bias=True)
         packed = {f"{theirs}self_attn.{one}_proj": width for one in ("q", "k", "v")}
         rows.joined(f"{ours}attention.qkv", packed, width, bias=True)

@@ -1,26 +1,35 @@
-"""The names under which transformers has stored these models, and what makes one of them.
+"""The names under which transformers has stored these models, and what makes one layout of several."""
 
-Ours is that of the published repositories: `language_model.model.…`, `language_model.lm_head.…`,
-`vision_tower.vision_model.…`, `multi_modal_projector.…`.
-"""
+from dataclasses import dataclass
 
-TEXT = "language_model.model."
-HEAD = "language_model.lm_head"
-VISION = "vision_tower.vision_model."
-PROJECTOR = "multi_modal_projector."
 
-# In order. What is already ours stays as it is.
+@dataclass(frozen=True)
+class Names:
+    """What the keys of a checkpoint's parts begin with, as the published repositories have it."""
+
+    text: str
+    head: str
+    vision: str
+    projector: str
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Tables that some releases stored; they are computed, never learnt."""
+        return (f"{self.vision}embeddings.position_ids", f"{self.text}*rotary_emb.inv_freq")
+
+
+LLAVA = Names("language_model.model.", "language_model.lm_head", "vision_tower.vision_model.", "multi_modal_projector.")
+SMOLVLM = Names("model.text_model.", "lm_head", "model.vision_model.", "model.connector.modality_projection.")
+
+# LLaVA's and PaliGemma's other layouts, in order. What is as published stays as it is.
 RENAMES = (
     # The modules of transformers 4.52 and later: `model.language_model.layers…`, `model.vision_tower…`, `lm_head…`.
     (r"^lm_head\.", "language_model.lm_head."),
     (r"^model\.(language_model|vision_tower|multi_modal_projector)\.", r"\1."),
-    (r"^language_model\.(?!model\.|lm_head\.)", TEXT),
+    (r"^language_model\.(?!model\.|lm_head\.)", LLAVA.text),
     # As transformers 5.23 saves: `vision_tower.encoder…`.
-    (r"^vision_tower\.(?!vision_model\.)", VISION),
+    (r"^vision_tower\.(?!vision_model\.)", LLAVA.vision),
 )
-
-# Tables that some releases stored; they are computed, never learnt.
-BUFFERS = (f"{VISION}embeddings.position_ids", f"{TEXT}*rotary_emb.inv_freq")
 
 
 def layers_from(prefix: str, first: int) -> tuple[str, ...]:

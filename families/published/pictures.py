@@ -1,26 +1,29 @@
 """preprocessor_config.json → the rule by which pictures become squares; whatever else it asks for is refused."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm_trt.bundle import parts
 from vlm_trt.bundle.errors import UnsupportedError, VlmTrtError
 from vlm_trt.bundle.fields import Fields, Within
-from vlm_trt.bundle.parts import CentreCrop, PadSquare, PictureRule, Squash
+from vlm_trt.bundle.parts import CentreCrop, PadSquare, PictureRule, Split, Squash
 from vlm_trt.bundle.reading import shown
 from vlm_trt.families.config_files import origin_of, read_object
 from vlm_trt.families.published.defaults import PROCESSOR_DEFAULTS
 from vlm_trt.families.published.sections import Section
 
 PICTURE_FILES = ("preprocessor_config.json", "processor_config.json")
-_BICUBIC = 3  # PIL's number
+_LANCZOS, _BICUBIC = 1, 3  # PIL's numbers
+_SQUARE = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor")
+_SPLIT = ("SmolVLMImageProcessor",)
 _FACTOR = Within(0.0, 1.0)
+_MOST_LONG_SIDE = 4096  # the original bounds it so
 Triple = tuple[float, float, float]
 
 
 def picture_rule(folder: Path, image_size: int) -> PictureRule:
-    """The rule of a checkpoint.
+    """The rule of a checkpoint whose pictures become one square each.
 
     Args:
         folder: has `preprocessor_config.json`, or a `processor_config.json` with its content, as transformers 5 saves.
@@ -29,26 +32,73 @@ def picture_rule(folder: Path, image_size: int) -> PictureRule:
         CheckpointError: the file is missing, damaged, or of another size.
         UnsupportedError: it asks for what this version does not carry out.
     """
-    get = _processor(folder)
-    for key in ("do_resize", "do_rescale", "do_normalize"):
-        get.require(key, True)
-    get.require("resample", _BICUBIC)
+    get = _processor(folder, _SQUARE, _BICUBIC)
     get.require("pad_size", None)
-    factor = get.number("rescale_factor", _FACTOR, 1 / 255)
-    if abs(factor * 255 - 1) > 1e-6:
-        raise get.unsupported("rescale_factor", f"is {factor:g}; only 1/255 is supported")
-    # Pictures come to the rule as RGB whatever the file says; how batches are made changes no pixel.
-    get.accept("do_convert_rgb", "image_processor_type", "feature_extractor_type", "processor_class", "data_format")
-    get.accept("input_data_format", "return_tensors", "device", "disable_grouping", "default_to_square")
-    get.accept("image_seq_length", "image_seq_len")  # tokens of a picture, which follow from the tower
+    get.accept("default_to_square")
     mean = get.triple("image_mean", parts.CHANNEL_MEAN)
     rule = _square_rule(get, image_size, mean, get.triple("image_std", parts.CHANNEL_STD))
     get.close()
     return rule
 
 
-def _processor(folder: Path) -> Section:
-    """The settings, over those of the class that they name."""
+def split_rule(folder: Path, image_size: int) -> Split:
+    """The rule of a checkpoint whose pictures are cut into tiles.
+
+    Args:
+        folder: as `picture_rule` has it.
+        image_size: of the vision tower, which is the tiles'.
+    Raises:
+        CheckpointError, UnsupportedError: as `picture_rule` has it.
+    """
+    get = _processor(folder, _SPLIT, _LANCZOS)
+    get.accept("do_pad", "pad_size", "return_row_col_info")  # of batches of pictures, which are no batches here
+    get.accept("video_sampling")
+    tile = _longest(get, "max_image_size")
+    if tile != image_size:
+        raise _other_size(get, "max_image_size", tile, image_size)
+    rule = Split(
+        mean=get.triple("image_mean", parts.CHANNEL_MEAN),
+        std=get.triple("image_std", parts.CHANNEL_STD),
+        long_side=_longest(get, "size"),
+        cuts=get.flag("do_image_splitting"),
+    )
+    get.close()
+    if rule.long_side > _MOST_LONG_SIDE:
+        raise get.unsupported("size", f"is {rule.long_side}; at most {_MOST_LONG_SIDE} pixels are supported")
+    return rule
+
+
+def _longest(get: Section, key: str) -> int:
+    """A size that bounds the long side."""
+    size = get.nested(key)
+    size.require("height", None)
+    size.require("width", None)
+    return size.whole("longest_edge", parts.SIDE)
+
+
+def _processor(folder: Path, kinds: Sequence[str], resample: int) -> Section:
+    """The settings, over those of the class that they name, what all rules have in common looked at.
+
+    Args:
+        folder: the checkpoint's.
+        kinds: `image_processor_type`, its endings left out.
+        resample: PIL's number of the filter.
+    """
+    get = _settings(folder, kinds)
+    for key in ("do_resize", "do_rescale", "do_normalize"):
+        get.require(key, True)
+    get.require("resample", resample)
+    factor = get.number("rescale_factor", _FACTOR, 1 / 255)
+    if abs(factor * 255 - 1) > 1e-6:
+        raise get.unsupported("rescale_factor", f"is {factor:g}; only 1/255 is supported")
+    # Pictures come to the rule as RGB whatever the file says; how batches are made changes no pixel.
+    get.accept("do_convert_rgb", "image_processor_type", "feature_extractor_type", "processor_class", "data_format")
+    get.accept("input_data_format", "return_tensors", "device", "disable_grouping")
+    get.accept("image_seq_length", "image_seq_len")  # tokens of a picture, which follow from the tower
+    return get
+
+
+def _settings(folder: Path, kinds: Sequence[str]) -> Section:
     path, at = folder / PICTURE_FILES[0], ""
     if not path.exists() and (folder / PICTURE_FILES[1]).exists():
         path, at = folder / PICTURE_FILES[1], "image_processor"
@@ -58,10 +108,8 @@ def _processor(folder: Path) -> Section:
         raw = Fields(raw, origin).section(at).raw
     kind = raw.get("image_processor_type", raw.get("feature_extractor_type"))
     known = str(kind).removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-    if known not in PROCESSOR_DEFAULTS:
-        raise UnsupportedError(
-            f"{path}: image_processor_type is {shown(kind)}; supported: {', '.join(PROCESSOR_DEFAULTS)}"
-        )
+    if known not in kinds:
+        raise UnsupportedError(f"{path}: image_processor_type is {shown(kind)}; supported: {', '.join(kinds)}")
     return Section({"model_type": known, **raw}, origin, at, PROCESSOR_DEFAULTS[known])
 
 

@@ -35,7 +35,7 @@ def build_prompt(messages: Sequence[Message], tokenizer: Tokenizer, model: Model
         piece, dropped_turns = _raw(messages, tokenizer, room), 0
     else:
         piece, dropped_turns = _chat(messages, tokenizer, room, model.generation.max_window_tokens)
-    return piece.prompt(model.connector.tokens, dropped_turns=dropped_turns)
+    return piece.prompt(dropped_turns=dropped_turns)
 
 
 def continue_text(text: str, tokenizer: Tokenizer, model: ModelConfig, max_tokens: int) -> Prompt:
@@ -119,7 +119,7 @@ def _picture(image: Image, tokenizer: Tokenizer) -> Piece:
     sees them."""
     name = image.name.encode("utf-8", "replace")
     span = tokenizer.image_span(name if len(name) <= tokenizer.image_tokens else b"")
-    return Piece((tokenizer.image_start, *span, tokenizer.image_end), ((1, image),))
+    return Piece.picture(image, span, (tokenizer.image_start,), (tokenizer.image_end,))
 
 
 def _region(region: Region, tokenizer: Tokenizer) -> Piece:

@@ -65,7 +65,7 @@ def untold(checkpoint: Path) -> None:
         ("paligemma2", weights_of("paligemma"), 3, ["lacks language_model.model.layers.0.", "of another model"]),
         ("paligemma", weights_of("paligemma2"), 3, ["tensors that config.json does not explain: language_model."]),
         ("paligemma", sides(40), 3, ["position_embedding.weight has shape [16, 32], config.json asks for [25, 32]"]),
-        ("paligemma", sides(36), 3, ["image_size is 36, not divisible by patch_size 8"]),
+        ("paligemma", sides(4), 3, ["image_size is 4, less than patch_size 8"]),
         ("llava15", no_placeholder, 3, ["tokenizer.json has no added token <image>"]),
         ("llava15", placeholder_outside, 3, ["<image> has id 400, far beyond the model's 320 tokens"]),
         ("llava15", only_sentencepiece, 3, ["tokenizer.json is missing", "tokenizer.model"]),

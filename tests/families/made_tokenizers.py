@@ -1,4 +1,4 @@
-"""Small `tokenizer.json` files in the layouts of Llama's and Gemma's, made here: official vocabularies are not ours."""
+"""Small `tokenizer.json` files in the layouts of the published ones, made here: official vocabularies are not ours."""
 
 import json
 from itertools import chain, count, product
@@ -53,6 +53,43 @@ def gemma_like(
     content = _file(special, [*lines, *codes], vocab_size)
     content["added_tokens"] += [_added(content["model"]["vocab"][line], line, special=False) for line in lines]
     return _written(path, content)
+
+
+def smollm_like(path: Path, vocab_size: int = 320, image_id: int = 5) -> Path:
+    """`<|endoftext|>` 0, `<|im_start|>` 1, `<|im_end|>` 2, and the names of tiles; byte-level, single digits."""
+    places = [f"<row_{row}_col_{column}>" for row, column in product(range(1, 7), repeat=2)]
+    names = ["<global-img>", *places, "<fake_token_around_image>", "<end_of_utterance>"]
+    free = (at for at in count(3) if at != image_id)
+    special = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<image>": image_id}
+    special |= {name: next(free) for name in names}
+    letters = bytes_to_letters()
+    lines = letters[ord("\n")] * 2
+    vocab = {**special, **{letter: next(free) for letter in letters}, lines: next(free)}
+    pairs = (f"{a}{b}" for a, b in product(ascii_lowercase, repeat=2))
+    while len(vocab) < vocab_size:
+        vocab[next(pairs)] = next(free)
+    merged = [token for token in vocab if len(token) == 2 and token not in special]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    content = _file({"<unk>": 0}, [], 320)
+    content["added_tokens"] = [_added(at, name, special=True) for name, at in special.items()]
+    content["normalizer"] = None
+    content["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
+    }
+    content["decoder"] = {**byte_level, "add_prefix_space": True}
+    content["model"] |= {
+        "unk_token": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocab,
+        "merges": [[token[0], token[1]] for token in merged],
+    }  # fmt: skip
+    return _written(path, content)
+
+
+def bytes_to_letters() -> list[str]:
+    """What byte-level vocabularies write for each byte: itself where it is printed, else a letter from U+0100 on."""
+    printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = count(0x100)
+    return [chr(byte) if byte in printed else chr(next(others)) for byte in range(256)]
 
 
 def _file(special: dict[str, int], more: list[str], vocab_size: int) -> dict[str, Any]:

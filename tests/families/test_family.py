@@ -19,6 +19,7 @@ GOLDEN = ROOT / "tests" / "golden"
         ("llava15", "llava15"),
         ("paligemma", "paligemma"),
         ("paligemma2", "paligemma"),
+        ("smolvlm2", "smolvlm2"),
     ],
 )
 def test_the_golden_checkpoints(checkpoint: str, name: str) -> None:
@@ -34,14 +35,14 @@ def test_qwens_visual_section_is_enough(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("raw", "what"),
-    [({}, "is missing"), ({"model_type": "smolvlm"}, "is 'smolvlm'"), ({"model_type": [3]}, r"is \[3\]")],
+    [({}, "is missing"), ({"model_type": "florence2"}, "is 'florence2'"), ({"model_type": [3]}, r"is \[3\]")],
 )
 def test_another_model(tmp_path: Path, raw: dict[str, object], what: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(
         UnsupportedError,
         match=rf"config.json: model_type {what}; this version exports Qwen-VL and Qwen-VL-Chat \('qwen'\), "
-        r"LLaVA-1.5 \('llava'\), PaliGemma 1 and 2 \('paligemma'\)",
+        r"LLaVA-1.5 \('llava'\), PaliGemma 1 and 2 \('paligemma'\), SmolVLM2 \('smolvlm'\)",
     ):
         family_of(tmp_path)
 

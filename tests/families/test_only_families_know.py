@@ -8,12 +8,12 @@ import pytest
 
 from tests.conftest import ROOT
 
-_NAMED = re.compile("qwen|llava|paligemma", re.IGNORECASE)
+_NAMED = re.compile("qwen|llava|paligemma|smolvlm", re.IGNORECASE)
 # A chat format's word in manifests, which more than one family may have.
 _WORDS = {"bundle/config.py": ["llava"]}
 ROOMS = (
     "bundle", "calibration", "commands", "diagnosis", "engines", "evaluation", "exporter", "probing", "profiling",
-    "runtime", "verification",
+    "runtime", "serving", "verification",
 )  # fmt: skip
 SOURCES = [
     path

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tests.conftest import GOLDEN, ROOT, SHARED, arrays
-from vlm_trt.bundle.parts import CentreCrop, PadSquare, PictureRule, Squash
+from vlm_trt.bundle.parts import CentreCrop, PadSquare, PictureRule, Split, Squash
 from vlm_trt.families.images import decode_image
-from vlm_trt.families.pixels import pixel_values, square
+from vlm_trt.families.messages import Detail
+from vlm_trt.families.pixels import pixel_values, squares
+from vlm_trt.families.splitting import grid_of
 
 Triple = tuple[float, float, float]
 CLIP: dict[str, Triple] = {
@@ -25,7 +27,13 @@ RULES: dict[str, tuple[PictureRule, int]] = {
     "center_crop": (CentreCrop(short_side=336, **CLIP), 336),
     "pad_square": (PadSquare(**CLIP), 336),
     **{side: (Squash(**HALF), int(side)) for side in ("224", "448", "896")},
+    **{
+        f"{size}_{name}": (Split(long_side=4 * side, cuts=name == "split", **HALF), side)
+        for size, side in (("500M", 512), ("2.2B", 384))
+        for name in ("split", "no_split")
+    },
 }
+POINTS = {"500M_split": 8, "2.2B_split": 8, "500M_no_split": 12, "2.2B_no_split": 12}  # recorded of rows and columns
 OWN = ROOT / "tests" / "golden"
 FOLDERS = [OWN, pytest.param(SHARED / "golden", marks=pytest.mark.shared)]
 
@@ -38,13 +46,19 @@ def loaded(path: Path, note: str) -> Image.Image:
     return ImageOps.exif_transpose(opened).convert("RGB")
 
 
-def largest_difference(found: NDArray[Any], recorded: NDArray[Any]) -> float:
+def square(picture: Image.Image, rule: PictureRule, side: int) -> Image.Image:
+    """Of a rule that makes one."""
+    (found,) = squares(picture, rule, side)
+    return found
+
+
+def largest_difference(found: NDArray[Any], recorded: NDArray[Any], points: int = 20) -> float:
     """At the rows and columns that were recorded."""
-    at = np.unique(np.round(np.linspace(0, found.shape[-1] - 1, 20)).astype(int))
+    at = np.unique(np.round(np.linspace(0, found.shape[-1] - 1, points)).astype(int))
     return float(np.abs(found[..., at[:, None], at] - recorded).max())
 
 
-@pytest.mark.parametrize("family", ["llava15", "paligemma"])
+@pytest.mark.parametrize("family", ["llava15", "paligemma", "smolvlm2"])
 @pytest.mark.parametrize("folder", FOLDERS, ids=["own", "shared"])
 def test_pixels_are_the_originals(folder: Path, family: str) -> None:
     if not folder.is_dir():
@@ -55,11 +69,16 @@ def test_pixels_are_the_originals(folder: Path, family: str) -> None:
     for case in cases:
         rule, side = RULES[case["variant"]]
         picture = loaded(folder / "pictures" / case["picture"], case.get("note", ""))
-        digest = hashlib.sha256(np.asarray(square(picture, rule, side)).tobytes()).hexdigest()
+        made = squares(picture, rule, side)
+        digest = hashlib.sha256(b"".join(np.asarray(one).tobytes() for one in made)).hexdigest()
         assert digest == case["sha256_u8"], case["key"]
         found = pixel_values(picture, rule, side)["pixel_values"]
-        assert found.shape == (1, 3, side, side) and found.dtype == np.float32
-        assert largest_difference(found, recorded[f"{case['key']}/pixels"]) <= 1e-6, case["key"]
+        assert found.shape == (len(made), 3, side, side) and found.dtype == np.float32
+        points = POINTS.get(case["variant"], 20)
+        assert largest_difference(found, recorded[f"{case['key']}/pixels"], points) <= 1e-6, case["key"]
+        if isinstance(rule, Split):
+            grid = grid_of(picture.size, rule, side, Detail.AUTO)
+            assert [[grid.rows, grid.columns]] == case["rows_cols"] and grid.tiles == len(made)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (GOLDEN / "preprocess").glob("*.*g")))
@@ -113,3 +132,22 @@ def test_the_middle_of_a_long_picture_stays_the_middle() -> None:
 def test_a_crop_beyond_the_picture_is_black_around_it() -> None:
     found = np.asarray(square(noise(20, 20), CentreCrop(short_side=16, **CLIP), 32))
     assert not found[:8].any() and not found[24:].any() and found[8:24, 8:24].any()
+
+
+@pytest.mark.parametrize("size", [(32_768, 1), (1, 9_000), (64, 64), (65, 64), (1, 1), (700, 641), (641, 700), (48, 7)])
+def test_a_picture_has_as_many_tiles_as_its_size_says(size: tuple[int, int]) -> None:
+    """Prompts are made before a picture is decoded."""
+    rule, picture = Split(long_side=64, cuts=True, **HALF), noise(*size)
+    for detail in Detail:
+        made = squares(picture, rule, 16, detail)
+        assert len(made) == grid_of(size, rule, 16, detail).tiles <= rule.most_tiles(16) == 17
+        assert {one.size for one in made} == {(16, 16)}
+    low, high = (squares(picture, rule, 16, detail) for detail in (Detail.LOW, Detail.HIGH))
+    assert len(low) == 1 and high == squares(picture, rule, 16)
+    assert squares(picture, Split(long_side=64, cuts=False, **HALF), 16) == low
+
+
+def test_a_picture_of_one_tile_is_not_cut() -> None:
+    rule = Split(long_side=16, cuts=True, **HALF)
+    assert rule.most_tiles(16) == 1
+    assert grid_of((300, 200), rule, 16, Detail.AUTO).tiles == len(squares(noise(300, 200), rule, 16)) == 1

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from tests.golden_families import CASES, FAMILIES, Recorded, recorded
+from tests.golden_families import ALL_CASES, CASES, FAMILIES, Recorded, recorded
 from tests.recorded import relative
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
+from vlm_trt.families.contract import stacked, tiles
 from vlm_trt.families.family import family
 from vlm_trt.runtime.backend import to_float32
 from vlm_trt.runtime.continuation import Continuation, uploaded
@@ -29,14 +30,14 @@ def engine_of(bundle: Path) -> Engine:
 def continued(engine: Engine, one: Recorded) -> Continuation:
     kind, model = family(engine.model.family), engine.model
     table = kind.position_table(model.decoder, one.prompt.shape, engine.limits.max_seq_tokens)
-    return Continuation(engine, one.prompt, uploaded(engine, one.features[None]), table)
+    return Continuation(engine, one.prompt, uploaded(engine, one.features), table)
 
 
 def prompt_logits(engine: Engine, one: Recorded) -> np.ndarray:
     """Logits of every position of the prompt, whole in one run each."""
     kind, count = family(engine.model.family), len(one.prompt.ids)
     table, rows = kind.position_table(engine.model.decoder, one.prompt.shape, count), one.prompt.image_rows()
-    features = uploaded(engine, one.features[None])
+    features = uploaded(engine, one.features)
     assert features is not None
     arrays = {
         "input_ids": np.where(rows < 0, one.prompt.ids, 0)[None],
@@ -55,19 +56,20 @@ def prompt_logits(engine: Engine, one: Recorded) -> np.ndarray:
     return np.stack(found)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "case"), ALL_CASES)
 def test_pictures_to_image_features(name: str, case: str, exported: Callable[..., Path]) -> None:
     engine = engine_of(exported(name))
     for one in recorded(name, case):
-        inputs = family(engine.model.family).preprocess(PillowImage.fromarray(one.picture), engine.model)
+        preprocess = family(engine.model.family).preprocess
+        pictures = [PillowImage.fromarray(picture) for picture in one.pictures]
+        inputs = stacked([preprocess(picture, engine.model, one.detail) for picture in pictures])
         assert np.abs(inputs["pixel_values"] - one.pixels).max() <= 1e-6
-        features = engine.resample(engine.encode_vision([inputs]))
-        assert relative(to_float32(features.read(), "float32")[0], one.features) <= RELATIVE_FEATURES
+        features = [engine.resample(engine.encode_vision([tiles(inputs, at, at + 1)])) for at in range(len(one.pixels))]
+        found = np.concatenate([to_float32(each.read(), "float32") for each in features])
+        assert relative(found, one.features) <= RELATIVE_FEATURES
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "case"), ALL_CASES)
 def test_logits_of_every_position_of_the_prompt(name: str, case: str, exported: Callable[..., Path]) -> None:
     engine = engine_of(exported(name))
     for one in recorded(name, case):
@@ -77,7 +79,7 @@ def test_logits_of_every_position_of_the_prompt(name: str, case: str, exported: 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_greedy_tokens_alone(name: str, exported: Callable[..., Path]) -> None:
     engine = engine_of(exported(name))
-    (one,) = recorded(name, "one_image")
+    (one,) = recorded(name, CASES[name][0])
     assert [ids for ids, _ in greedy(engine, [one])] == [one.generated]
 
 
@@ -85,7 +87,7 @@ def test_greedy_tokens_alone(name: str, exported: Callable[..., Path]) -> None:
 def test_greedy_tokens_of_a_batch_of_different_lengths(name: str, exported: Callable[..., Path]) -> None:
     """Decoded together, every step of both within what the recorded runs differ by."""
     engine = engine_of(exported(name))
-    sequences = recorded(name, "batch2_leftpad")
+    sequences = [one for case in CASES[name] for one in recorded(name, case)][-2:]
     assert len({len(one.prompt.ids) for one in sequences}) == len(sequences) == 2
     for one, (ids, logits) in zip(sequences, greedy(engine, sequences), strict=True):
         assert ids == one.generated

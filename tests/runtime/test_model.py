@@ -81,7 +81,7 @@ def test_one_bad_conversation_takes_nothing_from_the_others(
 
 def test_an_answer_says_how_fast_it_came(model: VisionLanguageModel) -> None:
     for answer in model.generate_batch([user("one"), user("two", PICTURE)], GREEDY):
-        assert 0 < answer.first_token_ms <= sum(answer.stages_ms.values()) * 10
+        assert 0 < answer.queue_ms < answer.first_token_ms
         assert answer.output_tokens_per_second is not None and answer.output_tokens_per_second > 0
     one = model.generate("one", options=Options(greedy=True, max_new_tokens=1))
     assert one.first_token_ms > 0 and one.output_tokens_per_second is None

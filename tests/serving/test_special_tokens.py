@@ -55,7 +55,7 @@ def control_ids(door: Live, ids: tuple[int, ...]) -> Counter[int]:
 def fields(text: str, *, converses: bool) -> Iterator[dict[str, Any]]:
     """Bodies with the text in each field that holds some."""
     part = {"type": "text", "text": text}
-    picture = {"type": "image_url", "image_url": {"url": data_url(encoded()), "detail": text}}
+    picture = {"type": "image_url", "image_url": {"url": data_url(encoded()), "detail": "low"}}
     user = {"role": "user", "content": text}
     yield {"messages": [user]}
     yield {"messages": [{**user, "name": text}], "user": text, "metadata": {text: text}}

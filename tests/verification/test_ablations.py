@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.golden_families import CASES, FAMILIES, Recorded, recorded
+from tests.golden_families import ALL_CASES, CASES, Recorded, recorded
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import Activation, SandwichBlock
 from vlm_trt.exporter.checkpoint import Checkpoint
@@ -66,7 +66,7 @@ def furthest(
         ids=ids,
         positions=np.arange(len(ids)),
         rows=one.prompt.image_rows(len(ids)),
-        pictures=(0,),
+        pictures=tuple(range(len(one.pixels))),
         shape=one.prompt.shape,
         ends=tuple(range(1, len(ids) + 1)),
     )
@@ -76,8 +76,7 @@ def furthest(
     return float(np.abs(found - expected)[counted].max())
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "case"), ALL_CASES)
 def test_as_it_is_the_model_is_the_recorded_one(name: str, case: str, family_checkpoint: Callable[[str], Path]) -> None:
     for one in recorded(name, case):
         assert furthest(family_checkpoint(name), one) <= ABSOLUTE
@@ -109,7 +108,7 @@ def test_as_it_is_the_model_is_the_recorded_one(name: str, case: str, family_che
 def test_a_knob_that_is_turned_shows(
     name: str, turn: Turn, asked: Callable[[Recorded], Recorded], family_checkpoint: Callable[[str], Path]
 ) -> None:
-    (one,) = recorded(name, "one_image")
+    (one,) = recorded(name, CASES[name][0])
     assert furthest(family_checkpoint(name), one, turn, asked) > ABSOLUTE
 
 

@@ -105,7 +105,7 @@ def test_sections_that_are_not_there_are_the_classes_own(tmp_path: Path) -> None
         ({"quantization_config": {"bits": 4}}, UnsupportedError, "quantization_config is {'bits': 4}; only None is"),
         ({"text_config.pruned_heads": {"0": [1]}}, UnsupportedError, "text_config.pruned_heads is .*; only {} is"),
         ({"vision_config.num_channels": 1}, UnsupportedError, "vision_config.num_channels is 1; only 3 is supported"),
-        ({"vision_config.image_size": 33}, CheckpointError, "image_size is 33, not divisible by patch_size 8"),
+        ({"vision_config.image_size": 4}, CheckpointError, "image_size is 4, less than patch_size 8"),
         ({"vision_config.num_attention_heads": 5}, CheckpointError, "hidden_size is 32, not divisible by num_att"),
         ({"vision_config.use_rope": True}, UnsupportedError, "unknown key 'vision_config.use_rope'; it may"),
         ({"image_token_id": 7}, CheckpointError, "image_token_id is 7 but image_token_index is 5; use the file"),

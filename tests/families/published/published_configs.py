@@ -1,7 +1,7 @@
 """config.json of published checkpoints, sparse as they are.
 
 Source: the copies that public repositories hold of llava-hf/llava-1.5-7b-hf's and -13b-hf's and, key by key, of
-google/paligemma's and paligemma2's.
+google/paligemma's and paligemma2's, and HuggingFaceTB/SmolVLM2's of 500M; those of 256M and 2.2B follow from its sizes.
 """
 
 import json
@@ -89,12 +89,61 @@ PALIGEMMA2_28B = paligemma2(
 )  # fmt: skip
 
 
+def smolvlm2(text: Config, vision: Config, scale_factor: int) -> Config:
+    side = vision["image_size"]
+    return {
+        "architectures": ["SmolVLMForConditionalGeneration"], "image_token_id": 49190, "model_type": "smolvlm",
+        "pad_token_id": 128002, "scale_factor": scale_factor,
+        "text_config": {
+            "_flash_attn_2_enabled": True, "architectures": ["VLlama3ForCausalLM"], "is_llama_config": True,
+            "max_position_embeddings": 8192, "model_type": "llama", "neftune_noise_alpha": 0.0, "pad_token_id": 2,
+            "perceiver_config": {"model_type": "vllama3"}, "pixel_shuffle_factor": scale_factor,
+            "qk_layer_norms": False, "rms_norm_eps": 1e-05, "rope_interleaved": False, "torch_dtype": "bfloat16",
+            "use_resampler": False, "vocab_size": 49280, **text,
+        },
+        "tie_word_embeddings": False, "torch_dtype": "float32", "transformers_version": "4.47.1", "use_cache": False,
+        "use_reentrant_checkpointing": False, "vocab_size": 49280,
+        "vision_config": {
+            "max_image_size": {"longest_edge": side}, "model_type": "smolvlm_vision",
+            "size": {"longest_edge": 4 * side}, "tie_word_embeddings": False, "use_base_siglip": False, **vision,
+        },
+    }  # fmt: skip
+
+
+_SMALL_TOWER = {"hidden_size": 768, "image_size": 512, "num_attention_heads": 12, "patch_size": 16}
+SMOLVLM2_256M = smolvlm2(
+    {
+        "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_hidden_layers": 30,
+        "num_key_value_heads": 3, "head_dim": 64, "rope_theta": 100000,
+    },
+    _SMALL_TOWER,
+    4,
+)  # fmt: skip
+SMOLVLM2_500M = smolvlm2(
+    {
+        "hidden_size": 960, "intermediate_size": 2560, "num_attention_heads": 15, "num_hidden_layers": 32,
+        "num_key_value_heads": 5, "head_dim": 64, "rope_theta": 100000,
+    },
+    _SMALL_TOWER,
+    4,
+)  # fmt: skip
+SMOLVLM2_2B = smolvlm2(
+    {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "head_dim": 64,
+        "rope_theta": 130000,
+    },
+    {"hidden_size": 1152, "image_size": 384, "intermediate_size": 4304, "num_hidden_layers": 27, "patch_size": 14},
+    3,
+)  # fmt: skip
+
+
 def processor_of(name: str, side: int) -> Config:
     """preprocessor_config.json of a golden checkpoint, for pictures of another size."""
     raw: Config = json.loads((GOLDEN / name / "preprocessor_config.json").read_text())
-    for key in ("size", "crop_size"):
+    for key in ("size", "crop_size", "max_image_size"):
         if key in raw:
-            raw[key] = dict.fromkeys(raw[key], side)
+            tiles_across = 4 if key == "size" and "max_image_size" in raw else 1
+            raw[key] = dict.fromkeys(raw[key], side * tiles_across)
     return raw
 
 
