@@ -110,6 +110,19 @@ def cache_in_place(graph: Graph) -> Iterator[Finding]:
             )
 
 
+def head_size(graph: Graph) -> Iterator[Finding]:
+    """Kernels that read the cache in place take heads of whole eights: 16 and 24 build, 10 and 12 do not."""
+    caches = [tensor for tensor in graph.contract.inputs if tensor.name.startswith(_CACHES)]
+    size = caches[0].axes[-1] if caches else 0
+    if isinstance(size, int) and size % 8:
+        yield _error(
+            "head-size",
+            caches[0].name,
+            f"the decoder's heads have {size} numbers, and TensorRT reads a cache in place only where they have a "
+            "multiple of 8: each step would copy the cache, or the build fail; run this model on ONNX Runtime",
+        )
+
+
 def attention(graph: Graph) -> Iterator[Finding]:
     for node in _nodes(graph, "Attention"):
         yield from _scale(node)
@@ -241,7 +254,7 @@ def _weight_type(graph: Graph, name: str) -> int | None:
 
 
 RULES: tuple[Callable[[Graph], Iterator[Finding]], ...] = (
-    contract, unused_inputs, cache_in_place, attention, operators, quantization, capability,
+    contract, unused_inputs, cache_in_place, head_size, attention, operators, quantization, capability,
     fp32_products,
 )  # fmt: skip
 

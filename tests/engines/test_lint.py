@@ -57,6 +57,12 @@ def test_fp32_on_sm75_is_slow_in_tensorrt_and_refused_by_tensorrt_rtx(exported: 
     assert "has no fp32 products for sm75; export in fp16, or build for sm80 or newer" in refused.sentence
 
 
+def test_heads_of_no_whole_eights_are_refused(exported: Exported) -> None:
+    (found,) = lint(exported("smolvlm2"), Component.DECODER, Precision.FP32, "sm89")
+    assert (found.rule, found.severity) == ("head-size", "error")
+    assert "heads have 10 numbers" in found.sentence and found.sentence.endswith("run this model on ONNX Runtime")
+
+
 def node(model: onnx.ModelProto, kind: str) -> onnx.NodeProto:
     found: onnx.NodeProto = next(one for one in model.graph.node if one.op_type == kind)
     return found
