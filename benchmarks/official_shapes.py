@@ -215,7 +215,7 @@ class PicturePrompt(Prompt):
         noise = Image.fromarray(random.integers(0, 256, (*PICTURE_ROWS_COLUMNS, 3), dtype=np.uint8))
         inputs, step = kind.preprocess(noise, model), engine.limits.max_images
         self.runs = [[tiles(inputs, at, at + step)] for at in range(0, tile_count(inputs), step)]
-        tokens = tile_count(inputs) * model.connector.tokens
+        tokens = tile_count(inputs) * model.tile_tokens
         count = tokens + TEXT_TOKENS
         self.ids = random.integers(5, 900, count)
         self.rows = np.full(count, -1)

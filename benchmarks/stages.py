@@ -86,11 +86,11 @@ class Prompt:
 
     def __init__(self, engine: Engine) -> None:
         random = np.random.default_rng(0)
-        queries = engine.model.connector.tokens
+        queries = engine.model.tile_tokens
         self.ids = random.integers(1000, 100_000, PROMPT_TOKENS)
         self.rows = np.full(PROMPT_TOKENS, -1)
         self.rows[PICTURE_AT : PICTURE_AT + queries] = np.arange(queries)
-        side = engine.model.vision.image_size
+        side = engine.model.square.image_size
         self.pictures = [{"pixel_values": random.standard_normal((1, 3, side, side), dtype=np.float32)}]
         positions = family(engine.model.family).position_table
         self.table = positions(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)

@@ -3,7 +3,7 @@
 A family's config reader (`families/<family>/`) makes them from the checkpoint; the manifest stores them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated
 
@@ -12,18 +12,26 @@ from vlm_trt.bundle.fields import Within
 from vlm_trt.bundle.parts import (
     HEAD_DIM,
     LAYERS,
+    PIXELS,
     SOFT_CAP,
     TOKENS,
     WIDTH,
+    AnySize,
     Block,
     Connector,
+    FrameTower,
+    MergerConnector,
     PictureRule,
     SandwichBlock,
+    SquareRule,
+    SquareTower,
     Tower,
+    WindowTower,
 )
 
 TRAINED_TOKENS = Within(2, 1 << 24)  # log-n attention divides by its logarithm
 ROPE_BASE = Within(1.0, 1e10)
+HEAD_DIM_SHARE = Within(0, 4_096)
 EMBEDDING_SCALE = Within(1e-3, 1e3)
 TEMPERATURE = Within(0.001, 100.0)  # greedy is `do_sample: false`; logits divided by less could overflow fp32
 PENALTY = Within(0.001, 1000.0)
@@ -51,6 +59,8 @@ class DecoderConfig:
     max_positions: Annotated[int, TOKENS]
     dynamic_ntk: bool
     logn_attention: bool
+    # Rotary frequencies that turn with time, row and column of what stands at a position; none: all with its number.
+    rope_sections: tuple[Annotated[int, HEAD_DIM_SHARE], ...] = ()
 
     @property
     def heads(self) -> int:
@@ -120,9 +130,55 @@ class ModelConfig:
     generation: GenerationDefaults
 
     @property
+    def most_tiles(self) -> int:
+        """Tiles of one picture, at most."""
+        return 1 if isinstance(self.pictures, AnySize) else self.pictures.most_tiles(self.square.image_size)
+
+    @property
+    def most_patches(self) -> int:
+        """Patches of one tile, at most."""
+        if isinstance(self.pictures, AnySize):
+            return self.any_size.patches_of(self.pictures.max_pixels)
+        return self.square.patches
+
+    @property
+    def most_tile_tokens(self) -> int:
+        """Image tokens of one tile, at most."""
+        return self.tokens_of(self.most_patches)
+
+    @property
     def most_picture_tokens(self) -> int:
         """Image tokens of one picture, at most."""
-        return self.pictures.most_tiles(self.vision.image_size) * self.connector.tokens
+        return self.most_tiles * self.most_tile_tokens
+
+    def tokens_of(self, patches: int) -> int:
+        """Image tokens of a tile of so many patches."""
+        connector = self.connector
+        return patches // connector.token_side**2 if isinstance(connector, MergerConnector) else connector.tokens
+
+    @property
+    def tile_tokens(self) -> int:
+        """Image tokens of every tile of a model whose pictures become squares."""
+        assert not isinstance(self.connector, MergerConnector)
+        return self.connector.tokens
+
+    @property
+    def square(self) -> SquareTower:
+        """The tower of a model whose pictures become squares."""
+        assert not isinstance(self.vision, FrameTower | WindowTower)
+        return self.vision
+
+    @property
+    def square_rule(self) -> SquareRule:
+        """The rule of a model whose pictures become squares."""
+        assert not isinstance(self.pictures, AnySize)
+        return self.pictures
+
+    @property
+    def any_size(self) -> FrameTower | WindowTower:
+        """The tower of a model whose pictures keep their aspect."""
+        assert isinstance(self.vision, FrameTower | WindowTower)
+        return self.vision
 
 
 @dataclass(frozen=True)
@@ -132,16 +188,35 @@ class Limits:
     max_seq_tokens: Annotated[int, TOKENS]
     max_batch: Annotated[int, AT_ONCE]
     max_images: Annotated[int, AT_ONCE]  # pictures per vision-encoder run, or tiles of pictures
+    # Of a picture, for models that take any size: the smallest and the largest area, pixels.
+    min_pixels: Annotated[int, PIXELS] | None = None
+    max_pixels: Annotated[int, PIXELS] | None = None
 
 
 DEFAULT_MAX_BATCH = 4
 DEFAULT_MAX_IMAGES = 4
+# Of pictures of any size: 1,280 tokens, as Qwen2VLImageProcessor has it by itself. The published files ask for 16,384
+# tokens, whose attention is 164 times the work and most of whose prompts would fill a cache of 32,768 positions.
+DEFAULT_MAX_PIXELS = 1_003_520
+
+
+def within(model: ModelConfig, limits: Limits) -> ModelConfig:
+    """The model as a bundle of those limits takes pictures."""
+    if not isinstance(model.pictures, AnySize):
+        return model
+    return replace(model, pictures=model.pictures.narrowed(limits.min_pixels, limits.max_pixels))
 
 
 def usual_limits(model: ModelConfig) -> Limits:
     """The limits of an export that asks for none: the training length, and room for two pictures and a question."""
+    least = most = None
+    images = DEFAULT_MAX_IMAGES
+    if isinstance(model.pictures, AnySize):
+        rule = model.pictures.narrowed(None, DEFAULT_MAX_PIXELS)
+        # Pictures of different sizes share no run, so that memory for several is of little use.
+        model, least, most, images = replace(model, pictures=rule), rule.min_pixels, rule.max_pixels, 1
     positions = max(model.decoder.trained_tokens, 2 * model.most_picture_tokens + 256)
-    return Limits(min(positions, model.decoder.max_positions), DEFAULT_MAX_BATCH, DEFAULT_MAX_IMAGES)
+    return Limits(min(positions, model.decoder.max_positions), DEFAULT_MAX_BATCH, images, least, most)
 
 
 def require_limits(model: ModelConfig, limits: Limits) -> None:
@@ -149,6 +224,8 @@ def require_limits(model: ModelConfig, limits: Limits) -> None:
     Raises:
         UsageError: the model has fewer positions, or a picture and a question do not fit into them.
     """
+    _require_pixels(model, limits)
+    model = within(model, limits)
     longest = model.decoder.max_positions
     if limits.max_seq_tokens > longest:
         raise UsageError(f"--max-seq-tokens {limits.max_seq_tokens} is beyond the model's {longest} positions")
@@ -156,4 +233,26 @@ def require_limits(model: ModelConfig, limits: Limits) -> None:
         raise UsageError(
             f"--max-seq-tokens {limits.max_seq_tokens} does not hold one picture ({model.most_picture_tokens} tokens) "
             "and a question"
+        )
+
+
+def _require_pixels(model: ModelConfig, limits: Limits) -> None:
+    rule, asked = model.pictures, (limits.min_pixels, limits.max_pixels)
+    if not isinstance(rule, AnySize):
+        if asked != (None, None):
+            raise UsageError(
+                "--min-pixels and --max-pixels are for models that take pictures of any size; leave them out"
+            )
+        return
+    least, most = limits.min_pixels or rule.min_pixels, limits.max_pixels or rule.max_pixels
+    side = model.any_size.token_pixels
+    if most > rule.max_pixels or least < rule.min_pixels:
+        raise UsageError(
+            f"the checkpoint takes pictures of {rule.min_pixels} to {rule.max_pixels} pixels, and {least} to {most} "
+            "are asked for; stay within them, with --min-pixels and --max-pixels"
+        )
+    if least > most or most < side**2:
+        raise UsageError(
+            f"pictures of {least} to {most} pixels cannot be made of squares of {side}×{side}; give a --max-pixels of "
+            f"at least {max(least, side**2)}"
         )

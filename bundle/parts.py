@@ -3,7 +3,7 @@
 A variant is a type of its own and not a flag on another one. `exporter/modules/` has the torch module of each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -12,6 +12,7 @@ from vlm_trt.bundle.fields import Within
 # What a number of a model may be: far beyond any model there is, and small enough that nothing overflows, loops for
 # ever or asks for more memory than there is before a sentence is said.
 SIDE = Within(1, 16_384)  # pixels, and those of a patch
+PIXELS = Within(1, 1 << 30)
 GRID = Within(1, 4_096)
 LAYERS = Within(1, 1_024)
 HEADS = Within(1, 4_096)
@@ -36,7 +37,14 @@ class Activation(StrEnum):
     QUICK_GELU = "quick_gelu"  # x · sigmoid(1.702 x)
 
 
-# --- Vision towers: pixels [images, 3, image_size, image_size] → features [images, patches, width].
+class NormKind(StrEnum):
+    """How a normalization's statistics are taken."""
+
+    LAYER = "layer"
+    RMS = "rms"
+
+
+# --- Vision towers for squares: pixels [images, 3, image_size, image_size] → features [images, patches, width].
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +97,65 @@ class SiglipTower(_PatchTower):
     activation: Activation
 
 
-Tower = OpenClipTower | ClipTower | SiglipTower
+SquareTower = OpenClipTower | ClipTower | SiglipTower
+
+
+# --- Vision towers for any size: patches [images, patches, patch_values], with rotary tables that say where each one
+# lies, → features [images, patches, width]. The `token_side`² patches that become a token lie together, tokens in
+# reading order. Images of one run have one size.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AnySizeTower:
+    """A frame is an image of its own: nothing attends from one to another."""
+
+    patch_size: Annotated[int, SIDE]  # pixels
+    frames_per_patch: Annotated[int, GRID]  # a still picture is repeated
+    token_side: Annotated[int, GRID]  # patches
+    width: Annotated[int, WIDTH]
+    layers: Annotated[int, LAYERS]
+    heads: Annotated[int, HEADS]
+    mlp_width: Annotated[int, MLP_WIDTH]
+    norm_eps: Annotated[float, EPSILON]
+    activation: Activation
+    rope_base: Annotated[float, Within(1.0, 1e10)]
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers of one patch: colours, frames, rows, columns."""
+        return 3 * self.frames_per_patch * self.patch_size**2
+
+    @property
+    def token_pixels(self) -> int:
+        """Pixels along one side of what becomes a token."""
+        return self.token_side * self.patch_size
+
+    def patches_of(self, pixels: int) -> int:
+        """How many patches a picture of so many pixels has at most."""
+        return pixels // self.token_pixels**2 * self.token_side**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameTower(_AnySizeTower):
+    """Qwen2-VL's: layer norms, a plain MLP, every patch attending to all of its frame."""
+
+    type: Literal["frame"] = "frame"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowTower(_AnySizeTower):
+    """Qwen2.5-VL's: RMS norms, a gated MLP; on most layers a patch attends to those of its window only."""
+
+    type: Literal["window"] = "window"
+    window: Annotated[int, GRID]  # patches along one side
+    full_layers: tuple[Annotated[int, LAYER_INDEX], ...]  # where a patch attends to all of its frame
+
+
+Tower = SquareTower | FrameTower | WindowTower
 
 
 # --- Connectors: features [images, patches, vision_width] → image tokens [images, tokens, hidden].
@@ -139,7 +205,21 @@ class PixelShuffleConnector(_Connector):
     side: Annotated[int, GRID]  # of the square, patches
 
 
-Connector = ResamplerConnector | LinearConnector | MlpConnector | PixelShuffleConnector
+@dataclass(frozen=True, kw_only=True)
+class MergerConnector:
+    """Each patch normed, `token_side`² of them joined, two products with bias, GELU between them: as many tokens as the
+    picture has room for."""
+
+    type: Literal["merger"] = "merger"
+    vision_width: Annotated[int, WIDTH]
+    hidden: Annotated[int, WIDTH]
+    token_side: Annotated[int, GRID]
+    norm: NormKind
+    norm_eps: Annotated[float, EPSILON]
+
+
+FixedConnector = ResamplerConnector | LinearConnector | MlpConnector | PixelShuffleConnector
+Connector = FixedConnector | MergerConnector
 
 
 # --- Decoder blocks: how attention and a gated MLP are put together in a layer.
@@ -235,4 +315,20 @@ class Split(_PictureRule):
         return across**2 + 1 if across > 1 else 1
 
 
-PictureRule = Squash | CentreCrop | PadSquare | Split
+@dataclass(frozen=True, kw_only=True)
+class AnySize(_PictureRule):
+    """Both sides rounded to whole tokens, the area kept within bounds, the aspect nearly; bicubic."""
+
+    type: Literal["any_size"] = "any_size"
+    min_pixels: Annotated[int, PIXELS]
+    max_pixels: Annotated[int, PIXELS]
+
+    def narrowed(self, least: int | None, most: int | None) -> "AnySize":
+        """The rule within those bounds too."""
+        most = self.max_pixels if most is None else min(most, self.max_pixels)
+        least = self.min_pixels if least is None else max(least, self.min_pixels)
+        return replace(self, min_pixels=min(least, most), max_pixels=most)
+
+
+SquareRule = Squash | CentreCrop | PadSquare | Split
+PictureRule = SquareRule | AnySize

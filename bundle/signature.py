@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vlm_trt.bundle.config import Limits, ModelConfig
-from vlm_trt.bundle.parts import ClipTower, OpenClipTower, SiglipTower, Tower
+from vlm_trt.bundle.parts import (
+    ClipTower,
+    FrameTower,
+    MergerConnector,
+    OpenClipTower,
+    SiglipTower,
+    Tower,
+    WindowTower,
+)
 
 Axis = int | str
 
@@ -140,6 +148,16 @@ def present_names(layer: int) -> tuple[str, str]:
     return f"present.{layer}.key", f"present.{layer}.value"
 
 
+def axis_step(axis: str, model: ModelConfig) -> int:
+    """What the extent of a dynamic axis is always a multiple of."""
+    match model.vision, axis:
+        case FrameTower() | WindowTower(), "patches":
+            return model.vision.token_side**2
+        case WindowTower(), "slots":
+            return model.vision.window**2
+    return 1
+
+
 def candidate_count(vocab_size: int) -> int:
     """How many candidates the sampler of a model has."""
     return min(CANDIDATES, vocab_size)
@@ -164,17 +182,37 @@ def _tower_inputs(tower: Tower) -> tuple[Tensor, ...]:
     match tower:
         case OpenClipTower() | ClipTower() | SiglipTower():
             return (Tensor("pixel_values", "float32", ("images", 3, tower.image_size, tower.image_size)),)
+        case FrameTower():
+            return _patch_inputs(tower)
+        case WindowTower():
+            return (
+                *_patch_inputs(tower),
+                Tensor("window_patches", "int64", ("images", "slots")),
+                Tensor("patch_slots", "int64", ("images", "patches")),
+            )
+
+
+def _patch_inputs(tower: FrameTower | WindowTower) -> tuple[Tensor, ...]:
+    turned = ("images", "patches", tower.head_dim // 2)
+    return (
+        Tensor("pixel_values", "float32", ("images", "patches", tower.patch_values)),
+        Tensor("rope_cos", "float32", turned),
+        Tensor("rope_sin", "float32", turned),
+    )
 
 
 def _vision_features(model: ModelConfig, dtype: str) -> Tensor:
-    return Tensor("vision_features", dtype, ("images", model.vision.patches, model.vision.width))
+    vision = model.vision
+    patches = "patches" if isinstance(vision, FrameTower | WindowTower) else vision.patches
+    return Tensor("vision_features", dtype, ("images", patches, vision.width))
 
 
 def _resampler(model: ModelConfig, dtype: str) -> Signature:
     connector = model.connector
+    tokens = "picture_tokens" if isinstance(connector, MergerConnector) else connector.tokens
     return Signature(
         inputs=(_vision_features(model, dtype),),
-        outputs=(Tensor("image_features", dtype, ("images", connector.tokens, connector.hidden)),),
+        outputs=(Tensor("image_features", dtype, ("images", tokens, connector.hidden)),),
     )
 
 

@@ -119,7 +119,7 @@ def _examples(choice: Choice, data: str, count: int | None, seed: int | None) ->
     if count is not None or seed is not None:
         raise UsageError(f"--count and --seed are about --data {SYNTHETIC}; leave them out, a file is asked whole")
     say(f"  checking every line and picture of {data} ...")
-    return read_data(Path(data), family(model.family).parse_answer)
+    return read_data(Path(data), family(model.family).parser(model))
 
 
 def _answered(choice: Choice, data: DataSet, max_new_tokens: int) -> Result:

@@ -20,6 +20,8 @@ def run(
     max_seq_tokens: int | None,
     max_batch: int | None,
     max_images: int | None,
+    min_pixels: int | None,
+    max_pixels: int | None,
     components: Sequence[str],
     force: bool,
     as_json: bool,
@@ -30,6 +32,8 @@ def run(
         max_seq_tokens=max_seq_tokens,
         max_batch=max_batch,
         max_images=max_images,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
         force=force,
     )
     done = export(checkpoint, bundle, choices, say=say, byte_bar=byte_bar)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import click
 
-from vlm_trt.bundle.config import DecoderConfig, ModelConfig
+from vlm_trt.bundle.config import DecoderConfig, ModelConfig, within
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.leftovers import leftovers
 from vlm_trt.bundle.manifest import Manifest
+from vlm_trt.bundle.parts import AnySize
 from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.terminal import figure, printable, say, size, table
@@ -28,14 +29,14 @@ def run(path: Path, check: bool, as_json: bool) -> None:
 
 def _description(bundle: Bundle) -> list[str]:
     manifest = bundle.manifest
-    model, limits = manifest.model, manifest.limits
+    model, limits = within(manifest.model, manifest.limits), manifest.limits
     vision, connector, decoder = model.vision, model.connector, model.decoder
     return [
         f"{bundle.path}  ({model.family}, {model.generation.chat_format}, from {manifest.source.checkpoint})",
         "",
-        f"vision encoder   {vision.image_size} px → {vision.patches} patches of {vision.width}, {vision.layers} layers "
-        f"({_words(vision.type)}; pictures: {_words(model.pictures.type)})",
-        f"resampler        {connector.tokens} tokens of {connector.hidden} per {_seen(model)} "
+        f"vision encoder   {_pixels(model)} → {_most(model.most_patches, model)} patches of {vision.width}, "
+        f"{vision.layers} layers ({_words(vision.type)}; pictures: {_words(model.pictures.type)})",
+        f"resampler        {_most(model.most_tile_tokens, model)} tokens of {connector.hidden} per {_seen(model)} "
         f"({_words(connector.type)})",
         f"decoder          {decoder.layers} layers of {decoder.hidden} ({_words(decoder.block.type)}), "
         f"{_heads(decoder)}, vocabulary {decoder.vocab_size}",
@@ -51,9 +52,20 @@ def _description(bundle: Bundle) -> list[str]:
     ]
 
 
+def _pixels(model: ModelConfig) -> str:
+    rule = model.pictures
+    if isinstance(rule, AnySize):
+        return f"{rule.min_pixels:,} to {rule.max_pixels:,} px in all"
+    return f"{model.square.image_size} px"
+
+
+def _most(count: int, model: ModelConfig) -> str:
+    return f"up to {count}" if isinstance(model.pictures, AnySize) else str(count)
+
+
 def _seen(model: ModelConfig) -> str:
     """What the tower sees at once, and how many of them a picture may be."""
-    most = model.pictures.most_tiles(model.vision.image_size)
+    most = model.most_tiles
     return "picture" if most == 1 else f"tile, up to {most} tiles per picture"
 
 

@@ -30,6 +30,7 @@ from vlm_trt.commands.values import (
     PATH,
     PICTURE_COUNTS,
     PICTURES,
+    PIXELS,
     POSITIONS,
     PRECISIONS,
     PROMPT_TOKENS,
@@ -64,7 +65,15 @@ export_options = with_options(
     click.option("--precision", type=FLOATS, default="fp16", show_default=True, help="Type of weights and cache."),
     click.option("--max-seq-tokens", type=POSITIONS, help="Cache length.  [default: the training length]"),
     click.option("--max-batch", type=SEQUENCES, help="Sequences at once.  [default: 4]"),
-    click.option("--max-images", type=PICTURES, help="Pictures per vision-encoder run.  [default: 4]"),
+    click.option("--max-images", type=PICTURES, help="Pictures, or tiles, per vision-encoder run.  [default: 4]"),
+    click.option(
+        "--min-pixels", type=PIXELS, help="Smaller pictures of any size are enlarged.  [default: the model's]"
+    ),
+    click.option(
+        "--max-pixels",
+        type=PIXELS,
+        help="Larger pictures of any size are reduced.  [default: 1003520, 1,280 tokens]",
+    ),
     click.option("--component", "components", type=COMPONENTS, multiple=True, help="Only this graph; may be repeated."),
     click.option("--force", is_flag=True, help="Replace graphs that the bundle already has."),
     json_option,

@@ -72,7 +72,7 @@ def questions(bundle: Path, data: str, count: int | None) -> DataSet:
     model = Bundle.open(bundle).manifest.model
     if data == SYNTHETIC:
         return synthetic(COUNT if count is None else count, 0, model)
-    return read_data(Path(data), family(model.family).parse_answer)
+    return read_data(Path(data), family(model.family).parser(model))
 
 
 def shown(verdict: Verdict) -> str:

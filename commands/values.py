@@ -152,6 +152,7 @@ TEXT, LOCATION, PATH, NAMES = Words(), Location(), PathValue(), Names()
 THREADS, LEAST_SCORE = Threads(), LeastScore()
 # Far beyond any model and machine there is, and small enough that nothing overflows or loops for ever.
 POSITIONS = click.IntRange(64, 1 << 20)
+PIXELS = click.IntRange(1, 1 << 30)
 SEQUENCES, PICTURES = click.IntRange(1, 1024), click.IntRange(1, 1024)
 NEW_TOKENS = click.IntRange(1, 1 << 20)
 QUESTIONS = click.IntRange(1, 10_000)  # drawn in half a minute

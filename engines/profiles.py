@@ -1,8 +1,11 @@
 """Optimization profiles as plain values: the shapes an engine is built for, derived from the graph contract."""
 
-from vlm_trt.bundle.config import Limits, ModelConfig
+from math import ceil, isqrt
+
+from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.entries import Profile, Range
-from vlm_trt.bundle.signature import Component, Precision, Tensor, most_edits, signature
+from vlm_trt.bundle.parts import AnySize
+from vlm_trt.bundle.signature import Component, Precision, Tensor, axis_step, most_edits, signature
 
 
 def profiles(component: Component, model: ModelConfig, limits: Limits, precision: Precision) -> tuple[Profile, ...]:
@@ -13,15 +16,17 @@ def profiles(component: Component, model: ModelConfig, limits: Limits, precision
     that attention reads the cache in place; prefill takes one sequence of any length.
     Source: docs/architecture.md, facts 3 and 19.
     """
+    model = within(model, limits)
     contract = signature(component, model, limits, precision)
     if component is Component.SAMPLER:
         rows = {"batch": (1, limits.max_batch, limits.max_batch), "edits": (1, 1, most_edits(limits))}
         return (_profile("rows", contract.inputs, rows),)
     if component is not Component.DECODER:
-        pictures = {"images": (1, 1, limits.max_images)}
+        pictures = {"images": (1, 1, limits.max_images), **_sizes(model)}
         return (_profile("pictures", contract.inputs, pictures),)
-    longest, tokens = limits.max_seq_tokens, model.connector.tokens
-    most_rows = max(tokens, longest // (tokens + 2) * tokens)
+    longest, tokens = limits.max_seq_tokens, model.most_tile_tokens
+    # Between pictures of one size stands some text; small ones of any size leave no more room for it than positions.
+    most_rows = longest if isinstance(model.pictures, AnySize) else max(tokens, longest // (tokens + 2) * tokens)
     decode = {
         "batch": (1, limits.max_batch, limits.max_batch),
         "seq": (1, 1, 1),
@@ -35,6 +40,23 @@ def profiles(component: Component, model: ModelConfig, limits: Limits, precision
         "image_tokens": (1, tokens, most_rows),
     }
     return _profile("decode", contract.inputs, decode), _profile("prefill", contract.inputs, prefill)
+
+
+def _sizes(model: ModelConfig) -> dict[str, Range]:
+    """Of pictures of any size: from one token to the largest; best for the largest that is a square."""
+    if not isinstance(model.pictures, AnySize):
+        return {}
+    step, most = axis_step("patches", model), model.most_patches
+    slots = axis_step("slots", model)
+    # Narrow pictures fill the fewest places of their windows: those of one token's height.
+    across = isqrt(slots)
+    most_slots = most * across // isqrt(step) + slots
+    return {"patches": (step, most, most), "slots": (slots, _filled(most, slots), most_slots // slots * slots)}
+
+
+def _filled(patches: int, slots: int) -> int:
+    """Places of the windows of a square of so many patches."""
+    return ceil(isqrt(patches) / isqrt(slots)) ** 2 * slots
 
 
 def _profile(name: str, tensors: tuple[Tensor, ...], ranges: dict[str, Range]) -> Profile:

@@ -132,7 +132,7 @@ def conversation(example: Query) -> list[Message]:
 
 
 def _judged(model: VisionLanguageModel, example: Example, answer: Answer) -> Judged:
-    parse = family(model.manifest.model.family).parse_answer
+    parse = family(model.manifest.model.family).parser(model.engine.model)
     return Judged(
         example=example,
         text=answer.text,

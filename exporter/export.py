@@ -45,6 +45,8 @@ class Choices:
     max_seq_tokens: int | None = None
     max_batch: int | None = None
     max_images: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
     force: bool = False  # replace graphs the bundle has
 
 
@@ -134,6 +136,8 @@ def _limits(model: ModelConfig, choices: Choices, existing: Bundle | None) -> Li
         choices.max_seq_tokens or defaults.max_seq_tokens,
         choices.max_batch or defaults.max_batch,
         choices.max_images or defaults.max_images,
+        choices.min_pixels or defaults.min_pixels,
+        choices.max_pixels or defaults.max_pixels,
     )
     if known is not None and limits != known:
         raise UsageError(

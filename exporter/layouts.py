@@ -63,6 +63,8 @@ def _whole(weight: Weight, model: ModelConfig, checkpoint: Checkpoint, convert: 
     match weight.layout:
         case Layout.TRANSPOSE:
             return _transposed(key, 0, weight.shape[1], checkpoint, convert, allocate)
+        case Layout.FLATTEN:
+            return convert(checkpoint.read(key)).reshape(weight.shape[1], -1).t()
         case Layout.JOIN:
             return _joined(weight, checkpoint, convert, allocate)
         case Layout.PLUS_ONE:

@@ -16,14 +16,16 @@ from onnxscript import optimizer
 from torch import Tensor
 
 from vlm_trt.bundle.config import Limits, ModelConfig
-from vlm_trt.bundle.signature import Axis, Component, Precision, Signature, signature
+from vlm_trt.bundle.signature import Axis, Component, Precision, Signature, axis_step, signature
 from vlm_trt.exporter.modules.build import build_module
 from vlm_trt.exporter.modules.decoder import Decoder
 from vlm_trt.exporter.modules.onnx_operators import translation_table
 
 OPSET = 24
 # Example sizes of the dynamic axes: distinct, and above one, since torch specializes axes of size 0 and 1.
-_EXAMPLE_SIZES = {"images": 2, "batch": 3, "seq": 5, "image_tokens": 7, "window": 11, "edits": 13}
+_EXAMPLE_SIZES = {
+    "images": 2, "batch": 3, "seq": 5, "image_tokens": 7, "window": 11, "edits": 13, "patches": 17, "slots": 19,
+}  # fmt: skip
 _TORCH_DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -81,12 +83,15 @@ def _arguments(
     component: Component, contract: Signature, model: ModelConfig, limits: Limits
 ) -> tuple[tuple[object, ...], tuple[object, ...]]:
     """Example inputs on the meta device and their dynamic axes, in the order of the module's forward."""
-    names = ("images", "batch", "seq", "image_tokens", "edits")
-    dims = {name: torch.export.Dim(name) for name in names}
+    steps = {name: axis_step(name, model) for name in _EXAMPLE_SIZES}
+    dims = {
+        name: torch.export.Dim(name) if step == 1 else step * torch.export.Dim(f"_{name}")
+        for name, step in steps.items()
+    }
     dims["window"] = torch.export.Dim("window", max=limits.max_seq_tokens)
 
     def example(axes: tuple[Axis, ...], dtype: str) -> Tensor:
-        shape = [axis if isinstance(axis, int) else _EXAMPLE_SIZES[axis] for axis in axes]
+        shape = [axis if isinstance(axis, int) else steps[axis] * _EXAMPLE_SIZES[axis] for axis in axes]
         return torch.zeros(shape, dtype=_TORCH_DTYPES[dtype], device="meta")
 
     tensors: list[object] = [example(tensor.axes, tensor.dtype) for tensor in contract.inputs]

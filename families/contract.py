@@ -16,7 +16,7 @@ from vlm_trt.families.weights import WeightMap
 
 # What the vision encoder is given of one picture, by the names of its graph's inputs. The leading axis counts the
 # picture's tiles: what the tower sees as a picture of its own. A run takes tiles of any pictures.
-PictureInputs = dict[str, NDArray[np.float32]]
+PictureInputs = dict[str, NDArray[Any]]
 
 
 def stacked(pictures: Sequence[PictureInputs]) -> PictureInputs:
@@ -32,6 +32,17 @@ def tile_count(picture: PictureInputs) -> int:
 def tiles(pictures: PictureInputs, start: int, stop: int) -> PictureInputs:
     """The tiles start…stop−1 of one picture, or of several that are stacked."""
     return {name: array[start:stop] for name, array in pictures.items()}
+
+
+Size = tuple[int, int]  # width and height, pixels
+
+
+Parser = Callable[[str, Sequence[Size]], Answered]
+
+
+def of_any_model(parse: Parser) -> Callable[[str, Sequence[Size], ModelConfig], Answered]:
+    """A parser of answers in which nothing depends on the model's sizes."""
+    return lambda text, sizes, _: parse(text, sizes)
 
 
 class Preprocess(Protocol):
@@ -75,10 +86,14 @@ class Family:
     continue_text: Callable[[str, Any, ModelConfig, int], Prompt]  # a text as it is, without the form of a conversation
     preprocess: Preprocess
     position_table: Callable[[DecoderConfig, PromptShape, int], PositionTable]
-    parse_answer: Callable[[str, Sequence[tuple[int, int]]], Answered]
+    parse_answer: Callable[[str, Sequence[Size], ModelConfig], Answered]  # the text, its pictures' sizes
     # How answers name places: a name and boxes (left, top, right, bottom as shares of the picture's sides); None where
     # the model was not taught to.
     write_places: Callable[[str, Sequence[tuple[float, float, float, float]]], str] | None = None
+
+    def parser(self, model: ModelConfig) -> Parser:
+        """What reads answers of that model, with the sizes of the conversation's pictures."""
+        return lambda text, sizes: self.parse_answer(text, sizes, model)
 
     @property
     def source_files(self) -> tuple[str, ...]:

@@ -25,6 +25,8 @@ _FAMILIES = (
     _Known("llava15", "LLaVA-1.5", ("llava", "llava_llama")),  # the second: the original repository's
     _Known("paligemma", "PaliGemma 1 and 2", ("paligemma",)),
     _Known("smolvlm2", "SmolVLM2", ("smolvlm",)),
+    _Known("qwen2_vl", "Qwen2-VL", ("qwen2_vl",)),
+    _Known("qwen2_5_vl", "Qwen2.5-VL", ("qwen2_5_vl",)),
 )
 
 

@@ -141,6 +141,7 @@ class ImageSpan:
     start: int
     stop: int
     image: int  # index into Prompt.images
+    grid: tuple[int, int, int] | None = None  # frames, rows and columns of its tokens, where positions depend on them
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ class PromptShape:
 
     tokens: int
     prefix: int = 0  # the first so many positions attend to each other in both directions
+    spans: tuple[ImageSpan, ...] = ()  # those of pictures whose tokens have a row and a column
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Prompt:
 
     @property
     def shape(self) -> PromptShape:
-        return PromptShape(len(self.ids), self.prefix)
+        return PromptShape(len(self.ids), self.prefix, tuple(span for span in self.spans if span.grid is not None))
 
     def image_rows(self, length: int | None = None) -> NDArray[np.int64]:
         """Row of the pictures' stacked features at each position, −1 for text; `length` counts what follows too."""
@@ -184,7 +186,7 @@ class Grounding:
     """A place an answer names, in pixels of the original picture."""
 
     name: str  # "" where the answer gives none
-    kind: str  # "box" (two corners) or "quad" (four)
+    kind: str  # "box" (two corners), "quad" (four) or "point"
     points: tuple[tuple[float, float], ...]
     picture: int  # index among the conversation's pictures
     mask_codes: tuple[int, ...] = ()  # of its outline, for a mask decoder; no checkpoint has one

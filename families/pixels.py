@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image, Resampling, new
 
-from vlm_trt.bundle.parts import CentreCrop, PadSquare, PictureRule, Split, Squash
+from vlm_trt.bundle.parts import CentreCrop, PadSquare, Split, SquareRule, Squash
 from vlm_trt.families.messages import Detail
 from vlm_trt.families.splitting import tiles_of
 
@@ -19,7 +19,7 @@ _LONGEST_ASPECT = 100
 
 
 def pixel_values(
-    picture: Image, rule: PictureRule, side: int, detail: Detail = Detail.AUTO
+    picture: Image, rule: SquareRule, side: int, detail: Detail = Detail.AUTO
 ) -> dict[str, NDArray[np.float32]]:
     """`pixel_values` [tiles, 3, side, side] fp32 of an RGB picture of any size.
 
@@ -34,7 +34,7 @@ def pixel_values(
     return {"pixel_values": values}
 
 
-def squares(picture: Image, rule: PictureRule, side: int, detail: Detail = Detail.AUTO) -> list[Image]:
+def squares(picture: Image, rule: SquareRule, side: int, detail: Detail = Detail.AUTO) -> list[Image]:
     """The picture as square RGB ones of that side."""
     match rule:
         case Squash():

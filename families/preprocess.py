@@ -10,4 +10,4 @@ from vlm_trt.families.pixels import pixel_values
 
 def preprocess(picture: Image, model: ModelConfig, detail: Detail = Detail.AUTO) -> PictureInputs:
     """`pixel_values` [tiles, 3, side, side] of an RGB picture of any size."""
-    return pixel_values(picture, model.pictures, model.vision.image_size, detail)
+    return pixel_values(picture, model.square_rule, model.square.image_size, detail)

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 from vlm_trt.bundle.errors import PromptError
@@ -17,6 +17,7 @@ class Placed:
 
     image: Image
     stretches: tuple[Stretch, ...]  # one for each of its tiles, or one for all
+    grid: tuple[int, int, int] | None = None  # as ImageSpan has it
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Piece:
 
     def __add__(self, other: "Piece") -> "Piece":
         by = len(self.ids)
-        moved = (Placed(one.image, tuple((a + by, b + by) for a, b in one.stretches)) for one in other.images)
+        moved = (replace(one, stretches=tuple((a + by, b + by) for a, b in one.stretches)) for one in other.images)
         return Piece(self.ids + other.ids, (*self.images, *moved))
 
     @classmethod
@@ -44,7 +45,9 @@ class Piece:
             dropped_turns: turns left out of it.
             prefix: positions that attend to each other in both directions.
         """
-        spans = tuple(ImageSpan(*stretch, i) for i, one in enumerate(self.images) for stretch in one.stretches)
+        spans = tuple(
+            ImageSpan(*stretch, i, one.grid) for i, one in enumerate(self.images) for stretch in one.stretches
+        )
         return Prompt(self.ids, spans, tuple(one.image for one in self.images), dropped_turns, prefix)
 
 

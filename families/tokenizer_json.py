@@ -24,8 +24,9 @@ SENTENCEPIECE_FILE = "tokenizer.model"
 class JsonTokenizer:
     """Text ↔ ids.
 
-    Three kinds of tokens: ordinary ones; special ones, which no text becomes and which are not shown; and content
-    tokens, which stand for themselves in any text, typed or generated (`<loc0512>`, runs of line breaks).
+    Four kinds of tokens: ordinary ones; special ones, which no text becomes and which are not shown; shown ones, which
+    no text becomes either (`<|box_start|>`); and content tokens, which stand for themselves in any text, typed or
+    generated (`<loc0512>`, runs of line breaks).
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class JsonTokenizer:
         stop_ids: Sequence[int],
         content_tokens: Iterable[str] = (),
         stop_tokens: Sequence[str] = (),
+        shown_tokens: Iterable[str] = (),
     ) -> None:
         """
         Args:
@@ -42,13 +44,17 @@ class JsonTokenizer:
             content_tokens: names that stand in the vocabulary and must be found in text although the file does not
                 list them among its added tokens; those that the vocabulary lacks are left out.
             stop_tokens: names that end an answer too.
+            shown_tokens: names that answers show and no text becomes, whether the file calls them special or not; those
+                that the vocabulary lacks are left out.
         Raises:
             BundleError: the file is missing, damaged, or of a kind this version does not read.
         """
         assert stop_ids, "an answer must be able to end"
         self.path = path
         self._vocabulary = _read(path)
-        _add(self._vocabulary, content_tokens, path)
+        shown = frozenset(shown_tokens)
+        _add(self._vocabulary, content_tokens, path, special=False)
+        _add(self._vocabulary, shown, path, special=True)
         self._later = _without_first_blank(self._vocabulary)
         self._decoding = _Decoding(self._vocabulary, path)
         self.end_of_text = stop_ids[0]
@@ -57,7 +63,9 @@ class JsonTokenizer:
         self.longest_token = max(map(len, ids))  # characters
         added = self._vocabulary.get_added_tokens_decoder()
         self._added = {token.content: number for number, token in added.items()}
-        self._special = frozenset(number for number, token in added.items() if token.special)
+        self._special = frozenset(
+            number for number, token in added.items() if token.special and token.content not in shown
+        )
         self._stop_ids = frozenset((*stop_ids, *map(self.id_of, stop_tokens)))
 
     @property
@@ -179,10 +187,11 @@ def _damaged(path: Path, why: str) -> BundleError:
     return BundleError(f"{path} is no tokenizer ({why}); copy it again from the published checkpoint")
 
 
-def _add(vocabulary: Vocabulary, names: Iterable[str], path: Path) -> None:
-    """Makes tokens of the vocabulary ones that are found in text; their ids stay as they are."""
+def _add(vocabulary: Vocabulary, names: Iterable[str], path: Path, *, special: bool) -> None:
+    """Makes tokens of the vocabulary ones that are found in text, or special ones; their ids stay as they are."""
     before = {name: number for name in names if (number := vocabulary.token_to_id(name)) is not None}
-    vocabulary.add_tokens([AddedToken(name, special=False) for name in before])
+    add = vocabulary.add_special_tokens if special else vocabulary.add_tokens
+    add([AddedToken(name, special=special) for name in before])
     assert all(vocabulary.token_to_id(name) == number for name, number in before.items()), path
 
 

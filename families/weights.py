@@ -13,6 +13,7 @@ class Layout(StrEnum):
 
     COPY = "copy"  # as stored
     TRANSPOSE = "transpose"  # [out, in] → [in, out]: a linear layer computes x @ weight
+    FLATTEN = "flatten"  # [out, …] → [in, out]: a convolution that does not overlap, as a product with flat patches
     JOIN = "join"  # several of [out, in], or [out], one after the other along out; then transposed if 2-D
     PLUS_ONE = "plus_one"  # of norms that multiply by 1 + weight
     UNPACK_HEADS = "unpack_heads"  # rows packed per head [q|k|v] → all q, all k, all v; then transposed if 2-D

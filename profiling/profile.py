@@ -8,6 +8,7 @@ from functools import partial
 
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.host import query_gpus
+from vlm_trt.bundle.parts import MergerConnector
 from vlm_trt.bundle.progress import MakeBar
 from vlm_trt.bundle.signature import Component
 from vlm_trt.profiling.layers import Layer, layers
@@ -144,7 +145,7 @@ def _measured(
 
 def _point(model: VisionLanguageModel, choice: Choice, measured: Measured, limits: Ceilings | None) -> Point:
     stages, workload = stage_metrics(measured), measured.workload
-    tiles = requests(model, workload)[0].prompt.picture_tokens // model.engine.model.connector.tokens
+    tiles, patches = _shown(model, workload)
     needed = costs(
         model.manifest.model,
         weight_bytes(choice),
@@ -152,9 +153,19 @@ def _point(model: VisionLanguageModel, choice: Choice, measured: Measured, limit
         workload,
         measured.iterations[0].requests[0].prompt_tokens,
         min(tiles, model.engine.limits.max_images),
+        patches,
     )
     floors = {} if limits is None else gaps(needed, stages, limits, choice.precision)
     return Point(measured, request_metrics(measured), rates(measured), stages, floors)
+
+
+def _shown(model: VisionLanguageModel, workload: Workload) -> tuple[int, int]:
+    """Tiles of one request's pictures, and patches of each tile."""
+    kind, spans = model.engine.model, requests(model, workload)[0].prompt.spans
+    if isinstance(kind.connector, MergerConnector):
+        tokens = spans[0].stop - spans[0].start if spans else 0
+        return len(spans), tokens * kind.connector.token_side**2
+    return sum(span.stop - span.start for span in spans) // kind.tile_tokens, kind.most_patches
 
 
 def weight_bytes(choice: Choice) -> dict[Component, int]:

@@ -8,7 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.parts import Connector, LinearConnector, MlpConnector, PixelShuffleConnector, ResamplerConnector
+from vlm_trt.bundle.parts import (
+    Connector,
+    FrameTower,
+    LinearConnector,
+    MergerConnector,
+    MlpConnector,
+    PixelShuffleConnector,
+    ResamplerConnector,
+    Tower,
+    WindowTower,
+)
 from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
 from vlm_trt.profiling.probe import Ceilings
 from vlm_trt.profiling.statistics import Summary
@@ -70,6 +80,7 @@ def costs(
     workload: Workload,
     prompt_tokens: int,
     images_per_run: int,
+    patches: int,
 ) -> dict[str, Cost]:
     """Of one run of each stage.
 
@@ -80,6 +91,7 @@ def costs(
         workload: batch and new tokens.
         prompt_tokens: of one request.
         images_per_run: pictures, or tiles of pictures, that the vision encoder takes at once.
+        patches: of each.
     """
     found = {
         "prefill": _prefill(model, weight_bytes[Component.DECODER], precision, prompt_tokens),
@@ -87,23 +99,35 @@ def costs(
         "sampling": _sampling(model, workload),
     }
     if workload.images:
-        found["vision_encoder"] = _vision(model, weight_bytes[Component.VISION_ENCODER], precision, images_per_run)
-        found["resampler"] = _resampler(model, weight_bytes[Component.RESAMPLER], precision, images_per_run)
+        found["vision_encoder"] = _vision(
+            model, weight_bytes[Component.VISION_ENCODER], precision, images_per_run, patches
+        )
+        found["resampler"] = _resampler(model, weight_bytes[Component.RESAMPLER], precision, images_per_run, patches)
     return found
 
 
-def _vision(model: ModelConfig, weights: int, precision: Precision, images: int) -> Cost:
+def _vision(model: ModelConfig, weights: int, precision: Precision, images: int, patches: int) -> Cost:
     vision, size = model.vision, DTYPE_BYTES[precision.dtype]
-    layer = 4 * vision.width**2 + 2 * vision.width * vision.mlp_width
-    matrices = vision.layers * layer + 3 * vision.patch_size**2 * vision.width
-    attention = vision.layers * 2 * vision.patches**2 * vision.width  # scores, and values by them
-    moved = 4 * 3 * vision.image_size**2 + size * vision.patches * vision.width
-    return Cost(weights + images * moved, 2 * images * (vision.patches * matrices + attention))
+    values = vision.patch_values if isinstance(vision, FrameTower | WindowTower) else 3 * vision.patch_size**2
+    products = 3 if isinstance(vision, WindowTower) else 2  # of the MLP
+    layer = 4 * vision.width**2 + products * vision.width * vision.mlp_width
+    matrices = vision.layers * layer + values * vision.width
+    attention = 2 * _seen_by_all(vision, patches) * vision.width  # scores, and values by them
+    moved = patches * (4 * values + size * vision.width)
+    return Cost(weights + images * moved, 2 * images * (patches * matrices + attention))
 
 
-def _resampler(model: ModelConfig, weights: int, precision: Precision, images: int) -> Cost:
-    one, patches, size = model.connector, model.vision.patches, DTYPE_BYTES[precision.dtype]
-    moved = size * (patches * one.vision_width + one.tokens * one.hidden)
+def _seen_by_all(vision: Tower, patches: int) -> int:
+    """Pairs of patches that attend to each other, on all layers."""
+    if not isinstance(vision, WindowTower):
+        return vision.layers * patches**2
+    full = len(vision.full_layers)
+    return full * patches**2 + (vision.layers - full) * patches * vision.window**2
+
+
+def _resampler(model: ModelConfig, weights: int, precision: Precision, images: int, patches: int) -> Cost:
+    one, size = model.connector, DTYPE_BYTES[precision.dtype]
+    moved = size * (patches * one.vision_width + model.tokens_of(patches) * one.hidden)
     return Cost(weights + images * moved, 2 * images * _connecting(one, patches))
 
 
@@ -120,6 +144,9 @@ def _connecting(one: Connector, patches: int) -> int:
             return patches * (one.vision_width + one.hidden) * one.hidden
         case PixelShuffleConnector():
             return patches * one.vision_width * one.hidden
+        case MergerConnector():
+            joined = one.token_side**2 * one.vision_width
+            return patches // one.token_side**2 * joined * (joined + one.hidden)
 
 
 def _prefill(model: ModelConfig, weights: int, precision: Precision, tokens: int) -> Cost:

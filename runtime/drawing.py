@@ -32,7 +32,7 @@ class Place(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def kind(self) -> str: ...  # "box" or "quad"
+    def kind(self) -> str: ...  # "box", "quad" or "point"
     @property
     def points(self) -> tuple[Point, ...]: ...
 
@@ -76,6 +76,9 @@ def _outline(draw: ImageDraw.ImageDraw, place: Place, colour: Colour, width: int
     if place.kind == "box":  # cut to the picture, so that a side beyond the edge is seen along it
         (x1, y1), (x2, y2) = ((min(max(x, 0), right), min(max(y, 0), bottom)) for x, y in place.points)
         corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+    elif place.kind == "point":  # a rhomb around it, so that what is pointed at is seen
+        ((x, y),) = place.points
+        corners = [(x - 4 * width, y), (x, y - 4 * width), (x + 4 * width, y), (x, y + 4 * width)]
     else:
         corners = list(place.points)
     lines: list[list[Point]] = [[*corners, corners[0], corners[1]]]

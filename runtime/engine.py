@@ -8,8 +8,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.errors import NotFiniteError, PromptError, VlmTrtError
+from vlm_trt.bundle.parts import FrameTower, WindowTower
 from vlm_trt.bundle.signature import Component, Precision, signature
 from vlm_trt.families.contract import PictureInputs, stacked, tile_count
 from vlm_trt.families.positions import PositionTable
@@ -44,6 +45,7 @@ class Engine:
         sessions: Mapping[Component, Session],
         cache: KVCache,
     ) -> None:
+        model = within(model, limits)
         self.model, self.limits, self.precision, self.backend = model, limits, precision, backend
         self.sessions, self.cache = sessions, cache
         self.in_use = InUse()
@@ -71,20 +73,21 @@ class Engine:
         """Patch features [images, patches, width], where the backend computes.
 
         Args:
-            pictures: preprocessed; together at most `limits.max_images` tiles.
+            pictures: preprocessed; together at most `limits.max_images` tiles, all of one shape.
         """
         arrays = {name: np.ascontiguousarray(array) for name, array in stacked(pictures).items()}
         images, vision = tile_count(arrays), self.model.vision
         assert images <= self.limits.max_images
-        features = self.backend.allocate((images, vision.patches, vision.width), self.precision.dtype)
-        inputs = {name: bind_host(array, "float32") for name, array in arrays.items()}
+        patches = arrays["pixel_values"].shape[1] if isinstance(vision, FrameTower | WindowTower) else vision.patches
+        features = self.backend.allocate((images, patches, vision.width), self.precision.dtype)
+        inputs = {name: _bound(array) for name, array in arrays.items()}
         self.sessions[Component.VISION_ENCODER].run(inputs, {"vision_features": features.rows(0, images)})
         return features
 
-    def features(self, images: int) -> Buffer:
-        """Room for image features [images, tokens, hidden], where the backend computes."""
-        connector = self.model.connector
-        return self.backend.allocate((images, connector.tokens, connector.hidden), self.precision.dtype)
+    def features(self, images: int, patches: int) -> Buffer:
+        """Room for image features [images, tokens, hidden] of images of so many patches, where the backend computes."""
+        shape = (images, self.model.tokens_of(patches), self.model.connector.hidden)
+        return self.backend.allocate(shape, self.precision.dtype)
 
     def resample(self, vision_features: Buffer, features: Buffer | None = None, first: int = 0) -> Buffer:
         """Image features [images, tokens, hidden], where the backend computes.
@@ -95,7 +98,7 @@ class Engine:
             first: a row.
         """
         images = vision_features.shape[0]
-        features = self.features(images) if features is None else features
+        features = self.features(images, vision_features.shape[1]) if features is None else features
         outputs = {"image_features": features.rows(first, images)}
         self.sessions[Component.RESAMPLER].run({"vision_features": vision_features.rows(0, images)}, outputs)
         return features
@@ -285,8 +288,8 @@ class Engine:
         # Contiguous copies of slices must live until the run ends; slices of whole rows are not copied.
         kept = {"kv_positions": self._positions[:window]}
         kept |= {name: np.ascontiguousarray(array) for name, array in arrays.items() if name in self._inputs}
-        inputs = {name: bind_host(a, "int64" if a.dtype == np.int64 else "float32") for name, a in kept.items()}
-        inputs["image_features"] = self._no_image.rows(0, 1) if features is None else _flat(features)
+        inputs = {name: _bound(array) for name, array in kept.items()}
+        inputs["image_features"] = self._no_image.rows(0, 1) if features is None else flat(features)
         outputs = {"logits": self.logits.rows(first, count), **present}
         self.sessions[Component.DECODER].run({**inputs, **past}, outputs, repeats=repeats)
 
@@ -301,6 +304,10 @@ class Engine:
         return np.zeros(shape, dtype=NUMPY_DTYPES[self.precision.dtype])
 
 
-def _flat(features: Binding) -> Binding:
-    """[images, tokens, hidden] as the decoder takes it: [images·tokens, hidden]."""
+def _bound(array: Array) -> Binding:
+    return bind_host(array, "int64" if array.dtype == np.int64 else "float32")
+
+
+def flat(features: Binding) -> Binding:
+    """[images, tokens, hidden], or rows already, as the decoder takes them: [rows, hidden]."""
     return replace(features, shape=(prod(features.shape[:-1]), features.shape[-1]))

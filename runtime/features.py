@@ -12,10 +12,10 @@ from vlm_trt.families.family import Family
 from vlm_trt.families.images import decode_image
 from vlm_trt.families.messages import Image
 from vlm_trt.runtime.backend import Backend, Binding, Buffer
-from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.engine import Engine, flat
 from vlm_trt.runtime.timing import StageClock
 
-# Image features [tiles, tokens, hidden], where the backend computes, behind the memory that they lie in.
+# Image features [rows, hidden], where the backend computes, behind the memory that they lie in.
 Features = tuple[Buffer, Binding]
 
 # What features of pictures that nobody asks for at the moment may take.
@@ -47,6 +47,11 @@ class Prepared:
     @property
     def tiles(self) -> int:
         return tile_count(self.inputs)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one tile: what pictures of one run have in common."""
+        return {name: array.shape[1:] for name, array in self.inputs.items()}
 
 
 # A picture that is to be encoded, and what was prepared of it.
@@ -130,7 +135,8 @@ class FeatureCache:
             with clock.stage("preprocess"):
                 prepared = ready or self._prepared(image)
             held = sum(one.tiles for _, one in batch)
-            if batch and held + prepared.tiles > self._engine.limits.max_images:
+            alike = all(prepared.shapes == one.shapes for _, one in batch)
+            if batch and (held + prepared.tiles > self._engine.limits.max_images or not alike):
                 yield batch
                 batch = []
             batch.append((image.key, prepared))
@@ -140,12 +146,15 @@ class FeatureCache:
     def _encode(self, batch: Sequence[tuple[bytes, Prepared]], clock: StageClock) -> list[ImageFeatures]:
         together = stacked([picture.inputs for _, picture in batch])
         count, step = tile_count(together), self._engine.limits.max_images
-        features = self._engine.features(count)
+        features: Buffer | None = None
         for first in range(0, count, step):
             with clock.stage("vision_encoder"):
                 patches = self._engine.encode_vision([tiles(together, first, first + step)])
+            if features is None:
+                features = self._engine.features(count, patches.shape[1])
             with clock.stage("resampler"):
                 self._engine.resample(patches, features, first)
+        assert features is not None
         self.encoded_images += len(batch)
         starts = accumulate((picture.tiles for _, picture in batch), initial=0)
         return [
@@ -159,10 +168,10 @@ class FeatureCache:
 
 
 def together(pictures: Sequence[ImageFeatures], backend: Backend) -> Features:
-    """[tiles, tokens, hidden] of all pictures, and the memory it lies in; what lies in order is not copied."""
+    """[rows, hidden] of all pictures, and the memory it lies in; what lies in order is not copied."""
     first, count = pictures[0], sum(one.tiles for one in pictures)
     starts = accumulate((one.tiles for one in pictures), initial=first.first)
     if all(one.buffer is first.buffer and one.first == at for one, at in zip(pictures, starts, strict=False)):
-        return first.buffer, first.buffer.rows(first.first, count)
-    joined = backend.gather([one.features() for one in pictures])
-    return joined, joined.rows(0, count)
+        return first.buffer, flat(first.buffer.rows(first.first, count))
+    joined = backend.gather([flat(one.features()) for one in pictures])
+    return joined, joined.rows(0, joined.shape[0])

@@ -230,7 +230,7 @@ class VisionLanguageModel:
     def _answer(self, sequence: Generation) -> Answer:
         assert sequence.finish_reason is not None
         sizes = tuple(image.size for image in sequence.images)
-        parsed = self._family.parse_answer(sequence.text, sizes)
+        parsed = self._family.parse_answer(sequence.text, sizes, self.engine.model)
         return Answer(
             text=sequence.text,
             plain_text=parsed.plain_text,

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PillowImage
 
-from tests.families.made_tokenizers import gemma_like, llama_like, smollm_like
+from tests.families.made_tokenizers import gemma_like, llama_like, qwen2_like, smollm_like
+from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.reading import read_json
+from vlm_trt.families.contract import Family, PictureInputs, tile_count, tiles
 from vlm_trt.families.messages import Detail, Image, ImageSpan, Prompt
 
 FOLDER = Path(__file__).parent / "golden"
@@ -21,6 +24,8 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "paligemma": gemma_like,
     "paligemma2": gemma_like,
     "smolvlm2": smollm_like,
+    "qwen2_vl": qwen2_like,
+    "qwen2_5_vl": qwen2_like,
 }
 # Of each its cases: one sequence, and several of different lengths or with several pictures.
 CASES = {
@@ -28,6 +33,8 @@ CASES = {
     "paligemma": ("one_image", "batch2_leftpad"),
     "paligemma2": ("one_image", "batch2_leftpad"),
     "smolvlm2": ("split_image", "two_images"),
+    "qwen2_vl": ("one_image",),
+    "qwen2_5_vl": ("one_image", "two_images"),
 }
 ALL_CASES = [(name, case) for name, cases in CASES.items() for case in cases]
 MAX_SEQ_TOKENS = 256
@@ -49,12 +56,17 @@ class Recorded:
 
     pictures: tuple[NDArray[np.uint8], ...]  # [height, width, 3] each
     detail: Detail
-    pixels: NDArray[np.float32]  # [tiles, 3, H, W], of all pictures
-    features: NDArray[np.float32]  # [tiles, tokens, hidden]
+    pixels: tuple[NDArray[np.float32], ...]  # of every tile [3, H, W], or of every picture [patches, patch_values]
+    features: NDArray[np.float32]  # [rows, hidden], of all of them
     prompt: Prompt
     logits: NDArray[np.float32]  # [prompt, vocab]
     generated: tuple[int, ...]
     step_logits: NDArray[np.float32]  # [steps, vocab]
+
+    def inputs(self, kind: Family, model: ModelConfig) -> list[PictureInputs]:
+        """What the vision encoder is given, of every tile."""
+        found = [kind.preprocess(PillowImage.fromarray(one), model, self.detail) for one in self.pictures]
+        return [tiles(one, at, at + 1) for one in found for at in range(tile_count(one))]
 
 
 def recorded(name: str, case: str) -> list[Recorded]:
@@ -63,21 +75,24 @@ def recorded(name: str, case: str) -> list[Recorded]:
         arrays: dict[str, Any] = {key: stored[key] for key in stored.files}
     config = read_json(FOLDER / name / "config.json")
     image_id = config["image_token_id"] if "image_token_id" in config else config["image_token_index"]
-    count = len(arrays["in.input_ids"])
-    pixels = arrays["in.pixel_values"]
-    pixels = pixels.reshape(count, -1, *pixels.shape[-3:])  # [sequences, tiles, 3, H, W]
-    features = arrays["out.image_features"].reshape(*pixels.shape[:2], -1, arrays["out.image_features"].shape[-1])
+    count, pixels = len(arrays["in.input_ids"]), arrays["in.pixel_values"]
+    if "in.image_grid_thw" in arrays:
+        ends = np.cumsum(arrays["in.image_grid_thw"].prod(axis=1))[:-1]
+        every = [tuple(np.split(pixels, ends))]
+    else:
+        every = [tuple(own) for own in pixels.reshape(count, -1, *pixels.shape[-3:])]
+    features = arrays["out.image_features"].reshape(count, -1, arrays["out.image_features"].shape[-1])
     # Where a batch has several sequences, each has one picture.
     shown = [arrays[key] for key in sorted(arrays) if key.startswith("image.")]
     pictures = [tuple(shown)] if count == 1 else [(one,) for one in shown]
-    return [_sequence(arrays, row, pictures[row], pixels[row], features[row], image_id) for row in range(count)]
+    return [_sequence(arrays, row, pictures[row], every[row], features[row], image_id) for row in range(count)]
 
 
 def _sequence(
     arrays: dict[str, Any],
     row: int,
     pictures: tuple[NDArray[np.uint8], ...],
-    pixels: NDArray[np.float32],
+    pixels: tuple[NDArray[np.float32], ...],
     features: NDArray[np.float32],
     image_id: int,
 ) -> Recorded:
@@ -85,12 +100,17 @@ def _sequence(
     ids = tuple(int(one) for one in arrays["in.input_ids"][row][shown])
     # `token_type_ids` are 0 where positions attend to each other in both directions.
     both_ways = "in.token_type_ids" in arrays and not arrays["in.token_type_ids"][row][shown].any()
-    of_each = len(pixels) // len(pictures)
+    several = len(pictures) > 1 and len(pixels) == len(pictures)
     stretches = _stretches(ids, image_id)
-    spans = tuple(ImageSpan(*stretch, at // (len(stretches) // len(pictures))) for at, stretch in enumerate(stretches))
+    of_each = len(stretches) // len(pictures)
+    # Of towers for any size, which join squares of 2 patches: rows and columns of tokens.
+    grids: list[tuple[int, int, int] | None] = [None] * len(pictures)
+    if "in.image_grid_thw" in arrays:
+        grids = [(1, int(rows) // 2, int(columns) // 2) for _, rows, columns in arrays["in.image_grid_thw"]]
+    spans = tuple(ImageSpan(*stretch, at // of_each, grids[at // of_each]) for at, stretch in enumerate(stretches))
     return Recorded(
         pictures=pictures,
-        detail=Detail.AUTO if of_each > 1 or len(pictures) == 1 else Detail.LOW,
+        detail=Detail.LOW if several else Detail.AUTO,
         pixels=pixels,
         features=features,
         prompt=Prompt(ids, spans, (Image(b""),) * len(pictures), prefix=len(ids) * both_ways),

@@ -40,7 +40,7 @@ def check_engine(
     """
     tolerance, trial = tolerance_of(engine.precision), Trial(engine, family)
     progress(f"pictures{label}")
-    runs = list(trial.vision(expected.pictures, vision_runs(engine.limits.max_images, len(expected.pictures))))
+    runs = list(trial.vision(expected.pictures, vision_runs(engine.limits.max_images, expected.pictures)))
     yield check_vision(runs, expected, label, tolerance)
     progress(f"prompts, every slot, the end of the cache{label}")
     rows = trial.decoder(expected.passages, features_of(runs))
@@ -61,13 +61,13 @@ def check_vision(runs: Sequence[Seen], expected: Expected, label: str, tolerance
     return _judged(figures, tolerance)
 
 
-def features_of(runs: Sequence[Seen]) -> Floats:
-    """The image features of every picture [pictures, tokens, hidden], each from the first run that it was in."""
+def features_of(runs: Sequence[Seen]) -> list[Floats]:
+    """The image features of every picture [tokens, hidden], each from the first run that it was in."""
     found: dict[int, Floats] = {}
     for run in runs:
         for picture, features in zip(run.pictures, run.features, strict=True):
             found.setdefault(picture, features)
-    return np.stack([found[picture] for picture in sorted(found)])
+    return [found[picture] for picture in sorted(found)]
 
 
 def check_decoder(rows: Sequence[Row], expected: Expected, label: str, tolerance: Tolerance) -> Outcome:

@@ -16,11 +16,11 @@ Floats = NDArray[np.float32]
 class Truth(Protocol):
     """The model, or graphs that stand for it."""
 
-    def vision(self, pictures: Sequence[PictureInputs]) -> tuple[Floats, Floats]:
-        """[pictures, patches, width] and [pictures, tokens, hidden] of preprocessed pictures."""
+    def vision(self, pictures: Sequence[PictureInputs]) -> tuple[list[Floats], list[Floats]]:
+        """Of each preprocessed picture [patches, width] and [tokens, hidden]."""
 
-    def logits(self, passages: Sequence[Passage], features: Floats) -> list[Floats]:
-        """Per passage its logits [runs, vocab] at the end of each run; features [pictures, tokens, hidden]."""
+    def logits(self, passages: Sequence[Passage], features: Sequence[Floats]) -> list[Floats]:
+        """Per passage its logits [runs, vocab] at the end of each run; features [tokens, hidden] of each picture."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Expected:
 
     passages: tuple[Passage, ...]
     pictures: tuple[PictureInputs, ...]
-    patches: Floats  # [pictures, patches, width]
-    features: Floats  # [pictures, tokens, hidden]
+    patches: tuple[Floats, ...]  # of each picture [patches, width]
+    features: tuple[Floats, ...]  # of each picture [tokens, hidden]
     logits: tuple[Floats, ...]  # per passage [runs, vocab]
 
     def of_one_picture(self) -> "Expected":
@@ -48,4 +48,10 @@ class Expected:
 def expect(truth: Truth, passages: Sequence[Passage], pictures: Sequence[PictureInputs]) -> Expected:
     """What it makes of pictures and passages."""
     patches, features = truth.vision(pictures)
-    return Expected(tuple(passages), tuple(pictures), patches, features, tuple(truth.logits(passages, features)))
+    return Expected(
+        passages=tuple(passages),
+        pictures=tuple(pictures),
+        patches=tuple(patches),
+        features=tuple(features),
+        logits=tuple(truth.logits(passages, features)),
+    )

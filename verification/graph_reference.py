@@ -25,12 +25,12 @@ class GraphReference:
         self._engine = open_engine(bundle, precision, backend)
         self._trial = Trial(self._engine, family)
 
-    def vision(self, pictures: Sequence[PictureInputs]) -> tuple[Floats, Floats]:
-        """[pictures, patches, width] and [pictures, tokens, hidden] of preprocessed pictures."""
+    def vision(self, pictures: Sequence[PictureInputs]) -> tuple[list[Floats], list[Floats]]:
+        """Of each preprocessed picture [patches, width] and [tokens, hidden]."""
         runs = list(self._trial.vision(pictures, [(at,) for at in range(len(pictures))]))
-        return np.concatenate([one.patches for one in runs]), np.concatenate([one.features for one in runs])
+        return [one.patches[0] for one in runs], [one.features[0] for one in runs]
 
-    def logits(self, passages: Sequence[Passage], features: Floats) -> list[Floats]:
+    def logits(self, passages: Sequence[Passage], features: Sequence[Floats]) -> list[Floats]:
         """Per passage its logits [runs, vocab]."""
         vocab = self._engine.model.decoder.vocab_size
         found = [np.full((len(one.ends), vocab), np.nan, dtype=np.float32) for one in passages]

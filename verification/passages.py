@@ -11,7 +11,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.families.messages import Prompt, PromptShape
 from vlm_trt.verification.samples import Sample
 
@@ -57,12 +57,15 @@ class Passage:
         return bool((self.positions == np.arange(len(self.ids))).all())
 
 
-def passages(model: ModelConfig, limits: Limits, prompts: Sequence[Sample], extent: Extent = WHOLE) -> list[Passage]:
+def passages(
+    model: ModelConfig, limits: Limits, prompts: Sequence[Sample], tokens: Sequence[int], extent: Extent = WHOLE
+) -> list[Passage]:
     """One for each thing that a graph may get wrong, as short as that allows.
 
     Args:
         model, limits: of the bundle.
         prompts: "one_image", "swapped_image" and "text" of `samples`, where they fit.
+        tokens: how many each picture has, or a tile of it.
         extent: how long they are.
     Returns:
         The passages of separate slots first, then one per slot, of equal length, to be decoded together.
@@ -71,7 +74,7 @@ def passages(model: ModelConfig, limits: Limits, prompts: Sequence[Sample], exte
     made: list[Passage] = []
     for at, sample in enumerate(prompts):
         prompt, chunked = sample.prompt, sample.name == "swapped_image"
-        ids, rows, prefix = _with_rows(prompt, model.connector.tokens, extent.picture_rows)
+        ids, rows, prefix = _with_rows(prompt, tokens[chunked], extent.picture_rows)
         forced = tuple(int(one) for one in rng.integers(0, vocabulary, extent.new_tokens))
         ends = _chunked(len(ids), extent.chunks) if chunked else (len(ids),)
         made.append(
@@ -82,13 +85,13 @@ def passages(model: ModelConfig, limits: Limits, prompts: Sequence[Sample], exte
                 ids=(*ids, *forced),
                 positions=np.arange(len(ids) + len(forced)),
                 rows=np.append(rows, np.full(len(forced), -1)),
-                pictures=(int(chunked),) * (prompt.picture_tokens // model.connector.tokens),
+                pictures=(int(chunked),) * (prompt.picture_tokens // tokens[chunked]),
                 # In several runs a position sees what came before it; in one, all of a prefix too.
                 shape=PromptShape(len(ids), 0 if chunked else prefix),
                 ends=(*ends, *(len(ids) + step + 1 for step in range(len(forced)))),
             )
         )
-    made.append(_most_pictures(model, limits, rng))
+    made.append(_most_pictures(model, limits, tokens, rng))
     made.append(_to_the_end(model, limits, extent.chunks, rng))
     return [*made, *(_in_slot(slot, model, rng) for slot in range(limits.max_batch))]
 
@@ -109,20 +112,23 @@ def _chunked(length: int, chunks: Sequence[int]) -> tuple[int, ...]:
     return (*ends, length)
 
 
-def most_pictures(model: ModelConfig, limits: Limits) -> int:
-    """How many pictures one prompt can hold, with no more than a few tokens around each."""
-    return max(1, limits.max_seq_tokens // (model.connector.tokens + 2))
+def most_pictures(limits: Limits, tokens: int) -> int:
+    """How many pictures of so many tokens one prompt can hold, with no more than a few tokens around each."""
+    return max(1, limits.max_seq_tokens // (tokens + 2))
 
 
-def _most_pictures(model: ModelConfig, limits: Limits, rng: np.random.Generator) -> Passage:
+def _most_pictures(model: ModelConfig, limits: Limits, tokens: Sequence[int], rng: np.random.Generator) -> Passage:
     """Features of as many pictures as a prompt can hold, some rows of each, in any order, text between."""
-    count, tokens = most_pictures(model, limits), model.connector.tokens
-    each = min(tokens, _ROWS_OF_EACH, max(1, (limits.max_seq_tokens - 8) // (2 * count)))
-    rows = [-1, -1, -1]
-    for picture in range(count):
-        chosen = rng.choice(tokens, each, replace=False) if each < tokens else rng.permutation(tokens)
-        chosen[-1] = tokens - 1 if picture == count - 1 else chosen[-1]  # the last row of all
-        rows += [*(picture * tokens + int(row) for row in chosen), -1]
+    count = most_pictures(limits, max(tokens))
+    most = min(_ROWS_OF_EACH, max(1, (limits.max_seq_tokens - 8) // (2 * count)))
+    rows, first = [-1, -1, -1], 0
+    for at, picture in enumerate(pattern(count)):
+        own = tokens[picture]
+        each = min(own, most)
+        chosen = rng.choice(own, each, replace=False) if each < own else rng.permutation(own)
+        chosen[-1] = own - 1 if at == count - 1 else chosen[-1]  # the last row of all
+        rows += [*(first + int(row) for row in chosen), -1]
+        first += own
     return Passage(
         name="most_pictures",
         stage="prefill",
@@ -185,7 +191,7 @@ def _in_slot(slot: int, model: ModelConfig, rng: np.random.Generator) -> Passage
 
 def positions(model: ModelConfig, limits: Limits, extent: Extent) -> int:
     """About how many ids all passages have together."""
-    tiles = model.most_picture_tokens // model.connector.tokens
-    prompts = 2 * (tiles * min(extent.picture_rows, model.connector.tokens) + 50) + 40 + 3 * extent.new_tokens
-    pictures = most_pictures(model, limits) * (min(model.connector.tokens, _ROWS_OF_EACH) + 1)
+    tokens = within(model, limits).most_tile_tokens
+    prompts = 2 * (model.most_tiles * min(extent.picture_rows, tokens) + 50) + 40 + 3 * extent.new_tokens
+    pictures = most_pictures(limits, tokens) * (min(tokens, _ROWS_OF_EACH) + 1)
     return prompts + pictures + sum(extent.chunks) + 9 * limits.max_batch

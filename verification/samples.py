@@ -14,6 +14,7 @@ from vlm_trt.bundle.errors import PromptError, VerificationError
 from vlm_trt.families.family import Family
 from vlm_trt.families.messages import Image, Message, Part, Prompt, Text
 
+_SIZES = ((240, 320), (320, 208), (200, 200))  # rows and columns
 # A sentence that tokenizes into many different ids, repeated until a prompt is as long as a check needs.
 _FILLER = "The quick brown fox, 17 lazy dogs and a red circle: 图中有一个红色的圆。 "
 
@@ -60,7 +61,8 @@ def samples(family: Family, tokenizer: Any, model: ModelConfig, limits: Limits, 
 def picture(seed: int) -> bytes:
     """A PNG of coloured shapes on a gradient."""
     rng = np.random.default_rng(seed)
-    height, width = 240, 320
+    # For models that take any size, each has another.
+    height, width = _SIZES[seed % len(_SIZES)]
     rows, columns = np.mgrid[0:height, 0:width]
     corner = rng.integers(0, 255, 3)
     pixels = np.stack([(rows + c) % 256 if i % 2 else (columns + c) % 256 for i, c in enumerate(corner)], axis=-1)

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.modules.any_size_towers import FrameEncoder, WindowEncoder
 from vlm_trt.exporter.modules.blocks import Step
 from vlm_trt.exporter.modules.build import build_module
 from vlm_trt.exporter.modules.decoder import Decoder
 from vlm_trt.exporter.modules.towers import VisionEncoder
 from vlm_trt.exporter.weight_stream import load_weights
-from vlm_trt.families.contract import PictureInputs, stacked
+from vlm_trt.families.contract import PictureInputs
 from vlm_trt.families.family import Family
 from vlm_trt.families.weights import Weight
 from vlm_trt.verification.passages import Passage
@@ -57,45 +58,46 @@ class StreamedReference:
         self._progress, self._device = progress, device
         self._weights = family.weight_map(model).weights
 
-    def vision(self, pictures: Sequence[PictureInputs]) -> tuple[Floats, Floats]:
-        """[pictures, patches, width] and [pictures, tokens, hidden] of preprocessed pictures."""
+    def vision(self, pictures: Sequence[PictureInputs]) -> tuple[list[Floats], list[Floats]]:
+        """Of each preprocessed picture, one tile each, [patches, width] and [tokens, hidden]."""
         patches = self.vision_encoder(pictures)
         return patches, self.resampler(patches)
 
     @torch.inference_mode()
-    def vision_encoder(self, pictures: Sequence[PictureInputs]) -> Floats:
-        """[images, patches, width]."""
+    def vision_encoder(self, pictures: Sequence[PictureInputs]) -> list[Floats]:
+        """Of each picture [patches, width]."""
         module = self._skeleton(Component.VISION_ENCODER)
-        assert isinstance(module, VisionEncoder)
-        inputs = {name: self._tensor(array) for name, array in stacked(pictures).items()}
+        assert isinstance(module, VisionEncoder | FrameEncoder | WindowEncoder)
+        given = [{name: self._tensor(array) for name, array in one.items()} for one in pictures]
         with self._filled(Component.VISION_ENCODER, module, ""):
-            residual: Tensor = module.embed(**inputs)
+            residuals = [module.embed(one["pixel_values"]) for one in given]
+        told = [module.lie(**{name: array for name, array in one.items() if name != "pixel_values"}) for one in given]
         for at, layer in enumerate(module.layers):
             with self._filled(Component.VISION_ENCODER, layer, f"layers.{at}."):
                 self._progress(f"the model's vision encoder: layer {at + 1} of {len(module.layers)}")
-                residual = torch.cat([layer(one) for one in torch.split(residual, 1)])
+                residuals = [layer(one, lie) for one, lie in zip(residuals, told, strict=True)]
         with self._filled(Component.VISION_ENCODER, module, ""):
-            return _numpy(module.finish(residual))
+            return [_numpy(module.finish(one))[0] for one in residuals]
 
     @torch.inference_mode()
-    def resampler(self, vision_features: Floats) -> Floats:
-        """[images, patches, width] → [images, tokens, hidden]."""
+    def resampler(self, vision_features: Sequence[Floats]) -> list[Floats]:
+        """Of each picture [patches, width] → [tokens, hidden]."""
         module = self._skeleton(Component.RESAMPLER)
         with self._filled(Component.RESAMPLER, module, ""):
-            return _numpy(module(self._tensor(vision_features)))
+            return [_numpy(module(self._tensor(one)[None]))[0] for one in vision_features]
 
     @torch.inference_mode()
-    def logits(self, passages: Sequence[Passage], features: Floats) -> list[Floats]:
+    def logits(self, passages: Sequence[Passage], features: Sequence[Floats]) -> list[Floats]:
         """Per passage its logits [runs, vocab] at the end of each of its runs.
 
         Args:
             passages: any number of them.
-            features: of every picture [pictures, tokens, hidden].
+            features: of every picture [tokens, hidden].
         """
         module = self._skeleton(Component.DECODER)
         assert isinstance(module, Decoder)
-        ids, rows, step = self._packed(passages)
-        stacked = self._tensor(features).flatten(0, 1)
+        ids, rows, step = self._packed(passages, [len(one) for one in features])
+        stacked = self._tensor(np.concatenate(features))
         with self._filled(Component.DECODER, module.embedding, "embedding."):
             residual = module.embed(ids, stacked, rows)
         decoder = self.model.decoder
@@ -114,16 +116,21 @@ class StreamedReference:
             logits = _numpy(module.logits(residual[0, ends]))
         return list(np.split(logits, np.cumsum([len(passage.ends) for passage in passages])[:-1]))
 
-    def _packed(self, passages: Sequence[Passage]) -> tuple[Tensor, Tensor, Step]:
+    def _packed(self, passages: Sequence[Passage], tokens: Sequence[int]) -> tuple[Tensor, Tensor, Step]:
         """All passages one after the other as one sequence: ids and image rows [1, ids], and a step whose mask keeps
         them apart.
+
+        Args:
+            passages: any number of them.
+            tokens: of every picture.
         """
-        decoder, tokens = self.model.decoder, self.model.connector.tokens
+        decoder, firsts = self.model.decoder, np.cumsum([0, *tokens])
         rows, tables = [], []
         for one in passages:
-            pictures = np.array([*one.pictures, 0])
-            places = one.rows.clip(0)
-            rows.append(np.where(one.rows < 0, -1, pictures[places // tokens] * tokens + places % tokens))
+            # Its pictures' rows, one picture after the other, among those of all pictures.
+            theirs = [np.arange(firsts[at], firsts[at + 1]) for at in one.pictures]
+            every = np.concatenate([*theirs, np.zeros(1, np.int64)])
+            rows.append(np.where(one.rows < 0, -1, every[one.rows.clip(0)]))
             table = self._family.position_table(decoder, one.shape, int(one.positions[-1]) + 1)
             at = one.positions
             tables.append(
@@ -135,10 +142,10 @@ class StreamedReference:
         mask = (owner[:, None] == owner[None]) & (own[None] <= until[:, None])
         near = None if decoder.window is None else (mask & (own[None] >= start[:, None]))[None, None]
         query_scale = scale[None, None, :, None] if decoder.logn_attention else None
-        every = np.concatenate([np.where(one.rows < 0, one.ids, 0) for one in passages])
+        all_ids = np.concatenate([np.where(one.rows < 0, one.ids, 0) for one in passages])
         first = self._tensor(np.zeros(1, np.int64))
-        step = Step(cos[None], sin[None], query_scale, mask[None, None], near, first, len(every))
-        return self._tensor(every)[None], self._tensor(np.concatenate(rows))[None], step
+        step = Step(cos[None], sin[None], query_scale, mask[None, None], near, first, len(all_ids))
+        return self._tensor(all_ids)[None], self._tensor(np.concatenate(rows))[None], step
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(self._device)

@@ -41,12 +41,14 @@ class Seen:
     features: Floats  # [pictures, tokens, hidden]
 
 
-def vision_runs(max_images: int, pictures: int) -> list[tuple[int, ...]]:
-    """A picture alone, and as many as one run takes, in an order that tells each from its neighbours."""
+def vision_runs(max_images: int, pictures: Sequence[PictureInputs]) -> list[tuple[int, ...]]:
+    """A picture alone, and as many as one run takes, in an order that tells each from its neighbours: of different
+    pictures where they have one shape."""
     runs: list[tuple[int, ...]] = [(0,)]
-    if max_images > 1 and pictures == PICTURES:
-        runs.append(pattern(max_images))
-    return [*runs, *((at,) for at in range(pictures) if all(at not in run for run in runs))]
+    shapes = [{name: array.shape for name, array in one.items()} for one in pictures]
+    if max_images > 1 and len(pictures) == PICTURES:
+        runs.append(pattern(max_images) if all(one == shapes[0] for one in shapes) else (1,) * max_images)
+    return [*runs, *((at,) for at in range(len(pictures)) if all(at not in run for run in runs))]
 
 
 class Trial:
@@ -71,12 +73,12 @@ class Trial:
         for run, patches, image in zip(runs, encoded, features, strict=True):
             yield Seen(run, to_float32(patches.read(), dtype), to_float32(image.read(), dtype))
 
-    def decoder(self, passages: Sequence[Passage], features: Floats) -> list[Row]:
+    def decoder(self, passages: Sequence[Passage], features: Sequence[Floats]) -> list[Row]:
         """The logits at the end of every run of every passage.
 
         Args:
             passages: those of stage "batch" last, one per slot.
-            features: of every picture [pictures, tokens, hidden], rounded to the engine's type by the engine.
+            features: of every picture [tokens, hidden], rounded to the engine's type by the engine.
         """
         before = self._engine.sessions
         self._engine.sessions = {**before, Component.DECODER: self._decoder}
@@ -85,7 +87,7 @@ class Trial:
         finally:
             self._engine.sessions = before
 
-    def _rows(self, passages: Sequence[Passage], features: Floats) -> list[Row]:
+    def _rows(self, passages: Sequence[Passage], features: Sequence[Floats]) -> list[Row]:
         asked: list[tuple[str, int, int, tuple[int, int] | None]] = []
         together: list[tuple[int, Passage]] = []
         for number, one in enumerate(passages):
@@ -103,10 +105,11 @@ class Trial:
             for stage, number, run, place in asked
         ]
 
-    def _runs(self, one: Passage, features: Floats) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    def _runs(self, one: Passage, features: Sequence[Floats]) -> Iterator[tuple[str, tuple[int, int] | None]]:
         """Stage, and number and row of the run's logits, of each run of a passage of its own slot."""
         engine, table = self._engine, self._table(one)
-        stacked = uploaded(engine, features[list(one.pictures)] if one.pictures else None)
+        rows = np.concatenate([features[at] for at in one.pictures]) if one.pictures else None
+        stacked = uploaded(engine, rows)
         engine.cache.truncate(one.slot, 0)
         start, failed = 0, False
         for end in one.ends:

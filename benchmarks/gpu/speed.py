@@ -27,7 +27,7 @@ class Bench:
 
     def pictures(self, count: int) -> Found:
         """Vision encoder and resampler on that many pictures at once."""
-        side = self._engine.model.vision.image_size
+        side = self._engine.model.square.image_size
         pixels = self._random.standard_normal((count, 3, side, side), dtype=np.float32)
         pictures = [{"pixel_values": one[None]} for one in pixels]
         patches = self._engine.encode_vision(pictures)

@@ -105,7 +105,7 @@ class Batches(torch.utils.data.Dataset[Batch]):
             items: whether the decoder is shown every item of a caption, not the first alone.
         """
         self._model: ModelConfig = read_config(folder)
-        self._tokenizer = Tokenizer(folder / "qwen.tiktoken", self._model.connector.tokens)
+        self._tokenizer = Tokenizer(folder / "qwen.tiktoken", self._model.tile_tokens)
         self._seed, self._steps, self._sequences, self._tokens = seed, steps, sequences, tokens
         self._split: Split = split
         self.items = items
@@ -119,11 +119,11 @@ class Batches(torch.utils.data.Dataset[Batch]):
         pictures = 2 if self._tokens and step % 4 == 3 else 1
         scenes = [tuple(sample_scene(random, self._split) for _ in range(pictures)) for _ in range(self._sequences)]
         flat = [scene for group in scenes for scene in group]
-        side, grid = self._model.vision.image_size, self._model.vision.grid
-        drawn = [pixel_values(draw_scene(scene), self._model.pictures, side) for scene in flat]
+        side, grid = self._model.square.image_size, self._model.square.grid
+        drawn = [pixel_values(draw_scene(scene), self._model.square_rule, side) for scene in flat]
         pixels = torch.from_numpy(stacked(drawn)["pixel_values"])
         packed = [self._pack(random, group) for group in scenes]
-        image_tokens = self._model.connector.tokens * pictures
+        image_tokens = self._model.tile_tokens * pictures
         return _padded(pixels, cells_of(flat, grid), packed, self._tokens, image_tokens, grid)
 
     def _pack(self, random: np.random.Generator, scenes: tuple[Scene, ...]) -> "_Packed":

@@ -4,11 +4,13 @@ import torch
 from torch import nn
 
 from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.parts import FrameTower, Tower, WindowTower
 from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.exporter.modules.any_size_towers import FrameEncoder, WindowEncoder
 from vlm_trt.exporter.modules.connectors import connector
 from vlm_trt.exporter.modules.decoder import Decoder
 from vlm_trt.exporter.modules.sampler import Sampler
-from vlm_trt.exporter.modules.towers import vision_encoder
+from vlm_trt.exporter.modules.towers import square_encoder
 
 TORCH_DTYPES = {
     Precision.FP32: torch.float32,
@@ -29,3 +31,14 @@ def build_module(component: Component, model: ModelConfig, precision: Precision)
             return Decoder(model.decoder, dtype).eval()
         case Component.SAMPLER:
             return Sampler(model.decoder.vocab_size).eval()
+
+
+def vision_encoder(tower: Tower, dtype: torch.dtype) -> nn.Module:
+    """The module of a tower."""
+    match tower:
+        case FrameTower():
+            return FrameEncoder(tower, dtype)
+        case WindowTower():
+            return WindowEncoder(tower, dtype)
+        case _:
+            return square_encoder(tower, dtype)

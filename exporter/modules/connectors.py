@@ -4,9 +4,19 @@ import torch
 from torch import Tensor, nn
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.parts import LinearConnector, MlpConnector, PixelShuffleConnector, ResamplerConnector
+from vlm_trt.bundle.parts import (
+    FrameTower,
+    LinearConnector,
+    MergerConnector,
+    MlpConnector,
+    NormKind,
+    PixelShuffleConnector,
+    ResamplerConnector,
+    SquareTower,
+    WindowTower,
+)
 from vlm_trt.exporter.modules.activations import ACTIVATIONS
-from vlm_trt.exporter.modules.layers import LayerNorm, Linear, merge_heads, split_heads
+from vlm_trt.exporter.modules.layers import LayerNorm, Linear, RMSNorm, merge_heads, split_heads
 from vlm_trt.exporter.modules.onnx_operators import attention
 
 
@@ -80,14 +90,38 @@ class PixelShuffle(nn.Module):
         return self.projection(squares.reshape(-1, across**2, side**2 * width))  # type: ignore[no-any-return]
 
 
+class Merger(nn.Module):
+    """Patches normed, those of one token joined, two products."""
+
+    def __init__(self, connector: MergerConnector, dtype: torch.dtype) -> None:
+        super().__init__()
+        norm = LayerNorm if connector.norm is NormKind.LAYER else RMSNorm
+        self.joined = connector.token_side**2 * connector.vision_width
+        self.norm = norm(connector.vision_width, connector.norm_eps, dtype)
+        self.up = Linear(self.joined, self.joined, dtype, bias=True)
+        self.down = Linear(self.joined, connector.hidden, dtype, bias=True)
+
+    def forward(self, vision_features: Tensor) -> Tensor:
+        """vision_features [images, patches, width] → image_features [images, patches / token_side², hidden]."""
+        joined = self.norm(vision_features).reshape(vision_features.shape[0], -1, self.joined)
+        return self.down(nn.functional.gelu(self.up(joined)))  # type: ignore[no-any-return]
+
+
 def connector(model: ModelConfig, dtype: torch.dtype) -> nn.Module:
     """The module of a model's connector."""
     match model.connector:
         case ResamplerConnector():
-            return Resampler(model.connector, model.vision.patches, dtype)
+            return Resampler(model.connector, _squares(model).patches, dtype)
         case LinearConnector():
             return Projection(model.connector, dtype)
         case MlpConnector():
             return MLPProjection(model.connector, dtype)
         case PixelShuffleConnector():
-            return PixelShuffle(model.connector, model.vision.grid, dtype)
+            return PixelShuffle(model.connector, _squares(model).grid, dtype)
+        case MergerConnector():
+            return Merger(model.connector, dtype)
+
+
+def _squares(model: ModelConfig) -> SquareTower:
+    assert not isinstance(model.vision, FrameTower | WindowTower), "a connector of squares behind a tower for any size"
+    return model.vision

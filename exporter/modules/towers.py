@@ -1,4 +1,4 @@
-"""The vision towers: pixels → patch features. The residual stream is fp32 whatever the precision.
+"""The vision towers for squares: pixels → patch features. The residual stream is fp32 whatever the precision.
 
 Each is `embed`, `layers`, `finish`: so that a model of any size can be computed a layer at a time.
 """
@@ -6,14 +6,14 @@ Each is `embed`, `layers`, `finish`: so that a model of any size can be computed
 import torch
 from torch import Tensor, nn
 
-from vlm_trt.bundle.parts import Activation, ClipTower, OpenClipTower, SiglipTower, Tower
+from vlm_trt.bundle.parts import Activation, ClipTower, OpenClipTower, SiglipTower, SquareTower
 from vlm_trt.exporter.modules.activations import ACTIVATIONS
 from vlm_trt.exporter.modules.layers import LayerNorm, Linear, merge_heads, split_heads
 from vlm_trt.exporter.modules.onnx_operators import attention
 
 
 class PatchEmbedding(nn.Module):
-    def __init__(self, tower: Tower, dtype: torch.dtype, *, bias: bool) -> None:
+    def __init__(self, tower: SquareTower, dtype: torch.dtype, *, bias: bool) -> None:
         super().__init__()
         self.patch_size = tower.patch_size
         shape = (tower.width, 3, tower.patch_size, tower.patch_size)
@@ -27,7 +27,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, tower: Tower, dtype: torch.dtype) -> None:
+    def __init__(self, tower: SquareTower, dtype: torch.dtype) -> None:
         super().__init__()
         self.heads, self.head_dim = tower.heads, tower.head_dim
         self.qkv = Linear(tower.width, 3 * tower.width, dtype, bias=True)
@@ -42,7 +42,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, tower: Tower, activation: Activation, dtype: torch.dtype) -> None:
+    def __init__(self, tower: SquareTower, activation: Activation, dtype: torch.dtype) -> None:
         super().__init__()
         self.up = Linear(tower.width, tower.mlp_width, dtype, bias=True)
         self.down = Linear(tower.mlp_width, tower.width, dtype, bias=True)
@@ -53,14 +53,14 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, tower: Tower, activation: Activation, dtype: torch.dtype) -> None:
+    def __init__(self, tower: SquareTower, activation: Activation, dtype: torch.dtype) -> None:
         super().__init__()
         self.attention_norm = LayerNorm(tower.width, tower.norm_eps, dtype)
         self.attention = Attention(tower, dtype)
         self.mlp_norm = LayerNorm(tower.width, tower.norm_eps, dtype)
         self.mlp = MLP(tower, activation, dtype)
 
-    def forward(self, residual: Tensor) -> Tensor:
+    def forward(self, residual: Tensor, lie: None = None) -> Tensor:
         residual = residual + self.attention(self.attention_norm(residual)).float()
         return residual + self.mlp(self.mlp_norm(residual)).float()  # type: ignore[no-any-return]
 
@@ -68,7 +68,7 @@ class Layer(nn.Module):
 class VisionEncoder(nn.Module):
     """What all towers share; shapes: pixel_values [images, 3, H, W] fp32, residual [images, positions, width] fp32."""
 
-    def __init__(self, tower: Tower, activation: Activation, dtype: torch.dtype) -> None:
+    def __init__(self, tower: SquareTower, activation: Activation, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
         self.layers = nn.ModuleList(Layer(tower, activation, dtype) for _ in range(tower.layers))
@@ -83,6 +83,9 @@ class VisionEncoder(nn.Module):
     def embed(self, pixel_values: Tensor) -> Tensor:
         """The residual before the first layer."""
         raise NotImplementedError
+
+    def lie(self) -> None:
+        """What the layers are told of where patches lie: nothing, since a square has a table of positions."""
 
     def finish(self, residual: Tensor) -> Tensor:
         """vision_features [images, patches, width] of the residual behind the last layer."""
@@ -133,8 +136,8 @@ class SiglipEncoder(VisionEncoder):
         return self.post_norm(residual)  # type: ignore[no-any-return]
 
 
-def vision_encoder(tower: Tower, dtype: torch.dtype) -> VisionEncoder:
-    """The module of a tower."""
+def square_encoder(tower: SquareTower, dtype: torch.dtype) -> VisionEncoder:
+    """The module of a tower for squares."""
     match tower:
         case OpenClipTower():
             return OpenClipEncoder(tower, dtype)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import ClipTower, MlpConnector
-from vlm_trt.families.contract import Family
+from vlm_trt.families.contract import Family, of_any_model
 from vlm_trt.families.llava15.config import FAMILY as NAME
 from vlm_trt.families.llava15.config import read_config
 from vlm_trt.families.llava15.prompt import PLACEHOLDER, build_prompt, continue_text
@@ -65,6 +65,6 @@ FAMILY = Family(
     continue_text=continue_text,
     preprocess=preprocess,
     position_table=plain_positions,
-    parse_answer=parse_answer,
+    parse_answer=of_any_model(parse_answer),
     write_places=None,
 )

@@ -33,11 +33,11 @@ def build_prompt(messages: Sequence[Message], tokenizer: JsonTokenizer, model: M
         PromptError: the messages are no conversation, hold a region, or the last turn does not fit.
     Source: the chat template of llava-hf/llava-1.5-7b-hf.
     """
-    room = Room(max_tokens, tokenizer.longest_token, model.connector.tokens)
+    room = Room(max_tokens, tokenizer.longest_token, model.tile_tokens)
 
     def piece(kept: Sequence[Message]) -> Piece:
         written = [stretch for message in kept for stretch in _written(message)]
-        return _encoded([*written, "ASSISTANT:"], tokenizer, model.connector.tokens)
+        return _encoded([*written, "ASSISTANT:"], tokenizer, model.tile_tokens)
 
     return fitted(messages, room, model.generation.max_window_tokens, piece)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
 from vlm_trt.bundle.parts import LinearConnector, SiglipTower
-from vlm_trt.families.contract import Family
+from vlm_trt.families.contract import Family, of_any_model
 from vlm_trt.families.messages import PromptShape
 from vlm_trt.families.paligemma.answer import parse_answer
 from vlm_trt.families.paligemma.codes import CONTENT_TOKENS, LOCATIONS
@@ -81,6 +81,6 @@ FAMILY = Family(
     continue_text=continue_text,
     preprocess=preprocess,
     position_table=position_table,
-    parse_answer=parse_answer,
+    parse_answer=of_any_model(parse_answer),
     write_places=write_places,
 )

@@ -33,7 +33,7 @@ def build_prompt(messages: Sequence[Message], tokenizer: JsonTokenizer, model: M
     """
     if len(messages) != 1 or messages[0].role != "user":
         raise PromptError("PaliGemma answers one task and holds no conversation; give one user message")
-    message, tokens = messages[0], model.connector.tokens
+    message, tokens = messages[0], model.tile_tokens
     exact_ids(message)
     room = Room(max_tokens, tokenizer.longest_token, tokens)
     room.require_possible(messages)

@@ -1,12 +1,12 @@
-"""What Llama's and Gemma's configs and weights have in common."""
+"""What Llama's, Gemma's and Qwen's configs and weights have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vlm_trt.bundle import config as ranges
 from vlm_trt.bundle import parts
 from vlm_trt.bundle.config import DecoderConfig
-from vlm_trt.bundle.parts import Block, SandwichBlock
+from vlm_trt.bundle.parts import Block, SandwichBlock, SerialBlock
 from vlm_trt.bundle.signature import Component
 from vlm_trt.families.published.defaults import ROPE_BASE
 from vlm_trt.families.published.keys import LLAVA, Names
@@ -22,6 +22,14 @@ class Heads:
     heads: int
     kv_heads: int
     head_dim: int
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding: its base, and which frequencies turn with what, as `DecoderConfig` has them."""
+
+    base: float
+    sections: tuple[int, ...] = ()
 
 
 def heads_of(text: Section) -> Heads:
@@ -52,6 +60,7 @@ def decoder_of(
     trained_tokens: int | None = None,
     embedding_scale: float = 1.0,
     logit_cap: float | None = None,
+    rope: Rope | None = None,
 ) -> DecoderConfig:
     """The decoder around a block.
 
@@ -61,10 +70,12 @@ def decoder_of(
         trained_tokens: the training length; None is that of the position table.
         embedding_scale: of text embeddings.
         logit_cap: of the logits.
+        rope: None is `plain_rope`.
     Raises:
         CheckpointError, UnsupportedError: a value is missing, wrong, or of another kind of decoder.
     """
     max_positions = text.whole("max_position_embeddings", parts.TOKENS)
+    rope = rope or plain_rope(text)
     return DecoderConfig(
         vocab_size=text.whole("vocab_size", parts.TOKENS),
         hidden=text.whole("hidden_size", parts.WIDTH),
@@ -74,36 +85,47 @@ def decoder_of(
         tied_head=text.flag("tie_word_embeddings"),
         logit_cap=logit_cap,
         rotary_dim=block.head_dim,
-        rope_base=_rope_base(text),
+        rope_base=rope.base,
         trained_tokens=min(trained_tokens or max_positions, max_positions),
         max_positions=max_positions,
         dynamic_ntk=False,
         logn_attention=False,
+        rope_sections=rope.sections,
     )
 
 
-def _rope_base(text: Section) -> float:
-    """`rope_theta`, which stands by itself, since transformers 5 in `rope_parameters`, or nowhere."""
-    text.require("partial_rotary_factor", 1.0)
-    found = [text.number("rope_theta", ranges.ROPE_BASE)] if text.has("rope_theta") else []
-    for key in ("rope_parameters", "rope_scaling"):
-        if not text.has(key):
-            continue
-        rope = text.nested(key)
+def plain_rope(text: Section) -> Rope:
+    """All frequencies turn with the number of a position.
+
+    Raises:
+        CheckpointError, UnsupportedError: another kind of rotary embedding, or two bases.
+    """
+    ropes = rope_parts(text)
+    for rope in ropes:
         for named in ("rope_type", "type"):
             rope.require(named, "default")
-        rope.require("partial_rotary_factor", 1.0)
-        if rope.has("rope_theta"):
-            found.append(rope.number("rope_theta", ranges.ROPE_BASE))
+    return Rope(rope_base(text, ropes, ROPE_BASE))
+
+
+def rope_parts(text: Section) -> tuple[Section, ...]:
+    """What a decoder says of rotary embedding, under the names of transformers 5 and of earlier ones."""
+    return tuple(text.nested(key) for key in ("rope_parameters", "rope_scaling") if text.has(key))
+
+
+def rope_base(text: Section, ropes: Sequence[Section], default: float) -> float:
+    """`rope_theta`, which stands by itself, since transformers 5 in `rope_parameters`, or nowhere."""
+    for one in (text, *ropes):
+        one.require("partial_rotary_factor", 1.0)
+    found = [one.number("rope_theta", ranges.ROPE_BASE) for one in (text, *ropes) if one.has("rope_theta")]
     if len(set(found)) > 1:
         raise text.wrong("rope_theta", f"is {found[0]:g} in one place and {found[1]:g} in another")
-    return found[0] if found else ROPE_BASE
+    return found[0] if found else default
 
 
 def decoder_rows(decoder: DecoderConfig, norm: Norm, names: Names = LLAVA) -> Rows:
     """The decoder's weights, in the order the forward pass uses them."""
     rows, block, hidden, mlp = Rows(Component.DECODER), decoder.block, decoder.hidden, decoder.mlp_width
-    sandwich = isinstance(block, SandwichBlock)
+    sandwich, qkv_bias = isinstance(block, SandwichBlock), isinstance(block, SerialBlock) and block.qkv_bias
     queries, keys = block.heads * block.head_dim, block.kv_heads * block.head_dim
     rows.copy("embedding.weight", f"{names.text}embed_tokens.weight", decoder.vocab_size, hidden)
     for i in range(decoder.layers):
@@ -111,7 +133,7 @@ def decoder_rows(decoder: DecoderConfig, norm: Norm, names: Names = LLAVA) -> Ro
         attention = f"{theirs}self_attn."
         norm(rows, f"{ours}attention_norm", f"{theirs}input_layernorm", hidden)
         packed = {f"{attention}q_proj": queries, f"{attention}k_proj": keys, f"{attention}v_proj": keys}
-        rows.joined(f"{ours}attention.qkv", packed, hidden, bias=False)
+        rows.joined(f"{ours}attention.qkv", packed, hidden, bias=qkv_bias)
         rows.linear(f"{ours}attention.output", f"{attention}o_proj", queries, hidden, bias=False)
         if sandwich:
             norm(rows, f"{ours}attention_post_norm", f"{theirs}post_attention_layernorm", hidden)

@@ -55,12 +55,17 @@ def generation_defaults(
     for key, wanted in _NEUTRAL.items():
         get.require(key, wanted)
     get.accept(*_HARMLESS)
+    # Qwen2.5-VL asks for 0.000001, at which the likeliest token is as good as certain.
+    asked = get.raw.get("temperature")
+    greedy = isinstance(asked, float) and 0 < asked < ranges.TEMPERATURE.low
+    if greedy:
+        get.accept("temperature")
     found = GenerationDefaults(
         chat_format=chat_format,
         stop_ids=_stop_ids(get if get.has("eos_token_id") else model if model.has("eos_token_id") else text),
         max_new_tokens=get.whole("max_new_tokens", parts.TOKENS, _MAX_NEW_TOKENS),
-        do_sample=get.flag("do_sample", False),
-        temperature=get.number("temperature", ranges.TEMPERATURE, 1.0),
+        do_sample=get.flag("do_sample", False) and not greedy,
+        temperature=1.0 if greedy else get.number("temperature", ranges.TEMPERATURE, 1.0),
         top_k=get.whole("top_k", ranges.TOP_K, _TOP_K),
         top_p=get.number("top_p", ranges.TOP_P, 1.0),
         repetition_penalty=get.number("repetition_penalty", ranges.PENALTY, 1.0),

@@ -20,6 +20,7 @@ class Names:
 
 LLAVA = Names("language_model.model.", "language_model.lm_head", "vision_tower.vision_model.", "multi_modal_projector.")
 SMOLVLM = Names("model.text_model.", "lm_head", "model.vision_model.", "model.connector.modality_projection.")
+QWEN2 = Names("model.", "lm_head", "visual.", "visual.merger.")
 
 # LLaVA's and PaliGemma's other layouts, in order. What is as published stays as it is.
 RENAMES = (
@@ -30,6 +31,8 @@ RENAMES = (
     # As transformers 5.23 saves: `vision_tower.encoder…`.
     (r"^vision_tower\.(?!vision_model\.)", LLAVA.vision),
 )
+# Qwen's other layout, of the modules of transformers 4.52 and later: `model.language_model.layers…`, `model.visual…`.
+QWEN2_RENAMES = ((r"^model\.visual\.", QWEN2.vision), (r"^model\.language_model\.", QWEN2.text))
 
 
 def layers_from(prefix: str, first: int) -> tuple[str, ...]:

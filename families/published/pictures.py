@@ -1,4 +1,4 @@
-"""preprocessor_config.json → the rule by which pictures become squares; whatever else it asks for is refused."""
+"""preprocessor_config.json → the rule by which pictures are made ready; whatever else it asks for is refused."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from vlm_trt.bundle import parts
 from vlm_trt.bundle.errors import UnsupportedError, VlmTrtError
 from vlm_trt.bundle.fields import Fields, Within
-from vlm_trt.bundle.parts import CentreCrop, PadSquare, PictureRule, Split, Squash
+from vlm_trt.bundle.parts import AnySize, CentreCrop, FrameTower, PadSquare, PictureRule, Split, Squash, WindowTower
 from vlm_trt.bundle.reading import shown
 from vlm_trt.families.config_files import origin_of, read_object
 from vlm_trt.families.published.defaults import PROCESSOR_DEFAULTS
@@ -17,6 +17,7 @@ PICTURE_FILES = ("preprocessor_config.json", "processor_config.json")
 _LANCZOS, _BICUBIC = 1, 3  # PIL's numbers
 _SQUARE = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor")
 _SPLIT = ("SmolVLMImageProcessor",)
+_ANY_SIZE = ("Qwen2VLImageProcessor",)
 _FACTOR = Within(0.0, 1.0)
 _MOST_LONG_SIDE = 4096  # the original bounds it so
 Triple = tuple[float, float, float]
@@ -66,6 +67,49 @@ def split_rule(folder: Path, image_size: int) -> Split:
     if rule.long_side > _MOST_LONG_SIDE:
         raise get.unsupported("size", f"is {rule.long_side}; at most {_MOST_LONG_SIDE} pixels are supported")
     return rule
+
+
+def any_size_rule(folder: Path, tower: FrameTower | WindowTower) -> AnySize:
+    """The rule of a checkpoint whose pictures keep their aspect.
+
+    Args:
+        folder: as `picture_rule` has it.
+        tower: to whose patches the rule must lead.
+    Raises:
+        CheckpointError, UnsupportedError: as `picture_rule` has it.
+    """
+    get = _processor(folder, _ANY_SIZE, _BICUBIC)
+    get.require("do_center_crop", False)
+    get.require("do_pad", False)
+    get.accept("crop_size", "default_to_square", "pad_size")
+    ours = {
+        "patch_size": tower.patch_size,
+        "merge_size": tower.token_side,
+        "temporal_patch_size": tower.frames_per_patch,
+    }
+    for key, wanted in ours.items():
+        if (found := get.whole(key, parts.SIDE)) != wanted:
+            raise get.wrong(key, f"is {found}, and the tower's in config.json is {wanted}")
+    size = get.nested("size")
+    rule = AnySize(
+        mean=get.triple("image_mean", parts.CHANNEL_MEAN),
+        std=get.triple("image_std", parts.CHANNEL_STD),
+        min_pixels=_pixels(get, size, "min_pixels", "shortest_edge"),
+        max_pixels=_pixels(get, size, "max_pixels", "longest_edge"),
+    )
+    get.close()
+    if rule.min_pixels > rule.max_pixels:
+        raise get.wrong("min_pixels", f"is {rule.min_pixels}, more than max_pixels {rule.max_pixels}")
+    return rule
+
+
+def _pixels(get: Section, size: Section, key: str, edge: str) -> int:
+    """A bound of the area: by itself, which wins as in the original, or in `size`, where old files name it alike."""
+    named = [(get, key), (size, key), (size, edge)]
+    found = [section.whole(name, parts.PIXELS) for section, name in named if section.has(name)]
+    if not found:
+        raise size.wrong(edge, "is missing")
+    return found[0]
 
 
 def _longest(get: Section, key: str) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import CheckpointError
 from vlm_trt.bundle.reading import require_regular
-from vlm_trt.families.contract import Family
+from vlm_trt.families.contract import Family, of_any_model
 from vlm_trt.families.preprocess import preprocess
 from vlm_trt.families.qwen_vl.config import FAMILY as NAME
 from vlm_trt.families.qwen_vl.config import read_config, read_image_start_id
@@ -19,7 +19,7 @@ TOKENIZER_FILE = "qwen.tiktoken"
 
 
 def load_tokenizer(path: Path, model: ModelConfig) -> Tokenizer:
-    return Tokenizer(path, model.connector.tokens, model.generation.chat_format)
+    return Tokenizer(path, model.tile_tokens, model.generation.chat_format)
 
 
 def check_checkpoint(folder: Path, model: ModelConfig) -> None:
@@ -62,6 +62,6 @@ FAMILY = Family(
     continue_text=continue_text,
     preprocess=preprocess,
     position_table=position_table,
-    parse_answer=parse_answer,
+    parse_answer=of_any_model(parse_answer),
     write_places=write_places,
 )

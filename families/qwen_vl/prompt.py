@@ -29,7 +29,7 @@ def build_prompt(messages: Sequence[Message], tokenizer: Tokenizer, model: Model
     Raises:
         PromptError: the messages are no conversation, or the last turn does not fit.
     """
-    picture_tokens = model.connector.tokens + 2  # with the tags around them
+    picture_tokens = model.tile_tokens + 2  # with the tags around them
     room = Room(max_tokens, tokenizer.longest_token, picture_tokens)
     if model.generation.chat_format == "raw":
         piece, dropped_turns = _raw(messages, tokenizer, room), 0

@@ -58,7 +58,7 @@ def _resampler(rows: Rows, model: ModelConfig) -> None:
     if width != hidden:  # the original has an identity here when the widths agree
         rows.linear("kv_projection", f"{pool}kv_proj", width, hidden, bias=False)
     rows.norm("kv_norm", f"{pool}ln_kv", hidden, bias=True)
-    rows.add("key_position", (model.vision.patches, hidden), Layout.POSITION_GRID, table)
+    rows.add("key_position", (model.square.patches, hidden), Layout.POSITION_GRID, table)
     query_sources: Shapes = {
         f"{pool}query": (resampler.tokens, hidden), **table,
         f"{pool}ln_q.weight": (hidden,), f"{pool}ln_q.bias": (hidden,), **packed_weight, **packed_bias,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import PixelShuffleConnector, SiglipTower
-from vlm_trt.families.contract import Family
+from vlm_trt.families.contract import Family, of_any_model
 from vlm_trt.families.messages import Answered
 from vlm_trt.families.positions import plain_positions
 from vlm_trt.families.preprocess import preprocess
@@ -65,6 +65,6 @@ FAMILY = Family(
     continue_text=continue_text,
     preprocess=preprocess,
     position_table=plain_positions,
-    parse_answer=parse_answer,
+    parse_answer=of_any_model(parse_answer),
     write_places=None,
 )

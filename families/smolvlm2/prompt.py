@@ -34,7 +34,7 @@ def build_prompt(messages: Sequence[Message], tokenizer: JsonTokenizer, model: M
         ImageError: a picture is none.
     Source: the chat template and SmolVLMProcessor of HuggingFaceTB/SmolVLM2-2.2B-Instruct.
     """
-    room = Room(max_tokens, tokenizer.longest_token, model.connector.tokens + 3)
+    room = Room(max_tokens, tokenizer.longest_token, model.tile_tokens + 3)
 
     def piece(kept: Sequence[Message]) -> Piece:
         written = [one for message in kept for one in _written(message, tokenizer, model)]
@@ -74,8 +74,8 @@ def _written(message: Message, tokenizer: JsonTokenizer, model: ModelConfig) -> 
 def _picture(image: Image, tokenizer: JsonTokenizer, model: ModelConfig) -> Piece:
     """A picture's rows of tiles and the whole of it, all of them pieces of one picture."""
     assert isinstance(model.pictures, Split)
-    grid = grid_of(image.size, model.pictures, model.vision.image_size, image.detail)
-    around, tokens = tokenizer.id_of(AROUND), (tokenizer.id_of(PLACEHOLDER),) * model.connector.tokens
+    grid = grid_of(image.size, model.pictures, model.square.image_size, image.detail)
+    around, tokens = tokenizer.id_of(AROUND), (tokenizer.id_of(PLACEHOLDER),) * model.tile_tokens
     ids: list[int] = []
     stretches = []
 

@@ -14,9 +14,8 @@ from vlm_trt.evaluation.dataset import DataSet
 from vlm_trt.evaluation.evaluate import Evaluation, conversation, evaluate
 from vlm_trt.evaluation.metrics import score
 from vlm_trt.evaluation.synthetic import synthetic
-from vlm_trt.families.family import family
 from vlm_trt.families.messages import Image, Text
-from vlm_trt.families.qwen_vl.grounding import write_places
+from vlm_trt.families.qwen_vl.grounding import parse_answer, write_places
 from vlm_trt.runtime.chat import Chat
 from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.model import Answer, VisionLanguageModel
@@ -44,7 +43,7 @@ def answered(model: VisionLanguageModel, held_out: DataSet) -> Evaluation:
 
 
 def iou_of(answer: str, reference: str) -> float:
-    return score("box_iou", answer, reference, lambda text: family("qwen_vl").parse_answer(text, [(640, 640)]))
+    return score("box_iou", answer, reference, lambda text: parse_answer(text, [(640, 640)]))
 
 
 def test_every_task_is_answered_as_the_card_says(answered: Evaluation) -> None:

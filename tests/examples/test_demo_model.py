@@ -67,7 +67,7 @@ def test_training_computes_what_the_exporters_modules_compute(untrained: tuple[P
                 seen = (batch.branches[row] == 0) | (batch.branches[row] == branch)
                 ids = batch.ids[row][seen].tolist()
                 starts = [at + 1 for at, token in enumerate(ids) if token == tokenizer_of(folder).image_start]
-                spans = tuple(ImageSpan(at, at + config.connector.tokens, i) for i, at in enumerate(starts))
+                spans = tuple(ImageSpan(at, at + config.tile_tokens, i) for i, at in enumerate(starts))
                 own = theirs[row * pictures : (row + 1) * pictures]
                 expected = reference.logits(ids, Prompt(tuple(ids), spans, ()), own)
                 found = logits[row][seen][-1].numpy()

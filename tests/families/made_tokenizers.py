@@ -8,6 +8,7 @@ from typing import Any
 
 _BLANK = "▁"
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
 
 def llama_like(path: Path, vocab_size: int = 320, image_id: int = 5) -> Path:
@@ -62,6 +63,48 @@ def smollm_like(path: Path, vocab_size: int = 320, image_id: int = 5) -> Path:
     free = (at for at in count(3) if at != image_id)
     special = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<image>": image_id}
     special |= {name: next(free) for name in names}
+    steps = [{"type": "Digits", "individual_digits": True}, {**_BYTE_LEVEL, "use_regex": True}]
+    return _written(path, _byte_level_file(special, vocab_size, steps))
+
+
+def qwen2_like(path: Path, vocab_size: int = 320, *, tools: bool = False) -> Path:
+    """`<|endoftext|>` 0, `<|im_start|>` 1, `<|im_end|>` 2, those of pictures from 3 on, those of places from 7 on.
+
+    Args:
+        path: the file to write.
+        vocab_size: ids in all.
+        tools: with `<tool_call>` and `</tool_call>`, which the published files do not call special.
+    """
+    tags = [f"<|{kind}_{end}|>" for kind in ("object_ref", "box", "quad") for end in ("start", "end")]
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+             "<|video_pad|>", *tags, "<|vision_pad|>"]  # fmt: skip
+    special = {name: at for at, name in enumerate(names)}
+    unlike = {name: len(special) + at for at, name in enumerate(("<tool_call>", "</tool_call>"))} if tools else {}
+    # As published: words, single digits, runs of other characters, runs of blanks.
+    words = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    )
+    steps = [
+        {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False},
+        {**_BYTE_LEVEL, "use_regex": False},
+    ]
+    content = _byte_level_file(special | unlike, vocab_size, steps)
+    content["normalizer"] = {"type": "NFC"}
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] in special
+    return _written(path, content)
+
+
+def _byte_level_file(special: dict[str, int], vocab_size: int, steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """A byte-level tokenizer with at least that many ids; pairs of letters fill it up.
+
+    Args:
+        special: ids by name.
+        vocab_size: ids in all.
+        steps: of the pre-tokenizer.
+    """
+    free = (at for at in count() if at not in special.values())
     letters = bytes_to_letters()
     lines = letters[ord("\n")] * 2
     vocab = {**special, **{letter: next(free) for letter in letters}, lines: next(free)}
@@ -69,20 +112,16 @@ def smollm_like(path: Path, vocab_size: int = 320, image_id: int = 5) -> Path:
     while len(vocab) < vocab_size:
         vocab[next(pairs)] = next(free)
     merged = [token for token in vocab if len(token) == 2 and token not in special]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     content = _file({"<unk>": 0}, [], 320)
     content["added_tokens"] = [_added(at, name, special=True) for name, at in special.items()]
     content["normalizer"] = None
-    content["pre_tokenizer"] = {
-        "type": "Sequence",
-        "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
-    }
-    content["decoder"] = {**byte_level, "add_prefix_space": True}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    content["decoder"] = {**_BYTE_LEVEL, "add_prefix_space": True, "use_regex": True}
     content["model"] |= {
         "unk_token": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocab,
         "merges": [[token[0], token[1]] for token in merged],
     }  # fmt: skip
-    return _written(path, content)
+    return content
 
 
 def bytes_to_letters() -> list[str]:

@@ -108,7 +108,7 @@ def test_parts_compute_what_the_whole_computes(
     found = []
     for backend in (apart, as_stored(chosen)):
         trial = Trial(open_engine(bundle, chosen, backend), kind)
-        features = features_of(list(trial.vision(pixels, vision_runs(manifest.limits.max_images, len(pixels)))))
+        features = features_of(list(trial.vision(pixels, vision_runs(manifest.limits.max_images, pixels))))
         found.append([row.logits for row in trial.decoder(passages, features)])
     assert any(word.startswith("decoder: part 12 of ") for word in told), told
     bound = 1e-5 if chosen is Precision.FP32 else 1e-2  # sums in another order, then rounded

@@ -52,7 +52,7 @@ def test_a_prompt_has_exactly_so_many_tokens(tokens: int, model: VisionLanguageM
     assert [len(one.prompt.ids) for one in asked] == [tokens] * 3
     assert len({one.prompt.ids for one in asked}) == 3
     (span,) = asked[0].prompt.spans
-    assert span.stop - span.start == model.engine.model.connector.tokens
+    assert span.stop - span.start == model.engine.model.tile_tokens
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ WEIGHTS = {Component.VISION_ENCODER: 5000, Component.RESAMPLER: 600, Component.D
 
 
 def found(precision: Precision = Precision.FP32, **workload: int) -> dict[str, Cost]:
-    return costs(MODEL, WEIGHTS, precision, Workload(new_tokens=10, **workload), prompt_tokens=6, images_per_run=1)
+    asked = Workload(new_tokens=10, **workload)
+    return costs(MODEL, WEIGHTS, precision, asked, prompt_tokens=6, images_per_run=1, patches=4)
 
 
 def test_a_decode_step() -> None:

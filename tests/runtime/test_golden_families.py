@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image as PillowImage
 
 from tests.golden_families import ALL_CASES, CASES, FAMILIES, Recorded, recorded
 from tests.recorded import relative
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.families.contract import stacked, tiles
 from vlm_trt.families.family import family
 from vlm_trt.runtime.backend import to_float32
 from vlm_trt.runtime.continuation import Continuation, uploaded
@@ -60,13 +58,11 @@ def prompt_logits(engine: Engine, one: Recorded) -> np.ndarray:
 def test_pictures_to_image_features(name: str, case: str, exported: Callable[..., Path]) -> None:
     engine = engine_of(exported(name))
     for one in recorded(name, case):
-        preprocess = family(engine.model.family).preprocess
-        pictures = [PillowImage.fromarray(picture) for picture in one.pictures]
-        inputs = stacked([preprocess(picture, engine.model, one.detail) for picture in pictures])
-        assert np.abs(inputs["pixel_values"] - one.pixels).max() <= 1e-6
-        features = [engine.resample(engine.encode_vision([tiles(inputs, at, at + 1)])) for at in range(len(one.pixels))]
-        found = np.concatenate([to_float32(each.read(), "float32") for each in features])
-        assert relative(found, one.features) <= RELATIVE_FEATURES
+        found = []
+        for inputs, pixels in zip(one.inputs(family(engine.model.family), engine.model), one.pixels, strict=True):
+            assert np.abs(inputs["pixel_values"][0] - pixels).max() <= 1e-6
+            found.append(to_float32(engine.resample(engine.encode_vision([inputs])).read(), "float32")[0])
+        assert relative(np.concatenate(found), one.features) <= RELATIVE_FEATURES
 
 
 @pytest.mark.parametrize(("name", "case"), ALL_CASES)
@@ -83,7 +79,7 @@ def test_greedy_tokens_alone(name: str, exported: Callable[..., Path]) -> None:
     assert [ids for ids, _ in greedy(engine, [one])] == [one.generated]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "qwen2_vl"])  # of it one sequence is recorded
 def test_greedy_tokens_of_a_batch_of_different_lengths(name: str, exported: Callable[..., Path]) -> None:
     """Decoded together, every step of both within what the recorded runs differ by."""
     engine = engine_of(exported(name))

@@ -51,10 +51,10 @@ def test_one_bad_conversation_takes_nothing_from_the_others(
     broken_text = model.generate("breaks the parser", options=GREEDY).text
     parse, decode = model._family.parse_answer, model.engine._decode_run
 
-    def parses(text: str, sizes: Any) -> Any:
+    def parses(text: str, sizes: Any, kind: Any) -> Any:
         if text == broken_text:
             raise ZeroDivisionError("not ours")
-        return parse(text, sizes)
+        return parse(text, sizes, kind)
 
     def decodes(first: int, count: int, run: Any) -> None:
         decode(first, count, run)

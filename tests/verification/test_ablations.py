@@ -57,7 +57,7 @@ def furthest(
     model, one = turn(read), asked(one)
     source = Checkpoint(checkpoint, kind.weight_map(read).renames)
     reference = StreamedReference(values_of(source, model), model, kind, lambda _: None)
-    _, features = reference.vision([{"pixel_values": one.pixels}])
+    _, features = reference.vision(one.inputs(kind, model))
     ids = (*one.prompt.ids, *one.generated[:-1])
     passage = Passage(
         name="recorded",

@@ -19,7 +19,7 @@ def test_passages_reach_every_limit(extent: Extent, exported: Callable[..., Path
     made, pixels = asked(kind, tokenizer, model, limits, extent)
     assert {one.slot for one in made if one.stage == "batch"} == set(range(limits.max_batch))
     assert max(int(one.positions[-1]) for one in made) == limits.max_seq_tokens - 1
-    assert max(len(one.pictures) for one in made) == most_pictures(model, limits)
+    assert max(len(one.pictures) for one in made) == most_pictures(limits, model.tile_tokens)
     assert {one.name for one in made} >= {"one_image", "swapped_image", "text", "most_pictures", "to_the_last_position"}
     chunked = next(one for one in made if one.stage == "chunked_prefill")
     assert len(chunked.ends) > len(extent.chunks)

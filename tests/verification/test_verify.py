@@ -187,13 +187,13 @@ def test_a_chain_that_sees_another_picture_fails(extent: Extent, exported: Calla
     tokenizer = kind.load_tokenizer(bundle.path / manifest.tokenizer.path, manifest.model)
     checkpoint = Checkpoint(GOLDEN / "ntk-256" / "checkpoint")
     passages, pixels = asked(kind, tokenizer, manifest.model, manifest.limits, extent)
-    last = manifest.model.connector.tokens - 1
+    last = manifest.model.tile_tokens - 1
     rows = [int(row) for row in passages[0].rows if row >= 0]
     assert rows[0] == 0 and rows[-1] == last and len(rows) == min(extent.picture_rows, last + 1)
     reference = StreamedReference(values_of(checkpoint, manifest.model), manifest.model, kind, lambda _: None)
     expected = expect(reference, passages[:1], pixels)
     trial = Trial(open_engine(bundle, Precision.FP32, CpuBackend(threads=1)), kind)
-    features = features_of(list(trial.vision(pixels, vision_runs(manifest.limits.max_images, len(pixels)))))
+    features = features_of(list(trial.vision(pixels, vision_runs(manifest.limits.max_images, pixels))))
     assert check_decoder(trial.decoder(passages[:1], features), expected, "", tolerance).failures == ()
     failures = check_decoder(trial.decoder(passages[:1], features[::-1]), expected, "", tolerance).failures
     assert failures and failures[0].startswith("prefill of one_image: relative difference")

@@ -2,6 +2,7 @@
 
 Source: the copies that public repositories hold of llava-hf/llava-1.5-7b-hf's and -13b-hf's and, key by key, of
 google/paligemma's and paligemma2's, and HuggingFaceTB/SmolVLM2's of 500M; those of 256M and 2.2B follow from its sizes.
+Qwen's are from memory, but for the decoder's sizes of 7B, the sparse tower of Qwen2.5-VL and both processors' files.
 """
 
 import json
@@ -137,9 +138,63 @@ SMOLVLM2_2B = smolvlm2(
 )  # fmt: skip
 
 
+def qwen2(kind: str, text: Config, vision: Config) -> Config:
+    """The flat layout, as all published files have it."""
+    return {
+        "architectures": ["Qwen2VLForConditionalGeneration"], "attention_dropout": 0.0, "bos_token_id": 151643,
+        "eos_token_id": 151645, "hidden_act": "silu", "image_token_id": 151655, "initializer_range": 0.02,
+        "model_type": kind, "rms_norm_eps": 1e-06, "rope_scaling": {"mrope_section": [16, 24, 24], "type": "mrope"},
+        "rope_theta": 1000000.0, "sliding_window": 32768, "torch_dtype": "bfloat16", "transformers_version": "4.41.2",
+        "use_cache": True, "use_sliding_window": False, "video_token_id": 151656, "vision_end_token_id": 151653,
+        "vision_start_token_id": 151652, "vision_token_id": 151654, "vision_config": vision, **text,
+    }  # fmt: skip
+
+
+_QWEN2_SMALL_TEXT = {
+    "hidden_size": 1536, "intermediate_size": 8960, "max_position_embeddings": 32768, "max_window_layers": 28,
+    "num_attention_heads": 12, "num_hidden_layers": 28, "num_key_value_heads": 2, "tie_word_embeddings": True,
+    "vocab_size": 151936,
+}  # fmt: skip
+_QWEN2_LARGE_TEXT = {
+    "hidden_size": 3584, "intermediate_size": 18944, "max_position_embeddings": 32768, "max_window_layers": 28,
+    "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4, "tie_word_embeddings": False,
+    "vocab_size": 152064,
+}  # fmt: skip
+_QWEN2_TOWER = {
+    "depth": 32, "embed_dim": 1280, "hidden_size": 3584, "in_chans": 3, "mlp_ratio": 4, "num_heads": 16,
+    "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2,
+}  # fmt: skip
+QWEN2_VL_2B = qwen2("qwen2_vl", _QWEN2_SMALL_TEXT, {**_QWEN2_TOWER, "hidden_size": 1536})
+QWEN2_VL_7B = qwen2("qwen2_vl", _QWEN2_LARGE_TEXT, _QWEN2_TOWER)
+QWEN2_5_VL_3B = qwen2(
+    "qwen2_5_vl",
+    {
+        **_QWEN2_SMALL_TEXT, "hidden_size": 2048, "intermediate_size": 11008, "max_position_embeddings": 128000,
+        "max_window_layers": 70, "num_attention_heads": 16, "num_hidden_layers": 36,
+    },
+    {
+        "depth": 32, "fullatt_block_indexes": [7, 15, 23, 31], "hidden_act": "silu", "hidden_size": 1280, "in_chans": 3,
+        "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048, "patch_size": 14, "spatial_merge_size": 2,
+        "spatial_patch_size": 14, "temporal_patch_size": 2, "tokens_per_second": 2, "window_size": 112,
+    },
+)  # fmt: skip
+QWEN2_5_VL_7B = qwen2(
+    "qwen2_5_vl",
+    {**_QWEN2_LARGE_TEXT, "max_position_embeddings": 128000},
+    {"hidden_size": 1280, "in_chans": 3, "spatial_patch_size": 14, "tokens_per_second": 2},
+)
+QWEN2_PROCESSOR: Config = {
+    "min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor",
+}  # fmt: skip
+
+
 def processor_of(name: str, side: int) -> Config:
     """preprocessor_config.json of a golden checkpoint, for pictures of another size."""
     raw: Config = json.loads((GOLDEN / name / "preprocessor_config.json").read_text())
+    if raw["image_processor_type"] == "Qwen2VLImageProcessor":  # of any size: `side` is a patch's
+        return {**raw, "patch_size": side} if side < 14 else QWEN2_PROCESSOR
     for key in ("size", "crop_size", "max_image_size"):
         if key in raw:
             tiles_across = 4 if key == "size" and "max_image_size" in raw else 1

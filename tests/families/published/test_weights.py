@@ -5,13 +5,13 @@ import torch
 
 from tests.families.published.published_configs import GOLDEN
 from vlm_trt.bundle.signature import Component
+from vlm_trt.exporter.modules.build import vision_encoder
 from vlm_trt.exporter.modules.connectors import connector
 from vlm_trt.exporter.modules.decoder import Decoder
-from vlm_trt.exporter.modules.towers import vision_encoder
 from vlm_trt.families.family import family_of
 
 
-@pytest.mark.parametrize("name", ["llava15", "paligemma", "paligemma2"])
+@pytest.mark.parametrize("name", ["llava15", "paligemma", "paligemma2", "smolvlm2", "qwen2_vl", "qwen2_5_vl"])
 def test_names_and_shapes(name: str) -> None:
     family = family_of(GOLDEN / name)
     model = family.read_config(GOLDEN / name)

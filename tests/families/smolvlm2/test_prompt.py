@@ -103,7 +103,7 @@ def test_ids_are_the_originals(official: JsonTokenizer, models: dict[str, ModelC
         assert list(prompt.ids) == case["ids"], (case["name"], case["variant"])
         assert prompt.picture_tokens == case["image_tokens"]
         assert all(set(prompt.ids[span.start : span.stop]) == {49190} for span in prompt.spans)
-        assert {span.stop - span.start for span in prompt.spans} <= {model.connector.tokens}
+        assert {span.stop - span.start for span in prompt.spans} <= {model.tile_tokens}
         assert (prompt.dropped_turns, prompt.prefix) == (0, 0)
 
 
