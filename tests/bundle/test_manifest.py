@@ -133,7 +133,7 @@ ABSURD = [0, -1, 10**30, 10**400, 1e308, float("nan"), float("inf"), True, "1", 
     "field",
     [
         "model.vision.image_size", "model.vision.heads", "model.vision.layers", "model.vision.patch_size",
-        "model.vision.norm_eps", "model.tile_tokens", "model.connector.heads", "model.decoder.layers",
+        "model.vision.norm_eps", "model.connector.tokens", "model.connector.heads", "model.decoder.layers",
         "model.decoder.block.heads", "model.decoder.rope_base", "model.decoder.trained_tokens",
         "model.decoder.vocab_size",
         "model.generation.temperature", "model.generation.repetition_penalty", "limits.max_seq_tokens",

@@ -17,7 +17,7 @@ class Spot:
 
     @property
     def kind(self) -> str:
-        return "box" if len(self.points) == 2 else "quad"
+        return {1: "point", 2: "box"}.get(len(self.points), "quad")
 
 
 def changed(before: Image.Image, after: Image.Image) -> npt.NDArray[np.bool_]:
@@ -173,3 +173,11 @@ def test_a_quad_is_drawn_along_its_corners_and_a_name_has_one_colour() -> None:
 def test_the_font_is_the_shipped_one() -> None:
     assert isinstance(_font(20), ImageFont.FreeTypeFont)
     assert ImageDraw.Draw(Image.new("RGB", (9, 9))).textlength("红", font=_font(20)) >= 18
+
+
+def test_a_point_is_a_rhomb_around_it() -> None:
+    picture = Image.new("RGB", (200, 100), "white")
+    mask = changed(picture, draw_regions(picture, [Spot("", ((60.0, 50.0),))]))
+    rows, columns = np.nonzero(mask)
+    assert not mask[50, 60]  # what is pointed at stays to be seen
+    assert abs((rows.min() + rows.max()) / 2 - 50) <= 1 and abs((columns.min() + columns.max()) / 2 - 60) <= 1

@@ -61,7 +61,7 @@ def tampered(bundle: Path) -> Any:
         ("model.vision.layers", 1, "model.vision.layers is 1, and by the config of"),
         ("model.vision.position_grid", 32, "model.vision.position_grid is 32, and by the config of .* it is 16"),
         ("model.vision.image_size", 224, "model.vision.image_size is 224, and by the config of"),
-        ("model.tile_tokens", 64, "model.tile_tokens is 64, and by the config of .* it is 256"),
+        ("model.connector.tokens", 64, "model.connector.tokens is 64, and by the config of .* it is 256"),
         ("model.generation.chat_format", "raw", "chat_format is 'raw', and by the config of .* it is 'chatml'"),
         ("model.generation.temperature", 0.5, "generation.temperature is 0.5, and by the config of"),
         ("model.generation.top_p", 0.9, "model.generation.top_p is 0.9, and by the config of"),
