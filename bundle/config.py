@@ -12,22 +12,19 @@ from vlm_trt.bundle.fields import Within
 from vlm_trt.bundle.parts import (
     HEAD_DIM,
     LAYERS,
-    PIXELS,
     SOFT_CAP,
     TOKENS,
     WIDTH,
-    AnySize,
     Block,
     Connector,
     FrameTower,
     MergerConnector,
-    PictureRule,
     SandwichBlock,
-    SquareRule,
     SquareTower,
     Tower,
     WindowTower,
 )
+from vlm_trt.bundle.picture_rules import PIXELS, AnySize, PictureRule, SquareRule
 
 TRAINED_TOKENS = Within(2, 1 << 24)  # log-n attention divides by its logarithm
 ROPE_BASE = Within(1.0, 1e10)

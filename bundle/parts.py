@@ -3,7 +3,7 @@
 A variant is a type of its own and not a flag on another one. `exporter/modules/` has the torch module of each.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -12,7 +12,6 @@ from vlm_trt.bundle.fields import Within
 # What a number of a model may be: far beyond any model there is, and small enough that nothing overflows, loops for
 # ever or asks for more memory than there is before a sentence is said.
 SIDE = Within(1, 16_384)  # pixels, and those of a patch
-PIXELS = Within(1, 1 << 30)
 GRID = Within(1, 4_096)
 LAYERS = Within(1, 1_024)
 HEADS = Within(1, 4_096)
@@ -24,8 +23,6 @@ EPSILON = Within(1e-12, 0.1)
 ATTENTION_SCALE = Within(1e-4, 16.0)
 SOFT_CAP = Within(0.01, 1e6)
 LAYER_INDEX = Within(0, 1_023)
-CHANNEL_MEAN = Within(-16.0, 16.0)
-CHANNEL_STD = Within(1e-4, 16.0)
 
 
 class Activation(StrEnum):
@@ -255,80 +252,3 @@ class SandwichBlock(_Block):
 
 
 Block = SerialBlock | SandwichBlock
-
-
-# --- Picture rules: a picture of any size → one square of the tower's size or several, its tiles.
-
-
-@dataclass(frozen=True, kw_only=True)
-class _PictureRule:
-    """Colours v of 0…255 become (v / 255 − mean) / std."""
-
-    mean: tuple[
-        Annotated[float, CHANNEL_MEAN],
-        Annotated[float, CHANNEL_MEAN],
-        Annotated[float, CHANNEL_MEAN],
-    ]
-    std: tuple[
-        Annotated[float, CHANNEL_STD],
-        Annotated[float, CHANNEL_STD],
-        Annotated[float, CHANNEL_STD],
-    ]
-
-    def most_tiles(self, side: int) -> int:
-        """How many squares of that side a picture becomes at most."""
-        return 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Squash(_PictureRule):
-    """The whole picture, its aspect not kept; bicubic."""
-
-    type: Literal["squash"] = "squash"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CentreCrop(_PictureRule):
-    """The short side is resized to `short_side`, bicubic; what lies beyond the square in the middle is cut off."""
-
-    type: Literal["centre_crop"] = "centre_crop"
-    short_side: Annotated[int, SIDE]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PadSquare(_PictureRule):
-    """The whole picture in the middle of a square of the mean colour; bicubic."""
-
-    type: Literal["pad_square"] = "pad_square"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split(_PictureRule):
-    """The long side is resized to `long_side`, with Lanczos, and the picture cut into squares, the whole of it last."""
-
-    type: Literal["split"] = "split"
-    long_side: Annotated[int, SIDE]
-    cuts: bool  # unless a request says otherwise; if not, there is the whole picture alone
-
-    def most_tiles(self, side: int) -> int:
-        across = -(-self.long_side // side)
-        return across**2 + 1 if across > 1 else 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnySize(_PictureRule):
-    """Both sides rounded to whole tokens, the area kept within bounds, the aspect nearly; bicubic."""
-
-    type: Literal["any_size"] = "any_size"
-    min_pixels: Annotated[int, PIXELS]
-    max_pixels: Annotated[int, PIXELS]
-
-    def narrowed(self, least: int | None, most: int | None) -> "AnySize":
-        """The rule within those bounds too."""
-        most = self.max_pixels if most is None else min(most, self.max_pixels)
-        least = self.min_pixels if least is None else max(least, self.min_pixels)
-        return replace(self, min_pixels=min(least, most), max_pixels=most)
-
-
-SquareRule = Squash | CentreCrop | PadSquare | Split
-PictureRule = SquareRule | AnySize

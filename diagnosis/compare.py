@@ -13,7 +13,7 @@ from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.linears import find_groups, find_linears
 from vlm_trt.diagnosis.pairs import Pair, pairs
-from vlm_trt.families.contract import PictureInputs, stacked, tile_count, tiles
+from vlm_trt.families.contract import PictureInputs, tile_count, tiles
 from vlm_trt.families.family import Family, family
 from vlm_trt.families.images import decode_image
 from vlm_trt.families.messages import Prompt
@@ -158,9 +158,9 @@ def _run(both: _Both, members: Family, prompt: Prompt) -> None:
     features: Floats | None = None
     if prompt.images:
         shown = [(decode_image(image.data, image.name), image.detail) for image in prompt.images]
-        inputs = stacked([members.preprocess(picture, right.model, detail) for picture, detail in shown])
-        parts = [_features(right, other, tiles(inputs, at, at + 1)) for at in range(tile_count(inputs))]
-        features = np.concatenate(parts)
+        inputs = [members.preprocess(picture, right.model, detail) for picture, detail in shown]
+        every = [tiles(one, at, at + 1) for one in inputs for at in range(tile_count(one))]
+        features = np.concatenate([_features(right, other, one) for one in every])
     table = members.position_table(right.model.decoder, prompt.shape, right.limits.max_seq_tokens)
     mine, its = (Continuation(engine, prompt, uploaded(engine, features), table) for engine in (right, other))
     logits, alive = mine.prefill(), _survives(its.prefill)
@@ -171,14 +171,16 @@ def _run(both: _Both, members: Family, prompt: Prompt) -> None:
 
 
 def _features(right: Engine, other: Engine, picture: PictureInputs) -> Floats:
-    """Image features of one tile by the right graphs; the other ones are shown the same inputs."""
+    """Image features [tokens, hidden] of one tile by the right graphs; the other ones are shown the same inputs."""
     patches = right.encode_vision([picture])
     other.encode_vision([picture])
     known = to_float32(patches.read(), patches.dtype)
     features = right.resample(patches)
     dtype = other.precision.dtype
     other.resample(other.backend.upload(from_float32(known, dtype), dtype))
-    return to_float32(features.read(), features.dtype)
+    (found,) = to_float32(features.read(), features.dtype)
+    rows: Floats = found
+    return rows
 
 
 def _survives(run: Callable[[], Floats]) -> bool:

@@ -4,7 +4,7 @@ from math import ceil, isqrt
 
 from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.entries import Profile, Range
-from vlm_trt.bundle.parts import AnySize
+from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.bundle.signature import Component, Precision, Tensor, axis_step, most_edits, signature
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image, Resampling, new
 
-from vlm_trt.bundle.parts import CentreCrop, PadSquare, Split, SquareRule, Squash
+from vlm_trt.bundle.picture_rules import CentreCrop, PadSquare, Split, SquareRule, Squash
 from vlm_trt.families.messages import Detail
 from vlm_trt.families.splitting import tiles_of
 

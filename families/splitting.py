@@ -5,7 +5,7 @@ from math import ceil
 
 from PIL.Image import Image, Resampling
 
-from vlm_trt.bundle.parts import Split
+from vlm_trt.bundle.picture_rules import Split
 from vlm_trt.families.messages import Detail
 
 Size = tuple[int, int]  # width and height, pixels

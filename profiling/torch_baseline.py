@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vlm_trt.bundle.config import DecoderConfig
+from vlm_trt.bundle.config import DecoderConfig, within
 from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.bundle.signature import Component
 from vlm_trt.exporter.checkpoint import Checkpoint
-from vlm_trt.families.contract import stacked
+from vlm_trt.families.contract import PictureInputs, stacked
 from vlm_trt.families.family import family
 from vlm_trt.families.images import decode_image
 from vlm_trt.families.positions import PositionTable
@@ -75,7 +75,7 @@ class TorchBaseline:
             compiled: whether `torch.compile` compiles the modules.
         """
         self._family = family(manifest.model.family)
-        self._model = manifest.model
+        self._model = within(manifest.model, manifest.limits)
         renames = self._family.weight_map(manifest.model).renames
         checkpoint = Checkpoint(Path(manifest.source.checkpoint), renames)
         modules = Reference(checkpoint, manifest.model, self._family).modules
@@ -110,9 +110,14 @@ class TorchBaseline:
     def _encode(self, asked: Asked, clock: StageClock) -> None:
         with clock.stage("preprocess"):
             shown = [(decode_image(image.data, image.name), image.detail) for image in asked.prompt.images]
-            inputs = stacked([self._family.preprocess(picture, self._model, detail) for picture, detail in shown])
-            tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+            inputs = [self._family.preprocess(picture, self._model, detail) for picture, detail in shown]
+            tensors = [{name: torch.from_numpy(array) for name, array in one.items()} for one in self._runs(inputs)]
         with clock.stage("vision_encoder"):
-            patches = self._modules[Component.VISION_ENCODER](**tensors)
+            patches = [self._modules[Component.VISION_ENCODER](**one) for one in tensors]
         with clock.stage("resampler"):
-            self._flat = self._modules[Component.RESAMPLER](patches).flatten(0, 1)
+            self._flat = torch.cat([self._modules[Component.RESAMPLER](one).flatten(0, 1) for one in patches])
+
+    def _runs(self, pictures: Sequence[PictureInputs]) -> list[PictureInputs]:
+        """All pictures at once, where they have one shape."""
+        shapes = [{name: array.shape[1:] for name, array in one.items()} for one in pictures]
+        return [stacked(pictures)] if all(one == shapes[0] for one in shapes) else list(pictures)

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_trt.bundle import parts
+from vlm_trt.bundle import parts, picture_rules
 from vlm_trt.bundle.errors import UnsupportedError, VlmTrtError
 from vlm_trt.bundle.fields import Fields, Within
-from vlm_trt.bundle.parts import AnySize, CentreCrop, FrameTower, PadSquare, PictureRule, Split, Squash, WindowTower
+from vlm_trt.bundle.parts import FrameTower, WindowTower
+from vlm_trt.bundle.picture_rules import AnySize, CentreCrop, PadSquare, PictureRule, Split, Squash
 from vlm_trt.bundle.reading import shown
 from vlm_trt.families.config_files import origin_of, read_object
 from vlm_trt.families.published.defaults import PROCESSOR_DEFAULTS
@@ -36,8 +37,8 @@ def picture_rule(folder: Path, image_size: int) -> PictureRule:
     get = _processor(folder, _SQUARE, _BICUBIC)
     get.require("pad_size", None)
     get.accept("default_to_square")
-    mean = get.triple("image_mean", parts.CHANNEL_MEAN)
-    rule = _square_rule(get, image_size, mean, get.triple("image_std", parts.CHANNEL_STD))
+    mean = get.triple("image_mean", picture_rules.CHANNEL_MEAN)
+    rule = _square_rule(get, image_size, mean, get.triple("image_std", picture_rules.CHANNEL_STD))
     get.close()
     return rule
 
@@ -58,8 +59,8 @@ def split_rule(folder: Path, image_size: int) -> Split:
     if tile != image_size:
         raise _other_size(get, "max_image_size", tile, image_size)
     rule = Split(
-        mean=get.triple("image_mean", parts.CHANNEL_MEAN),
-        std=get.triple("image_std", parts.CHANNEL_STD),
+        mean=get.triple("image_mean", picture_rules.CHANNEL_MEAN),
+        std=get.triple("image_std", picture_rules.CHANNEL_STD),
         long_side=_longest(get, "size"),
         cuts=get.flag("do_image_splitting"),
     )
@@ -92,8 +93,8 @@ def any_size_rule(folder: Path, tower: FrameTower | WindowTower) -> AnySize:
             raise get.wrong(key, f"is {found}, and the tower's in config.json is {wanted}")
     size = get.nested("size")
     rule = AnySize(
-        mean=get.triple("image_mean", parts.CHANNEL_MEAN),
-        std=get.triple("image_std", parts.CHANNEL_STD),
+        mean=get.triple("image_mean", picture_rules.CHANNEL_MEAN),
+        std=get.triple("image_std", picture_rules.CHANNEL_STD),
         min_pixels=_pixels(get, size, "min_pixels", "shortest_edge"),
         max_pixels=_pixels(get, size, "max_pixels", "longest_edge"),
     )
@@ -106,7 +107,7 @@ def any_size_rule(folder: Path, tower: FrameTower | WindowTower) -> AnySize:
 def _pixels(get: Section, size: Section, key: str, edge: str) -> int:
     """A bound of the area: by itself, which wins as in the original, or in `size`, where old files name it alike."""
     named = [(get, key), (size, key), (size, edge)]
-    found = [section.whole(name, parts.PIXELS) for section, name in named if section.has(name)]
+    found = [section.whole(name, picture_rules.PIXELS) for section, name in named if section.has(name)]
     if not found:
         raise size.wrong(edge, "is missing")
     return found[0]

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.parts import AnySize, FrameTower, MergerConnector, WindowTower
+from vlm_trt.bundle.parts import FrameTower, MergerConnector, WindowTower
+from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.families.contract import Family
 from vlm_trt.families.messages import Answered
 from vlm_trt.families.published.agreement import CONFIG_FILE, require_tokenizer

@@ -14,7 +14,8 @@ from PIL.Image import Image, Resampling
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import ImageError
-from vlm_trt.bundle.parts import AnySize, FrameTower, WindowTower
+from vlm_trt.bundle.parts import FrameTower, WindowTower
+from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.families.contract import PictureInputs
 from vlm_trt.families.messages import Detail
 from vlm_trt.families.positions import Floats, Ints, rotary_angles

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.parts import AnySize, FrameTower, WindowTower
+from vlm_trt.bundle.parts import FrameTower, WindowTower
+from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.families.messages import Image, Message, Prompt, Region, Text
 from vlm_trt.families.prompting import Piece, Placed, Room, exact_ids, fitted, joined_texts, text_alone
 from vlm_trt.families.qwen2_vl.pictures import grid_of

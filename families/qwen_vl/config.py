@@ -13,7 +13,8 @@ from vlm_trt.bundle import parts
 from vlm_trt.bundle.config import ChatFormat, DecoderConfig, GenerationDefaults, ModelConfig
 from vlm_trt.bundle.errors import UnsupportedError
 from vlm_trt.bundle.fields import Fields, Within
-from vlm_trt.bundle.parts import Activation, OpenClipTower, ResamplerConnector, SerialBlock, Squash
+from vlm_trt.bundle.parts import Activation, OpenClipTower, ResamplerConnector, SerialBlock
+from vlm_trt.bundle.picture_rules import Squash
 from vlm_trt.bundle.reading import shown
 from vlm_trt.families.config_files import read_fields
 

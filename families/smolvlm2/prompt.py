@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import PromptError
-from vlm_trt.bundle.parts import Split
+from vlm_trt.bundle.picture_rules import Split
 from vlm_trt.families.messages import Image, Message, Prompt, Region
 from vlm_trt.families.prompting import Piece, Placed, Room, exact_ids, fitted, joined_texts, text_alone
 from vlm_trt.families.splitting import grid_of

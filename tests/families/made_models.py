@@ -1,7 +1,8 @@
 """Small model configs of families whose checkpoints a test does not need."""
 
 from vlm_trt.bundle.config import ChatFormat, DecoderConfig, GenerationDefaults, ModelConfig
-from vlm_trt.bundle.parts import Activation, MlpConnector, SerialBlock, SiglipTower, Squash
+from vlm_trt.bundle.parts import Activation, MlpConnector, SerialBlock, SiglipTower
+from vlm_trt.bundle.picture_rules import Squash
 
 
 def small_model(family: str, chat_format: ChatFormat, picture_tokens: int, window: int = 1 << 20) -> ModelConfig:

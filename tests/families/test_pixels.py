@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tests.conftest import GOLDEN, ROOT, SHARED, arrays
-from vlm_trt.bundle.parts import CentreCrop, PadSquare, PictureRule, Split, Squash
+from vlm_trt.bundle.picture_rules import CentreCrop, PadSquare, PictureRule, Split, Squash
 from vlm_trt.families.images import decode_image
 from vlm_trt.families.messages import Detail
 from vlm_trt.families.pixels import pixel_values, squares

@@ -3,7 +3,8 @@
 import pytest
 
 from vlm_trt.bundle.config import ChatFormat, DecoderConfig, GenerationDefaults, ModelConfig
-from vlm_trt.bundle.parts import Activation, OpenClipTower, ResamplerConnector, SerialBlock, Squash
+from vlm_trt.bundle.parts import Activation, OpenClipTower, ResamplerConnector, SerialBlock
+from vlm_trt.bundle.picture_rules import Squash
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.profiling.probe import Ceilings
 from vlm_trt.profiling.roofline import Cost, costs, gaps

@@ -15,7 +15,8 @@ from tests.families.published.published_configs import (
 )
 from vlm_trt.bundle.config import ChatFormat, ModelConfig
 from vlm_trt.bundle.errors import CheckpointError, UnsupportedError, VlmTrtError
-from vlm_trt.bundle.parts import Activation, CentreCrop, ClipTower, MlpConnector, SerialBlock
+from vlm_trt.bundle.parts import Activation, ClipTower, MlpConnector, SerialBlock
+from vlm_trt.bundle.picture_rules import CentreCrop
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.family import family_of
 from vlm_trt.families.llava15.config import read_config

@@ -17,7 +17,8 @@ from tests.families.published.published_configs import (
 )
 from vlm_trt.bundle.config import ChatFormat, Limits, ModelConfig
 from vlm_trt.bundle.errors import CheckpointError, UnsupportedError, VlmTrtError
-from vlm_trt.bundle.parts import Activation, LinearConnector, SandwichBlock, SerialBlock, SiglipTower, Squash
+from vlm_trt.bundle.parts import Activation, LinearConnector, SandwichBlock, SerialBlock, SiglipTower
+from vlm_trt.bundle.picture_rules import Squash
 from vlm_trt.bundle.signature import Component, Precision, signature
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.family import family_of

@@ -7,7 +7,7 @@ import pytest
 
 from tests.families.published.published_configs import Config, changed, processor_of
 from vlm_trt.bundle.errors import CheckpointError, UnsupportedError, VlmTrtError
-from vlm_trt.bundle.parts import CentreCrop, PadSquare, PictureRule, Squash
+from vlm_trt.bundle.picture_rules import CentreCrop, PadSquare, PictureRule, Squash
 from vlm_trt.families.published.pictures import picture_rule
 
 CLIP, SIGLIP = "llava15", "paligemma"

@@ -19,7 +19,8 @@ from tests.families.published.published_configs import (
 )
 from vlm_trt.bundle.config import ChatFormat, ModelConfig
 from vlm_trt.bundle.errors import BundleError, CheckpointError, UnsupportedError, VlmTrtError
-from vlm_trt.bundle.parts import Activation, AnySize, FrameTower, MergerConnector, NormKind, SerialBlock
+from vlm_trt.bundle.parts import Activation, FrameTower, MergerConnector, NormKind, SerialBlock
+from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.qwen2_vl.config import read_config
 from vlm_trt.families.qwen2_vl.family import check_checkpoint, load_tokenizer, weight_map

@@ -18,7 +18,8 @@ from tests.families.published.published_configs import (
 )
 from vlm_trt.bundle.config import ChatFormat, ModelConfig, usual_limits
 from vlm_trt.bundle.errors import CheckpointError, UnsupportedError, VlmTrtError
-from vlm_trt.bundle.parts import Activation, PixelShuffleConnector, SiglipTower, Split
+from vlm_trt.bundle.parts import Activation, PixelShuffleConnector, SiglipTower
+from vlm_trt.bundle.picture_rules import Split
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.family import family_of
 from vlm_trt.families.smolvlm2.config import read_config
