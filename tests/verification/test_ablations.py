@@ -44,6 +44,12 @@ def causal(one: Recorded) -> Recorded:
     return replace(one, prompt=replace(one.prompt, prefix=0))
 
 
+def counted_on(one: Recorded) -> Recorded:
+    """Positions as those of text, whatever row and column a picture's tokens have."""
+    spans = tuple(replace(span, grid=None) for span in one.prompt.spans)
+    return replace(one, prompt=replace(one.prompt, spans=spans))
+
+
 def as_it_is(one: Recorded) -> Recorded:
     return one
 
@@ -98,11 +104,20 @@ def test_as_it_is_the_model_is_the_recorded_one(name: str, case: str, family_che
         ("paligemma2", block(score_cap=1e6), as_it_is),
         ("paligemma2", head_dim_scale, as_it_is),
         ("paligemma2", decoder(logit_cap=None), as_it_is),
+        ("smolvlm2", vision(activation=Activation.GELU), as_it_is),
+        ("smolvlm2", decoder(rope_base=10_000.0), as_it_is),
+        ("qwen2_vl", vision(activation=Activation.GELU), as_it_is),
+        ("qwen2_vl", decoder(), counted_on),
+        ("qwen2_5_vl", vision(full_layers=(0, 1, 2)), as_it_is),
+        ("qwen2_5_vl", vision(full_layers=(2,)), as_it_is),
+        ("qwen2_5_vl", decoder(rope_sections=(3, 3, 2)), as_it_is),
+        ("qwen2_5_vl", decoder(), counted_on),
     ],
     ids=[
         "gelu for quick_gelu", "tower eps", "decoder eps", "projector's gelu", "causal prompt", "no embedding scale",
         "gelu erf", "causal prompt 2", "no window", "window on the other layer", "no score cap", "head_dim scale",
-        "no logit cap",
+        "no logit cap", "tower's gelu", "rotary base", "gelu for quick_gelu of Qwen2-VL", "positions in one row",
+        "no windows", "windows on other layers", "sections", "positions in one row of Qwen2.5-VL",
     ],
 )  # fmt: skip
 def test_a_knob_that_is_turned_shows(
