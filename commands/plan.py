@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from vlm_trt.bundle.config import Limits, ModelConfig, require_limits, usual_limits
+from vlm_trt.bundle.config import Limits, ModelConfig, require_limits, usual_limits, within
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.bundle.signature import DTYPE_BYTES, FLOATS, WEIGHTED, Component, Precision
@@ -156,7 +156,7 @@ def _alternatives(asked: Asked, precision: Precision) -> Iterator[tuple[str, Pla
     batches = [*(limits.max_batch >> halvings for halvings in range(5) if limits.max_batch >> halvings > _EACH_BATCH)]
     batches += range(min(limits.max_batch, _EACH_BATCH), 0, -1)
     lengths = [limits.max_seq_tokens // (1 << halvings) // 64 * 64 for halvings in range(8)]
-    lengths = [n for n in lengths if n >= asked.model.most_picture_tokens + 64]
+    lengths = [n for n in lengths if n >= within(asked.model, limits).most_picture_tokens + 64]
     for one in dict.fromkeys((precision, *others)):
         tried = [(batch, limits.max_seq_tokens) for batch in batches] + [(limits.max_batch, n) for n in lengths]
         for batch, length in dict.fromkeys((*tried, *((1, n) for n in lengths))):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.bundle.needs import Needs
 from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
@@ -112,7 +112,7 @@ def plan(
     logits = limits.max_batch * decoder.vocab_size * 4
     # Widest at once: the gated MLP of a whole prompt, or the MLP of a run of pictures; input, output and both halves.
     prompt = limits.max_seq_tokens * (4 * decoder.hidden + 2 * decoder.mlp_width) * 4
-    pictures = limits.max_images * model.most_patches * (4 * vision.width + vision.mlp_width) * 4
+    pictures = limits.max_images * within(model, limits).most_patches * (4 * vision.width + vision.mlp_width) * 4
     layers = decoder.layers + vision.layers + 1
     needs = {
         Stage.EXPORT: _export(sum(weight_bytes.values()), float_bytes, layers),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
+from vlm_trt.bundle.parts import FrameTower, WindowTower
 from vlm_trt.families.messages import Answered, Detail, Message, Prompt, PromptShape
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.families.weights import WeightMap
@@ -29,6 +30,13 @@ def tile_count(picture: PictureInputs) -> int:
     return len(next(iter(picture.values())))
 
 
+def patch_count(picture: PictureInputs, model: ModelConfig) -> int:
+    """How many patches each of its tiles has."""
+    if isinstance(model.vision, FrameTower | WindowTower):
+        return int(picture["pixel_values"].shape[1])
+    return model.vision.patches
+
+
 def tiles(pictures: PictureInputs, start: int, stop: int) -> PictureInputs:
     """The tiles start…stop−1 of one picture, or of several that are stacked."""
     return {name: array[start:stop] for name, array in pictures.items()}
@@ -43,6 +51,11 @@ Parser = Callable[[str, Sequence[Size]], Answered]
 def of_any_model(parse: Parser) -> Callable[[str, Sequence[Size], ModelConfig], Answered]:
     """A parser of answers in which nothing depends on the model's sizes."""
     return lambda text, sizes, _: parse(text, sizes)
+
+
+def answered_in_words(text: str, sizes: Sequence[Size], model: ModelConfig) -> Answered:
+    """The answer as it is, of a model that writes about places in words."""
+    return Answered(text, ())
 
 
 class Preprocess(Protocol):

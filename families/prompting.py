@@ -109,6 +109,26 @@ class Encoder(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
 
+class LaterEncoder(Protocol):
+    """Of a tokenizer, what text between control tokens needs."""
+
+    def encode(self, text: str, *, later: bool = False) -> list[int]: ...
+
+
+def encoded(written: Sequence[str | Piece], tokenizer: LaterEncoder) -> Piece:
+    """The ids of texts and of what is ids already; neighbouring texts are encoded as one."""
+    piece, text = Piece(), ""
+    for one in (*written, Piece()):  # at last nothing, so that the last text is encoded
+        if isinstance(one, str):
+            text += one
+            continue
+        if text:
+            piece += Piece(tuple(tokenizer.encode(text, later=True)))
+        piece += one
+        text = ""
+    return piece
+
+
 def text_alone(text: str, beginning: Sequence[int], tokenizer: Encoder, max_tokens: int) -> Prompt:
     """A text as it is, to be continued, behind the ids that every text of the model begins with.
 

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.errors import NotFiniteError, PromptError, VlmTrtError
-from vlm_trt.bundle.parts import FrameTower, WindowTower
 from vlm_trt.bundle.signature import Component, Precision, signature
-from vlm_trt.families.contract import PictureInputs, stacked, tile_count
+from vlm_trt.families.contract import PictureInputs, patch_count, stacked, tile_count
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host, rounded_window
 from vlm_trt.runtime.cache import KVCache
@@ -76,10 +75,10 @@ class Engine:
             pictures: preprocessed; together at most `limits.max_images` tiles, all of one shape.
         """
         arrays = {name: np.ascontiguousarray(array) for name, array in stacked(pictures).items()}
-        images, vision = tile_count(arrays), self.model.vision
+        images = tile_count(arrays)
         assert images <= self.limits.max_images
-        patches = arrays["pixel_values"].shape[1] if isinstance(vision, FrameTower | WindowTower) else vision.patches
-        features = self.backend.allocate((images, patches, vision.width), self.precision.dtype)
+        shape = (images, patch_count(arrays, self.model), self.model.vision.width)
+        features = self.backend.allocate(shape, self.precision.dtype)
         inputs = {name: _bound(array) for name, array in arrays.items()}
         self.sessions[Component.VISION_ENCODER].run(inputs, {"vision_features": features.rows(0, images)})
         return features

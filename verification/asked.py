@@ -1,8 +1,7 @@
 """What a verification asks: passages made from prompts in the model's own format, and pictures drawn here."""
 
 from vlm_trt.bundle.config import Limits, ModelConfig, within
-from vlm_trt.bundle.parts import FrameTower, WindowTower
-from vlm_trt.families.contract import PictureInputs, tiles
+from vlm_trt.families.contract import PictureInputs, patch_count, tiles
 from vlm_trt.families.family import Family, Tokenizer
 from vlm_trt.families.images import decode_image
 from vlm_trt.verification.passages import PICTURES, WHOLE, Extent, Passage, passages
@@ -26,10 +25,5 @@ def asked(
     prompts = [one for one in samples(family, tokenizer, model, limits, extent.new_tokens) if one.name in _PROMPTS]
     drawn = [decode_image(picture(seed), f"picture {seed}") for seed in range(PICTURES)]
     pictures = [tiles(family.preprocess(one, model), 0, 1) for one in drawn]
-    return passages(model, limits, prompts, [picture_tokens(model, one) for one in pictures], extent), pictures
-
-
-def picture_tokens(model: ModelConfig, picture: PictureInputs) -> int:
-    """Image tokens of a preprocessed picture's tile."""
-    any_size = isinstance(model.vision, FrameTower | WindowTower)
-    return model.tokens_of(picture["pixel_values"].shape[1] if any_size else model.square.patches)
+    tokens = [model.tokens_of(patch_count(one, model)) for one in pictures]
+    return passages(model, limits, prompts, tokens, extent), pictures

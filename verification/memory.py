@@ -3,7 +3,7 @@
 import os
 from math import prod
 
-from vlm_trt.bundle.config import Limits, ModelConfig
+from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.bundle.host import available_bytes
 from vlm_trt.bundle.needs import Needs
@@ -55,7 +55,7 @@ def verification_needs(family: Family, model: ModelConfig, limits: Limits, preci
     twice = precision is Precision.FP16  # as stored, and as it runs here, on one picture; bf16 runs as stored alone
     seen, read = PICTURES + limits.max_images + 1 + twice, positions(model, limits, extent)
     looks = 2 + twice  # the model, the graphs
-    towers = 2 * _values(family, model, Component.VISION_ENCODER) * model.most_patches * seen
+    towers = 2 * _values(family, model, Component.VISION_ENCODER) * within(model, limits).most_patches * seen
     decoder = (
         2 * (_values(family, model, Component.DECODER) - model.decoder.vocab_size * model.decoder.hidden) * read * 2
     )

@@ -4,6 +4,7 @@ The residual stream is fp32 whatever the precision. Windows are a matter of two 
 stands at each place of each window, and at which place each patch stands.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from vlm_trt.bundle.parts import FrameTower, WindowTower
 from vlm_trt.exporter.modules.activations import ACTIVATIONS
 from vlm_trt.exporter.modules.layers import LayerNorm, Linear, RMSNorm, merge_heads, split_heads
 from vlm_trt.exporter.modules.onnx_operators import attention, rotary_embedding
+from vlm_trt.exporter.modules.towers import MLP
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,6 @@ class WindowAttention(Attention):
         return self.output(context)  # type: ignore[no-any-return]
 
 
-class PlainMLP(nn.Module):
-    def __init__(self, tower: FrameTower, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.up = Linear(tower.width, tower.mlp_width, dtype, bias=True)
-        self.down = Linear(tower.mlp_width, tower.width, dtype, bias=True)
-        self.activation = ACTIVATIONS[tower.activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))  # type: ignore[no-any-return]
-
-
 class GatedMLP(nn.Module):
     def __init__(self, tower: WindowTower, dtype: torch.dtype) -> None:
         super().__init__()
@@ -103,7 +94,7 @@ class FrameLayer(nn.Module):
         self.attention_norm = LayerNorm(tower.width, tower.norm_eps, dtype)
         self.attention = Attention(tower, dtype)
         self.mlp_norm = LayerNorm(tower.width, tower.norm_eps, dtype)
-        self.mlp = PlainMLP(tower, dtype)
+        self.mlp = MLP(tower, tower.activation, dtype)
 
     def forward(self, residual: Tensor, lie: Lie) -> Tensor:
         residual = residual + self.attention(self.attention_norm(residual), lie).float()
@@ -123,56 +114,55 @@ class WindowLayer(nn.Module):
         return residual + self.mlp(self.mlp_norm(residual)).float()  # type: ignore[no-any-return]
 
 
-class FrameEncoder(nn.Module):
+class _AnySizeEncoder(nn.Module):
     """Pictures of any size; inputs as `bundle.signature` has them, residual [images, patches, width] fp32."""
 
-    def __init__(self, tower: FrameTower, dtype: torch.dtype) -> None:
+    def __init__(self, tower: FrameTower | WindowTower, layers: Iterable[nn.Module], dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
         self.patch_embedding = Linear(tower.patch_values, tower.width, dtype, bias=False)
-        self.layers = nn.ModuleList(FrameLayer(tower, dtype) for _ in range(tower.layers))
-
-    def forward(self, pixel_values: Tensor, rope_cos: Tensor, rope_sin: Tensor) -> Tensor:
-        """vision_features [images, patches, width]."""
-        residual, lie = self.embed(pixel_values), self.lie(rope_cos, rope_sin)
-        for layer in self.layers:
-            residual = layer(residual, lie)
-        return self.finish(residual)
+        self.layers = nn.ModuleList(layers)
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         """The residual before the first layer."""
         return self.patch_embedding(pixel_values.to(self.dtype)).float()  # type: ignore[no-any-return]
 
-    def lie(self, rope_cos: Tensor, rope_sin: Tensor) -> Lie:
-        """What the layers are told."""
-        return Lie(rope_cos, rope_sin, None)
+    def through(self, residual: Tensor, lie: Lie) -> Tensor:
+        """vision_features [images, patches, width] of the residual before the first layer."""
+        for layer in self.layers:
+            residual = layer(residual, lie)
+        return self.finish(residual)
 
     def finish(self, residual: Tensor) -> Tensor:
         """vision_features of the residual behind the last layer."""
         return residual.to(self.dtype)
 
 
-class WindowEncoder(nn.Module):
-    """As FrameEncoder, with windows."""
+class FrameEncoder(_AnySizeEncoder):
+    def __init__(self, tower: FrameTower, dtype: torch.dtype) -> None:
+        super().__init__(tower, (FrameLayer(tower, dtype) for _ in range(tower.layers)), dtype)
+
+    def forward(self, pixel_values: Tensor, rope_cos: Tensor, rope_sin: Tensor) -> Tensor:
+        """vision_features [images, patches, width]."""
+        return self.through(self.embed(pixel_values), self.lie(rope_cos, rope_sin))
+
+    def lie(self, rope_cos: Tensor, rope_sin: Tensor) -> Lie:
+        """What the layers are told."""
+        return Lie(rope_cos, rope_sin, None)
+
+
+class WindowEncoder(_AnySizeEncoder):
+    """With windows on most layers."""
 
     def __init__(self, tower: WindowTower, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype, self.places = dtype, tower.window**2
-        self.patch_embedding = Linear(tower.patch_values, tower.width, dtype, bias=False)
-        self.layers = nn.ModuleList(WindowLayer(tower, dtype, index) for index in range(tower.layers))
+        super().__init__(tower, (WindowLayer(tower, dtype, index) for index in range(tower.layers)), dtype)
+        self.places = tower.window**2
 
     def forward(
         self, pixel_values: Tensor, rope_cos: Tensor, rope_sin: Tensor, window_patches: Tensor, patch_slots: Tensor
     ) -> Tensor:
         """vision_features [images, patches, width]."""
-        residual, lie = self.embed(pixel_values), self.lie(rope_cos, rope_sin, window_patches, patch_slots)
-        for layer in self.layers:
-            residual = layer(residual, lie)
-        return self.finish(residual)
-
-    def embed(self, pixel_values: Tensor) -> Tensor:
-        """The residual before the first layer."""
-        return self.patch_embedding(pixel_values.to(self.dtype)).float()  # type: ignore[no-any-return]
+        return self.through(self.embed(pixel_values), self.lie(rope_cos, rope_sin, window_patches, patch_slots))
 
     def lie(self, rope_cos: Tensor, rope_sin: Tensor, window_patches: Tensor, patch_slots: Tensor) -> Lie:
         """What the layers are told. Images of a run have one size, so the windows of the first are those of all."""
@@ -187,7 +177,3 @@ class WindowEncoder(nn.Module):
             sin=rope_sin.index_select(1, patches).reshape(-1, places, half),
         )
         return Lie(rope_cos, rope_sin, windows)
-
-    def finish(self, residual: Tensor) -> Tensor:
-        """vision_features of the residual behind the last layer."""
-        return residual.to(self.dtype)

@@ -6,7 +6,7 @@ Each is `embed`, `layers`, `finish`: so that a model of any size can be computed
 import torch
 from torch import Tensor, nn
 
-from vlm_trt.bundle.parts import Activation, ClipTower, OpenClipTower, SiglipTower, SquareTower
+from vlm_trt.bundle.parts import Activation, ClipTower, FrameTower, OpenClipTower, SiglipTower, SquareTower
 from vlm_trt.exporter.modules.activations import ACTIVATIONS
 from vlm_trt.exporter.modules.layers import LayerNorm, Linear, merge_heads, split_heads
 from vlm_trt.exporter.modules.onnx_operators import attention
@@ -42,7 +42,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, tower: SquareTower, activation: Activation, dtype: torch.dtype) -> None:
+    def __init__(self, tower: SquareTower | FrameTower, activation: Activation, dtype: torch.dtype) -> None:
         super().__init__()
         self.up = Linear(tower.width, tower.mlp_width, dtype, bias=True)
         self.down = Linear(tower.mlp_width, tower.width, dtype, bias=True)

@@ -4,21 +4,26 @@ Published configs are flat: the decoder's keys stand beside those of the whole. 
 `text_config`, and for a few releases in both places.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlm_trt.bundle import config as ranges
 from vlm_trt.bundle import parts
-from vlm_trt.bundle.config import DecoderConfig
+from vlm_trt.bundle.config import ChatFormat, DecoderConfig, ModelConfig
 from vlm_trt.bundle.parts import Activation, FrameTower, MergerConnector, NormKind, SerialBlock, WindowTower
 from vlm_trt.bundle.reading import shown
 from vlm_trt.bundle.signature import Component
 from vlm_trt.families.config_files import origin_of, read_object
-from vlm_trt.families.published.decoder import Rope, decoder_of, heads_of, rope_base, rope_parts
+from vlm_trt.families.published.agreement import CONFIG_FILE, image_token, require_same_head
+from vlm_trt.families.published.decoder import Rope, decoder_of, heads_of, ignored_head, rope_base, rope_parts
 from vlm_trt.families.published.defaults import CLASS_DEFAULTS, QWEN2_ROPE_BASE, ROPE_BASE
-from vlm_trt.families.published.keys import QWEN2
+from vlm_trt.families.published.generation import generation_defaults
+from vlm_trt.families.published.keys import QWEN2, QWEN2_RENAMES
+from vlm_trt.families.published.llama import llama_rows
+from vlm_trt.families.published.pictures import any_size_rule
 from vlm_trt.families.published.sections import Section
-from vlm_trt.families.weights import Layout, Rows
+from vlm_trt.families.weights import Layout, Rows, WeightMap, gathered
 
 NORM_EPS = 1e-6  # of the tower and the merger; the configs do not say it
 IGNORED = (*QWEN2.buffers, f"{QWEN2.vision}rotary_pos_emb.inv_freq")
@@ -66,6 +71,48 @@ def sections_of(path: Path, kind: str) -> Sections:
         whole.accept("text_config")
     whole.accept(*_OTHER_TOKENS)
     return Sections(whole, text, whole.part("vision_config", f"{kind}_vision"))
+
+
+def qwen2_model(
+    folder: Path,
+    kind: str,
+    tower_of: Callable[[Section], FrameTower | WindowTower],
+    out: str,
+    norm: NormKind,
+) -> ModelConfig:
+    """The configuration of a model of either kind.
+
+    Args:
+        folder: the checkpoint's.
+        kind: its `model_type`, which is the family's name too.
+        tower_of: the tower of its section.
+        out: the key of the connector's output width, in the tower's section.
+        norm: of the connector.
+    Raises:
+        CheckpointError: a file or key is missing, damaged or of the wrong type.
+        UnsupportedError: a variant that this exporter does not carry out.
+    """
+    sections = sections_of(folder / CONFIG_FILE, kind)
+    get, tower = sections.whole, tower_of(sections.vision)
+    connector = merger_of(sections, tower, out, norm)
+    decoder = qwen2_decoder(sections)
+    require_same_head(get, decoder)
+    image_token(get)
+    generation = generation_defaults(folder, get, sections.text, decoder, ChatFormat.CHATML)
+    get.close()
+    return ModelConfig(kind, any_size_rule(folder, tower), tower, connector, decoder, generation)
+
+
+def qwen2_weights(model: ModelConfig) -> WeightMap:
+    """Every weight of the graphs, in the order the forward pass uses them, and every expected key."""
+    assert isinstance(model.connector, MergerConnector)
+    return gathered(
+        tower_rows(model.any_size),
+        merger_rows(model.connector),
+        llama_rows(model.decoder, QWEN2),
+        ignored=(*IGNORED, *ignored_head(model.decoder, QWEN2)),
+        renames=QWEN2_RENAMES,
+    )
 
 
 def qwen2_decoder(sections: Sections) -> DecoderConfig:

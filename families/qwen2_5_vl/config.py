@@ -3,12 +3,9 @@
 from pathlib import Path
 
 from vlm_trt.bundle import parts
-from vlm_trt.bundle.config import ChatFormat, ModelConfig
+from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import NormKind, WindowTower
-from vlm_trt.families.published.agreement import CONFIG_FILE, image_token, require_same_head
-from vlm_trt.families.published.generation import generation_defaults
-from vlm_trt.families.published.pictures import any_size_rule
-from vlm_trt.families.published.qwen2 import NORM_EPS, Patches, merger_of, patches_of, qwen2_decoder, sections_of
+from vlm_trt.families.published.qwen2 import NORM_EPS, Patches, patches_of, qwen2_model
 from vlm_trt.families.published.sections import Section
 
 FAMILY = KIND = "qwen2_5_vl"
@@ -21,16 +18,7 @@ def read_config(folder: Path) -> ModelConfig:
         CheckpointError: a file or key is missing, damaged or of the wrong type.
         UnsupportedError: a variant that this exporter does not carry out.
     """
-    sections = sections_of(folder / CONFIG_FILE, KIND)
-    get = sections.whole
-    tower = _tower(sections.vision)
-    connector = merger_of(sections, tower, "out_hidden_size", NormKind.RMS)
-    decoder = qwen2_decoder(sections)
-    require_same_head(get, decoder)
-    image_token(get)
-    generation = generation_defaults(folder, get, sections.text, decoder, ChatFormat.CHATML)
-    get.close()
-    return ModelConfig(FAMILY, any_size_rule(folder, tower), tower, connector, decoder, generation)
+    return qwen2_model(folder, KIND, _tower, "out_hidden_size", NormKind.RMS)
 
 
 def _tower(vision: Section) -> WindowTower:

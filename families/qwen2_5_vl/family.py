@@ -4,17 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.parts import FrameTower, MergerConnector, WindowTower
+from vlm_trt.bundle.parts import FrameTower, WindowTower
 from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.families.contract import Family
 from vlm_trt.families.messages import Answered
 from vlm_trt.families.published.agreement import CONFIG_FILE, require_tokenizer
-from vlm_trt.families.published.decoder import ignored_head
 from vlm_trt.families.published.generation import GENERATION_FILE
-from vlm_trt.families.published.keys import QWEN2, QWEN2_RENAMES
-from vlm_trt.families.published.llama import llama_rows
 from vlm_trt.families.published.pictures import PICTURE_FILES
-from vlm_trt.families.published.qwen2 import IGNORED, merger_rows, tower_rows
+from vlm_trt.families.published.qwen2 import qwen2_weights
 from vlm_trt.families.qwen2_5_vl.answer import parse_json_places
 from vlm_trt.families.qwen2_5_vl.config import FAMILY as NAME
 from vlm_trt.families.qwen2_5_vl.config import KIND, read_config
@@ -23,7 +20,6 @@ from vlm_trt.families.qwen2_vl.pictures import preprocess, resized
 from vlm_trt.families.qwen2_vl.positions import position_table
 from vlm_trt.families.qwen2_vl.prompt import END, PLACEHOLDER, continue_text
 from vlm_trt.families.tokenizer_json import TOKENIZER_FILE, JsonTokenizer
-from vlm_trt.families.weights import WeightMap, gathered
 
 # Tokens that the files do not call special. No text becomes them, and answers show them, as transformers does.
 _SHOWN = (
@@ -44,18 +40,6 @@ def check_checkpoint(folder: Path, model: ModelConfig) -> None:
     require_tokenizer(folder, model, load_tokenizer, PLACEHOLDER, KIND)
 
 
-def weight_map(model: ModelConfig) -> WeightMap:
-    """Every weight of the graphs, in the order the forward pass uses them, and every expected key."""
-    assert isinstance(model.vision, WindowTower) and isinstance(model.connector, MergerConnector)
-    return gathered(
-        tower_rows(model.vision),
-        merger_rows(model.connector),
-        llama_rows(model.decoder, QWEN2),
-        ignored=(*IGNORED, *ignored_head(model.decoder, QWEN2)),
-        renames=QWEN2_RENAMES,
-    )
-
-
 def parse_answer(text: str, sizes: Sequence[tuple[int, int]], model: ModelConfig) -> Answered:
     """An answer about pictures that the model saw in the sizes its own rule makes."""
     rule, tower = model.pictures, model.vision
@@ -69,7 +53,7 @@ FAMILY = Family(
     config_files=(CONFIG_FILE, GENERATION_FILE, *PICTURE_FILES),
     read_config=read_config,
     check_checkpoint=check_checkpoint,
-    weight_map=weight_map,
+    weight_map=qwen2_weights,
     load_tokenizer=load_tokenizer,
     build_prompt=build_prompt,
     continue_text=continue_text,

@@ -3,15 +3,11 @@
 from pathlib import Path
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.parts import FrameTower, MergerConnector
 from vlm_trt.families.contract import Family, of_any_model
 from vlm_trt.families.published.agreement import CONFIG_FILE, require_tokenizer
-from vlm_trt.families.published.decoder import ignored_head
 from vlm_trt.families.published.generation import GENERATION_FILE
-from vlm_trt.families.published.keys import QWEN2, QWEN2_RENAMES
-from vlm_trt.families.published.llama import llama_rows
 from vlm_trt.families.published.pictures import PICTURE_FILES
-from vlm_trt.families.published.qwen2 import IGNORED, merger_rows, tower_rows
+from vlm_trt.families.published.qwen2 import qwen2_weights
 from vlm_trt.families.qwen2_vl.answer import parse_answer, write_places
 from vlm_trt.families.qwen2_vl.config import FAMILY as NAME
 from vlm_trt.families.qwen2_vl.config import KIND, read_config
@@ -19,7 +15,6 @@ from vlm_trt.families.qwen2_vl.pictures import preprocess
 from vlm_trt.families.qwen2_vl.positions import position_table
 from vlm_trt.families.qwen2_vl.prompt import END, PLACE_TAGS, PLACEHOLDER, build_prompt, continue_text
 from vlm_trt.families.tokenizer_json import TOKENIZER_FILE, JsonTokenizer
-from vlm_trt.families.weights import WeightMap, gathered
 
 
 def load_tokenizer(path: Path, model: ModelConfig) -> JsonTokenizer:
@@ -35,25 +30,13 @@ def check_checkpoint(folder: Path, model: ModelConfig) -> None:
     require_tokenizer(folder, model, load_tokenizer, PLACEHOLDER, KIND)
 
 
-def weight_map(model: ModelConfig) -> WeightMap:
-    """Every weight of the graphs, in the order the forward pass uses them, and every expected key."""
-    assert isinstance(model.vision, FrameTower) and isinstance(model.connector, MergerConnector)
-    return gathered(
-        tower_rows(model.vision),
-        merger_rows(model.connector),
-        llama_rows(model.decoder, QWEN2),
-        ignored=(*IGNORED, *ignored_head(model.decoder, QWEN2)),
-        renames=QWEN2_RENAMES,
-    )
-
-
 FAMILY = Family(
     name=NAME,
     tokenizer_file=TOKENIZER_FILE,
     config_files=(CONFIG_FILE, GENERATION_FILE, *PICTURE_FILES),
     read_config=read_config,
     check_checkpoint=check_checkpoint,
-    weight_map=weight_map,
+    weight_map=qwen2_weights,
     load_tokenizer=load_tokenizer,
     build_prompt=build_prompt,
     continue_text=continue_text,

@@ -12,7 +12,7 @@ from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import FrameTower, WindowTower
 from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.families.messages import Image, Message, Prompt, Region, Text
-from vlm_trt.families.prompting import Piece, Placed, Room, exact_ids, fitted, joined_texts, text_alone
+from vlm_trt.families.prompting import Piece, Placed, Room, encoded, exact_ids, fitted, joined_texts, text_alone
 from vlm_trt.families.qwen2_vl.pictures import grid_of
 from vlm_trt.families.tokenizer_json import JsonTokenizer
 
@@ -66,7 +66,7 @@ def conversation(
     def piece(kept: Sequence[Message]) -> Piece:
         system = [] if kept[0].role == "system" else [Message("system", DEFAULT_SYSTEM)]
         written = [one for message in (*system, *kept) for one in _written(message, tokenizer, model, tags)]
-        return _encoded([*written, _control(BEGINNING, tokenizer), "assistant\n"], tokenizer)
+        return encoded([*written, _control(BEGINNING, tokenizer), "assistant\n"], tokenizer)
 
     return fitted(messages, room, model.generation.max_window_tokens, piece)
 
@@ -128,17 +128,3 @@ def _tagged(text: str, tokenizer: JsonTokenizer, tags: Sequence[str]) -> Iterato
 
 def _control(name: str, tokenizer: JsonTokenizer) -> Piece:
     return Piece((tokenizer.id_of(name),))
-
-
-def _encoded(written: Sequence[str | Piece], tokenizer: JsonTokenizer) -> Piece:
-    """The ids of all of it, neighbouring texts encoded as one."""
-    piece, text = Piece(), ""
-    for one in (*written, Piece()):  # at last nothing, so that the last text is encoded
-        if isinstance(one, str):
-            text += one
-            continue
-        if text:
-            piece += Piece(tuple(tokenizer.encode(text)))
-        piece += one
-        text = ""
-    return piece

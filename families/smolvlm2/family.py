@@ -1,12 +1,10 @@
 """SmolVLM2, as a family."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import PixelShuffleConnector, SiglipTower
-from vlm_trt.families.contract import Family, of_any_model
-from vlm_trt.families.messages import Answered
+from vlm_trt.families.contract import Family, answered_in_words
 from vlm_trt.families.positions import plain_positions
 from vlm_trt.families.preprocess import preprocess
 from vlm_trt.families.published.agreement import CONFIG_FILE, require_tokenizer
@@ -48,11 +46,6 @@ def weight_map(model: ModelConfig) -> WeightMap:
     )
 
 
-def parse_answer(text: str, sizes: Sequence[tuple[int, int]]) -> Answered:
-    """The answer as it is: SmolVLM2 writes about places in words."""
-    return Answered(text, ())
-
-
 FAMILY = Family(
     name=NAME,
     tokenizer_file=TOKENIZER_FILE,
@@ -65,6 +58,6 @@ FAMILY = Family(
     continue_text=continue_text,
     preprocess=preprocess,
     position_table=plain_positions,
-    parse_answer=of_any_model(parse_answer),
+    parse_answer=answered_in_words,
     write_places=None,
 )

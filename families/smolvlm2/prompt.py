@@ -10,7 +10,7 @@ from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.bundle.picture_rules import Split
 from vlm_trt.families.messages import Image, Message, Prompt, Region
-from vlm_trt.families.prompting import Piece, Placed, Room, exact_ids, fitted, joined_texts, text_alone
+from vlm_trt.families.prompting import Piece, Placed, Room, encoded, exact_ids, fitted, joined_texts, text_alone
 from vlm_trt.families.splitting import grid_of
 from vlm_trt.families.tokenizer_json import JsonTokenizer
 
@@ -38,7 +38,7 @@ def build_prompt(messages: Sequence[Message], tokenizer: JsonTokenizer, model: M
 
     def piece(kept: Sequence[Message]) -> Piece:
         written = [one for message in kept for one in _written(message, tokenizer, model)]
-        return _encoded([Piece((tokenizer.id_of(BEGINNING),)), *written, "Assistant:"], tokenizer)
+        return encoded([Piece((tokenizer.id_of(BEGINNING),)), *written, "Assistant:"], tokenizer)
 
     return fitted(messages, room, model.generation.max_window_tokens, piece)
 
@@ -91,17 +91,3 @@ def _picture(image: Image, tokenizer: JsonTokenizer, model: ModelConfig) -> Piec
         ids.extend(tokenizer.encode("\n\n" if last else "\n"))  # behind the last row one more, before the whole
     tile(WHOLE)
     return Piece((*ids, around), (Placed(image, tuple(stretches)),))
-
-
-def _encoded(written: Sequence[str | Piece], tokenizer: JsonTokenizer) -> Piece:
-    """The ids of all of it, neighbouring texts encoded as one."""
-    piece, text = Piece(), ""
-    for one in (*written, Piece()):  # at last nothing, so that the last text is encoded
-        if isinstance(one, str):
-            text += one
-            continue
-        if text:
-            piece += Piece(tuple(tokenizer.encode(text, later=True)))
-        piece += one
-        text = ""
-    return piece

@@ -19,8 +19,9 @@ from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import CheckpointError, UnsupportedError, VlmTrtError
 from vlm_trt.bundle.parts import Activation, MergerConnector, NormKind, WindowTower
 from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.families.published.qwen2 import qwen2_weights
 from vlm_trt.families.qwen2_5_vl.config import read_config
-from vlm_trt.families.qwen2_5_vl.family import check_checkpoint, load_tokenizer, weight_map
+from vlm_trt.families.qwen2_5_vl.family import check_checkpoint, load_tokenizer
 
 FOLDER = GOLDEN / "qwen2_5_vl"
 FLAT: Config = json.loads((FOLDER / "config.hub_style.json").read_text())
@@ -34,7 +35,7 @@ def read(folder: Path, changes: Config, config: Config | None = None) -> ModelCo
 
 def test_the_golden_checkpoint_is_explained(tmp_path: Path) -> None:
     model = read_config(FOLDER)
-    weights = weight_map(model)
+    weights = qwen2_weights(model)
     Checkpoint(FOLDER, weights.renames).check(weights)
     assert isinstance(model.vision, WindowTower)
     assert (model.vision.window, model.vision.full_layers, model.vision.mlp_width) == (4, (1,), 48)

@@ -22,8 +22,9 @@ from vlm_trt.bundle.errors import BundleError, CheckpointError, UnsupportedError
 from vlm_trt.bundle.parts import Activation, FrameTower, MergerConnector, NormKind, SerialBlock
 from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.families.published.qwen2 import qwen2_weights
 from vlm_trt.families.qwen2_vl.config import read_config
-from vlm_trt.families.qwen2_vl.family import check_checkpoint, load_tokenizer, weight_map
+from vlm_trt.families.qwen2_vl.family import check_checkpoint, load_tokenizer
 
 CLIP: Config = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 GOLDEN_FOLDER = GOLDEN / "qwen2_vl"
@@ -44,7 +45,7 @@ def with_processor(folder: Path, processor: Config) -> ModelConfig:
 
 def test_the_golden_checkpoint_is_explained() -> None:
     model = read_config(GOLDEN_FOLDER)
-    weights = weight_map(model)
+    weights = qwen2_weights(model)
     Checkpoint(GOLDEN_FOLDER, weights.renames).check(weights)
     decoder = model.decoder
     assert (decoder.rope_sections, decoder.rope_base, decoder.rotary_dim) == ((2, 3, 3), 1e6, 16)
@@ -72,7 +73,7 @@ def test_copies_of_the_decoders_keys(tmp_path: Path) -> None:
 
 def test_keys_of_later_layouts(tmp_path: Path) -> None:
     model = read_config(GOLDEN_FOLDER)
-    weights = weight_map(model)
+    weights = qwen2_weights(model)
     stored = load_file(GOLDEN_FOLDER / "model.safetensors")
     later = {
         key.replace("visual.", "model.visual.") if key.startswith("visual.")
@@ -106,7 +107,7 @@ def test_published_sizes(
     )
     assert model.pictures == AnySize(min_pixels=3136, max_pixels=12845056, **CLIP)
     assert model.generation.stop_ids == (151645,)
-    head = [weight for weight in weight_map(model).weights if weight.name == "lm_head.weight"]
+    head = [weight for weight in qwen2_weights(model).weights if weight.name == "lm_head.weight"]
     assert len(head) == (not tied)
 
 
