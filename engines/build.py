@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,9 @@ def _limits(manifest: Manifest, choices: Choices) -> Limits:
     ):
         if wanted is not None and wanted > most:
             raise UsageError(f"{option} {wanted} is beyond the bundle's {most}; export with a larger {option}")
-    return Limits(known.max_seq_tokens, choices.max_batch or known.max_batch, choices.max_images or known.max_images)
+    return replace(
+        known, max_batch=choices.max_batch or known.max_batch, max_images=choices.max_images or known.max_images
+    )
 
 
 def _options(choices: Choices, backend: str, version: str, target: str) -> BuildOptions:

@@ -25,7 +25,7 @@ def profiles(component: Component, model: ModelConfig, limits: Limits, precision
         pictures = {"images": (1, 1, limits.max_images), **_sizes(model)}
         return (_profile("pictures", contract.inputs, pictures),)
     longest, tokens = limits.max_seq_tokens, model.most_tile_tokens
-    # Between pictures of one size stands some text; small ones of any size leave no more room for it than positions.
+    # Text stands between pictures; of those of any size, a position may each be a row.
     most_rows = longest if isinstance(model.pictures, AnySize) else max(tokens, longest // (tokens + 2) * tokens)
     decode = {
         "batch": (1, limits.max_batch, limits.max_batch),

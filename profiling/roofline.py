@@ -112,12 +112,12 @@ def _vision(model: ModelConfig, weights: int, precision: Precision, images: int,
     products = 3 if isinstance(vision, WindowTower) else 2  # of the MLP
     layer = 4 * vision.width**2 + products * vision.width * vision.mlp_width
     matrices = vision.layers * layer + values * vision.width
-    attention = 2 * _seen_by_all(vision, patches) * vision.width  # scores, and values by them
+    attention = 2 * _pairs_attending(vision, patches) * vision.width  # scores, and values by them
     moved = patches * (4 * values + size * vision.width)
     return Cost(weights + images * moved, 2 * images * (patches * matrices + attention))
 
 
-def _seen_by_all(vision: Tower, patches: int) -> int:
+def _pairs_attending(vision: Tower, patches: int) -> int:
     """Pairs of patches that attend to each other, on all layers."""
     if not isinstance(vision, WindowTower):
         return vision.layers * patches**2

@@ -5,15 +5,12 @@ from torch import Tensor, nn
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import (
-    FrameTower,
     LinearConnector,
     MergerConnector,
     MlpConnector,
     NormKind,
     PixelShuffleConnector,
     ResamplerConnector,
-    SquareTower,
-    WindowTower,
 )
 from vlm_trt.exporter.modules.activations import ACTIVATIONS
 from vlm_trt.exporter.modules.layers import LayerNorm, Linear, RMSNorm, merge_heads, split_heads
@@ -111,17 +108,12 @@ def connector(model: ModelConfig, dtype: torch.dtype) -> nn.Module:
     """The module of a model's connector."""
     match model.connector:
         case ResamplerConnector():
-            return Resampler(model.connector, _squares(model).patches, dtype)
+            return Resampler(model.connector, model.square.patches, dtype)
         case LinearConnector():
             return Projection(model.connector, dtype)
         case MlpConnector():
             return MLPProjection(model.connector, dtype)
         case PixelShuffleConnector():
-            return PixelShuffle(model.connector, _squares(model).grid, dtype)
+            return PixelShuffle(model.connector, model.square.grid, dtype)
         case MergerConnector():
             return Merger(model.connector, dtype)
-
-
-def _squares(model: ModelConfig) -> SquareTower:
-    assert not isinstance(model.vision, FrameTower | WindowTower), "a connector of squares behind a tower for any size"
-    return model.vision

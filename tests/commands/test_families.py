@@ -170,6 +170,8 @@ def engines(one: Journey) -> None:
         assert ("scores are capped" in built.stderr) is capped
     found = one.does("inspect", one.bundle).stdout
     assert found.count("built, not run") == 4 * len(ENGINES)
+    manifest = Bundle.open(one.bundle).manifest
+    assert {engine.limits.max_pixels for engine in manifest.engines} == {manifest.limits.max_pixels}
 
 
 def with_other_heads(one: Journey) -> Journey:

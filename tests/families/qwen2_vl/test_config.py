@@ -1,6 +1,8 @@
 """Qwen2-VL's configs as published and in later layouts, and every refusal with its sentence."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,12 @@ from tests.families.published.published_configs import (
     golden,
     written,
 )
-from vlm_trt.bundle.config import ChatFormat, ModelConfig
-from vlm_trt.bundle.errors import BundleError, CheckpointError, UnsupportedError, VlmTrtError
+from vlm_trt.bundle.config import ChatFormat, ModelConfig, require_limits, usual_limits, within
+from vlm_trt.bundle.errors import BundleError, CheckpointError, UnsupportedError, UsageError, VlmTrtError
 from vlm_trt.bundle.parts import Activation, FrameTower, MergerConnector, NormKind, SerialBlock
 from vlm_trt.bundle.picture_rules import AnySize
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.engines.profiles import profiles
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.published.qwen2 import qwen2_weights
 from vlm_trt.families.qwen2_vl.config import read_config
@@ -219,3 +223,31 @@ def test_the_tokenizer_belongs_to_the_checkpoint(tmp_path: Path) -> None:
     assert tokenizer.visible_bytes(tokenizer.id_of("<|im_end|>")) == b""
     with pytest.raises(BundleError, match="has no added token <tool_call>"):
         tokenizer.id_of("<tool_call>")
+
+
+def test_limits_bound_the_pictures(tmp_path: Path) -> None:
+    model = read_config(written(tmp_path, "qwen2_vl", QWEN2_VL_2B, 28))
+    usual = usual_limits(model)
+    assert (usual.min_pixels, usual.max_pixels, usual.max_images) == (model.any_size.token_pixels**2 * 4, 1_003_520, 1)
+    assert within(model, usual).most_picture_tokens == 1280
+    narrow = replace(usual, max_pixels=100_000)
+    assert within(model, narrow).most_picture_tokens == 127
+    require_limits(model, narrow)
+    (profile,) = profiles(Component.VISION_ENCODER, model, narrow, Precision.FP16)
+    least, _, most = profile.shapes["pixel_values"][1]
+    assert (least, most) == (4, 4 * 127)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "sentence"),
+    [
+        ({"max_pixels": 1 << 25}, "takes pictures of 3136 to 12845056 pixels, and 3136 to 33554432 are asked for"),
+        ({"min_pixels": 1}, "and 1 to 1003520 are asked for; stay within them, with --min-pixels and --max-pixels"),
+        ({"min_pixels": 9_000, "max_pixels": 8_000}, "pictures of 9000 to 8000 pixels cannot be made of squares"),
+        ({"max_seq_tokens": 1_000}, "--max-seq-tokens 1000 does not hold one picture (1280 tokens)"),
+    ],
+)
+def test_bounds_that_cannot_be(tmp_path: Path, bounds: dict[str, int], sentence: str) -> None:
+    model = read_config(written(tmp_path, "qwen2_vl", QWEN2_VL_2B, 28))
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        require_limits(model, replace(usual_limits(model), **bounds))
