@@ -15,6 +15,7 @@ from vlm_trt.bundle.store import precision_of
 from vlm_trt.probing.parts import Part, cut
 from vlm_trt.probing.widen import round_as_stored
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding, bind_host, host_view
+from vlm_trt.runtime.grouped_attention import group_attention
 from vlm_trt.runtime.ort import ELEMENT_TYPES, CpuBackend, OrtSession, explained
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 
@@ -46,6 +47,8 @@ class InParts(CpuBackend):
         model = ir.load(file)
         if self._rounded:
             round_as_stored(model)
+        elif self.groups(file):  # as they run here
+            group_attention(model)
         return DeferredSession(file, cut(model), self.options, self._progress)
 
 

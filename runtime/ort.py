@@ -5,6 +5,7 @@ The weights of a large fp32 graph stay in the mapped file: a load costs nothing,
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import ResourceError, VlmTrtError
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle, precision_of
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding, StepShapes, bind_host, host_view
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
@@ -21,6 +22,9 @@ from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 ELEMENT_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
 # Weights below this are packed into the kernels' own layout at load, which takes half a second at most.
 PREPACK_BELOW_BYTES = 512 << 20
+# From this much on, attention is put into ONNX Runtime's own form at load. Reading and changing a graph takes some
+# 0.2 s, as long as a small model takes to answer.
+GROUP_FROM_BYTES = 64 << 20
 _OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "bfcarena")
 
 
@@ -37,15 +41,16 @@ class CpuBackend:
     steps = StepShapes.CLOSE
     overlaps = False  # both would want the same cores
 
-    def __init__(self, threads: int | None = None, *, prepack: bool | None = None) -> None:
+    def __init__(self, threads: int | None = None, *, prepack: bool | None = None, grouped: bool | None = None) -> None:
         """
         Args:
             threads: compute threads; None: one per core that the process may use.
             prepack: copies the weights into the kernels' own layout at load: more memory and a slower load,
                 faster vision, prefill and batches. None: only the weights of small graphs and of quantized ones, whose
                 kernels are tens of times slower without.
+            grouped: attention as GroupQueryAttention, the same numbers in less time; None: that of large decoders.
         """
-        self.threads, self._prepack = threads, prepack
+        self.threads, self._prepack, self._grouped = threads, prepack, grouped
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> "HostBuffer":
         try:
@@ -69,7 +74,14 @@ class CpuBackend:
         return ()
 
     def open(self, file: Path, engine: EngineEntry | None = None) -> "OrtSession":
-        return OrtSession(file, self.options(file))
+        return OrtSession(file, self.options(file), model=_grouped(file) if self.groups(file) else None)
+
+    def groups(self, graph: Path) -> bool:
+        """Whether that graph's attention is put into ONNX Runtime's own form (`runtime/grouped_attention.py`)."""
+        # Other installations than the extra `cpu` may lack the editor; the numbers are the same without.
+        if graph.stem != Component.DECODER or find_spec("onnx_ir") is None:
+            return False
+        return _weight_bytes(graph) >= GROUP_FROM_BYTES if self._grouped is None else self._grouped
 
     def options(self, graph: Path) -> onnxruntime.SessionOptions:
         """Those of a session on that graph."""
@@ -87,8 +99,22 @@ class CpuBackend:
         precision = precision_of(graph)
         if precision is not None and precision.quantization is not None:
             return True
-        weights = graph.with_suffix(".weights")
-        return not weights.exists() or weights.stat().st_size < PREPACK_BELOW_BYTES
+        return _weight_bytes(graph) < PREPACK_BELOW_BYTES
+
+
+def _weight_bytes(graph: Path) -> int:
+    weights = graph.with_suffix(".weights")
+    return weights.stat().st_size if weights.exists() else 0
+
+
+def _grouped(file: Path) -> bytes | None:
+    """The graph with grouped attention, its weights still outside; None where it has none that could be."""
+    import onnx_ir as ir
+
+    from vlm_trt.runtime.grouped_attention import group_attention
+
+    model = ir.load(file)
+    return bytes(ir.serde.serialize_model(model).SerializeToString()) if group_attention(model) else None
 
 
 class HostBuffer:
