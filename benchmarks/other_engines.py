@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -171,8 +172,14 @@ _GGUF_NAMES = {
 _GGUF_OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def write_gguf(checkpoint: Path, target: Path) -> None:
-    """The checkpoint in fp32, without a vocabulary's words."""
+def write_gguf(checkpoint: Path, target: Path, ranks: Path | None = None) -> None:
+    """The checkpoint in fp32.
+
+    Args:
+        checkpoint: a Qwen2 one, in one file.
+        target: the file.
+        ranks: its words, as tiktoken has them; None: it is asked with ids alone.
+    """
     config = json.loads((checkpoint / "config.json").read_text())
     writer = import_module("gguf").GGUFWriter(target, "qwen2")
     writer.add_context_length(config["max_position_embeddings"])
@@ -184,7 +191,10 @@ def write_gguf(checkpoint: Path, target: Path) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("none")
+    if ranks is None:
+        writer.add_tokenizer_model("none")
+    else:
+        add_words(writer, ranks, config["vocab_size"])
     with import_module("safetensors").safe_open(checkpoint / "model.safetensors", "numpy") as tensors:
         for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
             writer.add_tensor(gguf_name(name), tensors.get_tensor(name))
@@ -192,6 +202,38 @@ def write_gguf(checkpoint: Path, target: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def add_words(writer: Any, ranks: Path, vocab: int) -> None:
+    """A byte-level BPE that splits text as those ranks do; ids behind them stand for control tokens."""
+    lines = [line.split() for line in ranks.read_bytes().splitlines()]
+    words = {b64decode(word): int(rank) for word, rank in lines}
+    kind = import_module("gguf").TokenType
+    kinds = [kind.NORMAL] * len(words) + [kind.CONTROL] * (vocab - len(words))
+    # Of two pairs that make one word either may come first.
+    merges = [
+        f"{shown(word[:at])} {shown(word[at:])}"
+        for word in sorted(words, key=words.__getitem__)
+        for at in range(1, len(word))
+        if word[:at] in words and word[at:] in words
+    ]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    controls = [f"<|control_{token}|>" for token in range(len(words), vocab)]
+    writer.add_token_list([shown(word) for word in words] + controls)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(len(words))
+    writer.add_eos_token_id(len(words))
+    writer.add_add_bos_token(False)
+
+
+def shown(word: bytes) -> str:
+    """Bytes as the printable characters that GPT-2's vocabulary has for them."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    characters = {byte: chr(byte) if byte in plain else chr(next(others)) for byte in range(256)}
+    return "".join(characters[byte] for byte in word)
 
 
 def gguf_name(name: str) -> str:
@@ -222,6 +264,9 @@ def main() -> None:
         print(json.dumps(value), file=answers, flush=True)
 
     name, variant, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    if name == "gguf":
+        write_gguf(folder / "qwen2", folder / "words-f32.gguf", Path(variant))
+        return
     asked = json.loads((folder / "prompt.json").read_text())
     if name == "reads":
         say({"openvino": reads(Path(variant))})

@@ -114,7 +114,7 @@ class _Shared:
         """A number as an initializer."""
         name = f"grouped.{name}"
         tensor = ir.tensor(np.asarray(array), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(np.shape(array)), const_value=tensor)
         self._graph.register_initializer(value)
         return value
 
@@ -127,7 +127,7 @@ def _replace(graph: ir.Graph, layer: _Layer, shared: _Shared) -> None:
     flat = [_unsplit(graph, one, shared) for one in (query, new_key, new_value)]
     inputs = [*flat, past_key, past_value, shared.last, shared.total, None, None, None, shared.bias(mask)]
     heads, kv_heads = _heads(query), _heads(past_key)
-    attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "causal": 0, "do_rotary": 0}
+    attributes: dict[str, int | float] = {"num_heads": heads, "kv_num_heads": kv_heads, "causal": 0, "do_rotary": 0}
     attributes["scale"] = layer.attention.attributes["scale"].as_float()
     node = ir.node("GroupQueryAttention", inputs, attributes, domain=_DOMAIN, num_outputs=3, name=layer.attention.name)
     graph.insert_after(layer.merge, node)
