@@ -230,10 +230,12 @@ def add_words(writer: Any, ranks: Path, vocab: int) -> None:
 
 def shown(word: bytes) -> str:
     """Bytes as the printable characters that GPT-2's vocabulary has for them."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256, 512))
-    characters = {byte: chr(byte) if byte in plain else chr(next(others)) for byte in range(256)}
-    return "".join(characters[byte] for byte in word)
+    return "".join(map(_CHARACTERS.__getitem__, word))
+
+
+_PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_OTHERS = [byte for byte in range(256) if byte not in _PLAIN]
+_CHARACTERS = {byte: chr(byte) for byte in _PLAIN} | {byte: chr(256 + at) for at, byte in enumerate(_OTHERS)}
 
 
 def gguf_name(name: str) -> str:

@@ -114,7 +114,9 @@ class _Shared:
         """A number as an initializer."""
         name = f"grouped.{name}"
         tensor = ir.tensor(np.asarray(array), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(np.shape(array)), const_value=tensor)
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(np.shape(array)), const_value=tensor
+        )
         self._graph.register_initializer(value)
         return value
 

@@ -49,13 +49,18 @@ class Scheduler:
             self._generator.end(sequence, "cancelled")
             self.in_flight = [one for one in self.in_flight if one.phase is not Phase.ENDED]
 
-    def step(self) -> None:
-        """One chunk of prefill at most, then one decode step of all that run."""
+    def step(self, budget: int | None = None) -> None:
+        """One chunk of prefill at most, then one decode step of all that run.
+
+        Args:
+            budget: positions that the chunk may have; None: as many as a chunk has.
+        """
+        budget = self._chunk if budget is None else budget
         with self._generator.engine.in_use:
             self._end_late()
             self._generator.pictures.work()
-            if (sequence := self._to_prefill()) is not None:
-                self._generator.prefill(sequence, self._chunk)
+            if (sequence := self._to_prefill(budget)) is not None:
+                self._generator.prefill(sequence, budget)
                 self.prefilled()
             if running := self.sequences(Phase.DECODE):
                 self._generator.decode(running)
@@ -68,13 +73,13 @@ class Scheduler:
         """Those in flight that are in one of the phases, in order of arrival."""
         return [one for one in self.in_flight if one.phase in phases]
 
-    def _to_prefill(self) -> Generation | None:
+    def _to_prefill(self, budget: int) -> Generation | None:
         """Whose chunk comes next: the first that was passed over often enough, else the shortest."""
         ready = [one for one in self.sequences(Phase.WAITING, Phase.PREFILL) if self._can_begin(one)]
         if not ready:
             return None
         overdue = [one for one in ready if one.passed_over >= PATIENCE]
-        chosen = overdue[0] if overdue else min(ready, key=lambda one: -(-one.unfilled // self._chunk))
+        chosen = overdue[0] if overdue else min(ready, key=lambda one: -(-one.unfilled // budget))
         for earlier in ready[: ready.index(chosen)]:
             earlier.passed_over += 1
         chosen.passed_over = 0

@@ -75,11 +75,7 @@ STEPS: dict[tuple[str, ...], tuple[Step, ...]] = {
         Step("inspect {bundle} --check", "every file is as the manifest says"),
         Step("plan {bundle}", "", (0, 8)),
         _refused("export {checkpoint} {out}", "torch"),
-        _refused("verify {bundle}", "onnx-ir"),
-        _refused("quantize {bundle} --recipe int8", "ml_dtypes"),
-        _refused("diagnose {bundle} --precision fp16", "ml_dtypes"),
-        _refused("profile {bundle}", "onnx"),
-        _refused("build {bundle}", "onnx"),
+        _refused("verify {bundle}", "torch"),
     ),
     # An address that no machine has: refused when everything is imported and the bundle is found fit.
     ("serve", "guided", "cpu"): (Step("serve {bundle} --host 203.0.113.1", "cannot be used", (9,)),),

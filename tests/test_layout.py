@@ -29,6 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Rooms that a server installs: no torch, no ONNX tooling.
 TORCH_FREE = ("bundle", "families", "runtime", "evaluation", "serving")
 EXPORT_ONLY = {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}
+# What changes large graphs when they are loaded on a CPU; its editor is in the extra `cpu`, and may be missing.
+LOADS_CHANGED = ("runtime/grouped_attention.py", "runtime/ort.py")
 HEAVY = {"torch", "onnxruntime", "tensorrt", "tensorrt_rtx", "onnx", "fastapi", "httpx", "uvicorn"}
 MAX_LINES = 320
 
@@ -119,6 +121,8 @@ def test_room_imports_only_its_neighbours(room: str) -> None:
 def test_server_rooms_need_no_export_packages(room: str) -> None:
     for path in (ROOT / room).rglob("*.py"):
         alien = imports_of(path) & EXPORT_ONLY
+        if path.relative_to(ROOT).as_posix() in LOADS_CHANGED:
+            alien -= {"onnx_ir"}
         assert not alien, f"{path.relative_to(ROOT)} imports {alien}"
 
 

@@ -66,6 +66,14 @@ def test_a_long_prompt_is_passed_over_only_so_often(bundle: Path) -> None:
     assert steps == [PATIENCE, 2 * PATIENCE + 1, 2 * PATIENCE + 2]
 
 
+def test_a_step_s_budget_is_how_much_of_a_prompt_it_prefills(bundle: Path) -> None:
+    one = scheduled(bundle, chunk=50)
+    long = one.scheduler.submit(words(one, 150))
+    for budget, left in ((20, 130), (None, 80), (80, 0)):
+        one.scheduler.step(budget)
+        assert long.unfilled == left
+
+
 def test_what_waits_for_a_slot_is_passed_over_only_so_often(bundle: Path) -> None:
     """One slot, and two short ones in the queue behind a long one whenever it is free."""
     one = scheduled(bundle, chunk=50)
