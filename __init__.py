@@ -34,7 +34,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Answer", "Chat", "Detail", "Frames", "Image", "Message", "Options", "Region", "Text", "Video", "VlmTrtError", "load",
+    "Answer", "Chat", "Detail", "Frames", "Image", "Message", "Options", "Region", "Text", "Video", "VlmTrtError",
+    "load",
 ]  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def main() -> None:
     kind, rule = sys.argv[1], pickle.loads(bytes.fromhex(sys.argv[2]))
     _bound()
     try:
-        with av.open(sys.stdin.buffer, format=kind, metadata_errors="replace") as container:
+        with av.open(sys.stdin.buffer, "r", format=kind, metadata_errors="replace") as container:
             _write(container, rule, sys.stdout.buffer)
     except VideoError as error:
         _end(str(error))
@@ -108,7 +108,7 @@ def _write(container: InputContainer, rule: FrameRule, out: BinaryIO) -> None:
 def _heading(index: Index, places: Sequence[int], size: tuple[int, int]) -> bytes:
     if len(places) * size[0] * size[1] * 3 > MAX_CLIP_BYTES:
         raise VideoError(
-            f"has {len(places)} frames to look at, of {size[0]}×{size[1]} pixels, more than {MAX_CLIP_BYTES >> 20} MiB; "
+            f"has {len(places)} frames to look at of {size[0]}×{size[1]} pixels, more than {MAX_CLIP_BYTES >> 20} MiB; "
             "shorten it or scale it down"
         )
     about = {
@@ -149,7 +149,9 @@ def index_of(container: InputContainer, stream: VideoStream) -> Index:
     if shown and stream.time_base is not None:
         seconds = max(seconds, float((shown[-1] - shown[0]) * stream.time_base))
     if seconds > MAX_SECONDS:
-        raise VideoError(f"lasts {seconds / 3600:.1f} hours; at most {MAX_SECONDS // 3600} are read, cut out what matters")
+        raise VideoError(
+            f"lasts {seconds / 3600:.1f} hours; at most {MAX_SECONDS // 3600} are read, cut out what matters"
+        )
     return Index(shown, tuple(sorted(keys)), len(times), rate)
 
 
@@ -195,7 +197,7 @@ def _chosen(
 
 def _upright(frame: VideoFrame) -> Pixels:
     """[height, width, 3], turned by the quarters that the file asks for."""
-    pixels: Pixels = frame.to_ndarray(format="rgb24")
+    pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 

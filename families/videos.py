@@ -28,6 +28,7 @@ from vlm_trt.families.images import decode_image
 from vlm_trt.families.video_limits import LIMIT_S, MAX_BYTES, MAX_CLIP_BYTES, MEMORY_BYTES, SAID
 
 FORMATS = ("MP4", "MOV", "WebM", "Matroska", "AVI")
+CHILD = ("-m", "vlm_trt.families.video_child")
 _SAID_BYTES = 4096  # of a sentence
 # One decoding at a time bounds the memory of all of them.
 _DECODING = Lock()
@@ -66,7 +67,7 @@ def clip_of_video(video: Video, rule: FrameRule) -> Clip:
     kind = _container(video.data)
     if kind is None:
         raise VideoError(
-            f"{what} is no video this version reads ({', '.join(FORMATS)}); convert it, as with: ffmpeg -i FILE clip.mp4"
+            f"{what} is no video this version reads ({', '.join(FORMATS)}); convert it: ffmpeg -i FILE clip.mp4"
         )
     if find_spec("av") is None:
         raise VideoError(f"{what} cannot be decoded: PyAV is missing; install it with: {how_to_install('video')}")
@@ -104,7 +105,9 @@ def clip_of_frames(given: Frames, rule: FrameRule) -> Clip:
         picture = decode_image(data, f"frame {at + 1} of {what}")
         size = size or picture.size
         if picture.size != size:
-            raise VideoError(f"{what} has frames of {_sides(size)} and of {_sides(picture.size)}; make them of one size")
+            raise VideoError(
+                f"{what} has frames of {_sides(size)} and of {_sides(picture.size)}; make them of one size"
+            )
         for one in rule.sizes(count, size):
             picture = picture.resize(one, rule.filter)
         if frames is None:
@@ -122,7 +125,7 @@ def _decode(what: str, arguments: list[str], given: BinaryIO, made: BinaryIO, sa
     Raises:
         VideoError: it said why it could not, crashed, or took too long.
     """
-    command = [sys.executable, "-P", "-m", "vlm_trt.families.video_child", *arguments]
+    command = [sys.executable, "-P", *CHILD, *arguments]
     calm = {**environ, "OPENBLAS_NUM_THREADS": "1"}  # threads of numpy's would take address space
     with deaf_to_interrupts():
         process = subprocess.Popen(command, stdin=given, stdout=made, stderr=said, env=calm)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import PromptError
-from vlm_trt.families.clips import Clip, Frames, FrameRule, Video
+from vlm_trt.families.clips import Clip, FrameRule, Frames, Video
 from vlm_trt.families.contract import Family, PictureInputs
 from vlm_trt.families.family import title_of
 from vlm_trt.families.images import decode_image

@@ -75,8 +75,8 @@ def split_rule(folder: Path, image_size: int) -> Split:
 def _frames(get: Section, tile: int) -> tuple[FrameSampling, int]:
     """How many frames of a video there are, and the long side they are brought to before they become tiles.
 
-    Source: SmolVLMVideoProcessor of transformers, which reads the pictures' file; where that is silent, as the published
-    files of all sizes have it.
+    Source: SmolVLMVideoProcessor of transformers, which reads the pictures' file; where that is silent, what the
+    published files of all sizes say.
     """
     if not get.has("video_sampling"):
         return FrameSampling(**SPLIT_FRAMES), tile

@@ -1,4 +1,4 @@
-"""Pictures and frames → patches, where each one lies, and which ones share a window: what the towers for any size are given.
+"""Pictures and frames → patches, where each lies, and which ones share a window: what towers for any size are given.
 
 Patches of one token lie together, tokens in reading order. The original permutes all of them into windows, and the
 tokens back at the end; here the graph does so on the layers that have windows, by two indices made from the size alone.

@@ -1,7 +1,8 @@
 """What the decoder graph is told about positions: a number for time, row and column each, in three parts of a head.
 
 A text counts up in all three alike. A picture's tokens have their time, row and column, counted from where the picture
-begins: those of a video's frames are as far apart as the model has it, by number or by seconds; the text behind it goes on behind the largest of them, and so does the answer.
+begins; times of a video's frames are as far apart as the model has it, by number or by seconds. The text behind it goes
+on behind the largest of them, and so does the answer.
 """
 
 from collections.abc import Sequence

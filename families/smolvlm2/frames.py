@@ -16,10 +16,10 @@ from vlm_trt.families.splitting import with_long_side
 
 _SKIPPED_S = 1  # at both ends of a long video
 _SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class SpreadFrames:
     def chosen(self, frames: int, rate: float) -> Sequence[int]:
         """Which of so many frames.
 
-        Source: SmolVLMVideoProcessor of transformers; a second at each end is left out of what is longer than the frames
-        looked at.
+        Source: SmolVLMVideoProcessor of transformers; a second at each end is left out of a video with more
+        seconds than frames that are looked at.
         """
         seconds = frames / rate
         count = max(min(round(self.frames.rate * seconds), self.frames.most), 1)

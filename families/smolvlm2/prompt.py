@@ -1,8 +1,8 @@
 """Messages → token ids, as SmolVLM2's published chat template and processor have it.
 
 `<|im_start|>User: question<end_of_utterance>`, a line break, `Assistant:`; a picture is `<fake_token_around_image>`,
-the name of its place, its tokens, for every tile, and a line break behind each row of tiles. A video is a sentence about
-it, then each of its frames as one tile behind its time.
+the name of its place, its tokens, for every tile, and a line break behind each row of tiles. A video is a sentence
+about it, then each of its frames as one tile behind its time.
 """
 
 from collections.abc import Iterator, Sequence
