@@ -156,13 +156,13 @@ def index_of(container: InputContainer, stream: VideoStream) -> Index:
 
 
 def _rate(stream: VideoStream, shown: Sequence[int]) -> float:
-    """Frames a second: the file's own average, or what its frames' times say."""
-    claimed = float(stream.average_rate or 0)
-    if 1 / MAX_SECONDS < claimed <= MAX_RATE:
-        return claimed
+    """Frames a second: the file's own average, unless its frames' times say quite another one."""
+    claimed, measured = float(stream.average_rate or 0), 0.0
     if len(shown) > 1 and stream.time_base is not None:
-        return min((len(shown) - 1) / float((shown[-1] - shown[0]) * stream.time_base), MAX_RATE)
-    return _DEFAULT_RATE
+        measured = min((len(shown) - 1) / float((shown[-1] - shown[0]) * stream.time_base), MAX_RATE)
+    if not 1 / MAX_SECONDS < claimed <= MAX_RATE or (measured and not 0.8 < claimed / measured < 1.25):
+        return measured or _DEFAULT_RATE
+    return claimed
 
 
 def _chosen(

@@ -61,16 +61,7 @@ def clip_of_video(video: Video, rule: FrameRule) -> Clip:
         VideoError: it is none that is read, damaged, truncated, too long, too large or too slow to decode, or PyAV is
             missing.
     """
-    what = video.name or "the video"
-    if len(video.data) > MAX_BYTES:
-        raise _too_large(what)
-    kind = _container(video.data)
-    if kind is None:
-        raise VideoError(
-            f"{what} is no video this version reads ({', '.join(FORMATS)}); convert it: ffmpeg -i FILE clip.mp4"
-        )
-    if find_spec("av") is None:
-        raise VideoError(f"{what} cannot be decoded: PyAV is missing; install it with: {how_to_install('video')}")
+    what, kind = video.name or "the video", require_decodable(video)
     with _DECODING, TemporaryFile() as given, TemporaryFile() as made, TemporaryFile() as said:
         try:
             given.write(video.data)
@@ -85,6 +76,24 @@ def clip_of_video(video: Video, rule: FrameRule) -> Clip:
         frames = _frames(made, len(about["seconds"]), about["size"], what)
     seconds = tuple(map(float, about["seconds"]))
     return Clip(frames, _key(video.digest, frames, seconds), seconds, about["duration"], about["rate"], video.name)
+
+
+def require_decodable(video: Video) -> str:
+    """The demuxer that takes it, by its beginning; nothing is decoded.
+
+    Raises:
+        VideoError: none does, it is too large, or PyAV is missing.
+    """
+    what, kind = video.name or "the video", _container(video.data)
+    if len(video.data) > MAX_BYTES:
+        raise _too_large(what)
+    if kind is None:
+        raise VideoError(
+            f"{what} is no video this version reads ({', '.join(FORMATS)}); convert it: ffmpeg -i FILE clip.mp4"
+        )
+    if find_spec("av") is None:
+        raise VideoError(f"{what} cannot be decoded: PyAV is missing; install it with: {how_to_install('video')}")
+    return kind
 
 
 def clip_of_frames(given: Frames, rule: FrameRule) -> Clip:

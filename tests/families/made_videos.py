@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlm_trt.families.clips import Pixels
+from vlm_trt.families.clips import Clip, Pixels
 
 
 def encoded_video(
@@ -34,9 +37,12 @@ def encoded_video(
         keys_every: so many frames from one that needs no other to the next.
         options: the container's.
     """
-    out = BytesIO()
-    with av.open(out, "w", format=kind, options=options or {}) as container:
+    with (
+        TemporaryDirectory() as folder,
+        av.open(Path(folder) / "v", "w", format=kind, options=options or {}) as container,
+    ):
         stream = container.add_stream(codec, rate=rate)
+        stream.bit_rate = 8_000_000
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.gop_size = keys_every
         for at in range(frames):
@@ -45,7 +51,8 @@ def encoded_video(
                 frame.pts, frame.time_base = times_ms[at], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    return out.getvalue()
+        container.close()
+        return (Path(folder) / "v").read_bytes()
 
 
 def encoded_sound() -> bytes:
@@ -75,7 +82,7 @@ def grey(size: tuple[int, int], value: int) -> Pixels:
 
 
 def turned(video: bytes) -> bytes:
-    """The video with a header that has it turned by a quarter, clockwise, as a telephone writes it that was held upright.
+    """The video with a header that has it turned by a quarter, clockwise, as of a telephone that was held upright.
 
     Source: ISO/IEC 14496-12, 8.3.2: the matrix of a track's header stands 48 bytes behind its name, version 0.
     """
@@ -84,7 +91,25 @@ def turned(video: bytes) -> bytes:
     return video[:at] + matrix + video[at + len(matrix) :]
 
 
-def stacked_frames(path: str, count: int) -> list[NDArray[np.uint8]]:
+def recorded_clip(content: dict[str, Any], size: tuple[int, int] = (8, 8)) -> Clip:
+    """The clip of a recorded conversation, of which nothing but times and size is looked at.
+
+    Args:
+        content: of the record.
+        size: that its frames have been brought to.
+    """
+    places, total, fps = content["frames_indices"], content["total_num_frames"], content["fps"]
+    assert len(places) == content["frames"]
+    return Clip(
+        frames=np.zeros((len(places), size[1], size[0], 3), np.uint8),
+        key=b"recorded",
+        seconds=tuple(place / fps for place in places),
+        duration=content["duration"],
+        rate=len(places) / total * fps,
+    )
+
+
+def stacked_frames(path: Path, count: int) -> list[NDArray[np.uint8]]:
     """A recorded clip: its frames one below the other in one picture."""
     with Image.open(path) as picture:
         return np.split(np.asarray(picture.convert("RGB")), count)
