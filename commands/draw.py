@@ -43,9 +43,7 @@ def require_drawable(target: Path, sources: Sequence[Path], parts: Sequence[Part
     if not pictures:
         raise UsageError("--draw needs a picture to draw on; give one with --image")
     if _shown(parts)[-1] is not pictures[-1]:
-        raise UsageError(
-            "--draw draws into the last picture, and here a video stands behind it; give that --image last"
-        )
+        raise UsageError("--draw draws into the last picture, and a video stands behind it here; give the --image last")
     kind = _FORMATS.get(target.suffix.lower())
     if kind is None:
         raise UsageError(f"--draw {target}: the name's ending chooses the format; use one of {', '.join(_FORMATS)}")

@@ -87,7 +87,8 @@ class Room:
         """
         least = sum(map(self.least_tokens, messages))
         if least > self.max_tokens:
-            raise self._too_long(f"at least {least}", sum(map(pictures_of, messages)))
+            clips = sum(isinstance(part, Clip) for message in messages for part in message.parts)
+            raise self._too_long(f"at least {least}", sum(map(pictures_of, messages)) - clips, clips)
 
     def require_fit(self, piece: Piece) -> None:
         """
@@ -95,13 +96,17 @@ class Room:
             PromptError: it has more tokens than there may be.
         """
         if len(piece.ids) > self.max_tokens:
-            raise self._too_long(str(len(piece.ids)), len(piece.images))
+            clips = sum(isinstance(one.image, Clip) for one in piece.images)
+            raise self._too_long(str(len(piece.ids)), len(piece.images) - clips, clips)
 
-    def _too_long(self, tokens: str, pictures: int) -> PromptError:
-        among = f", {pictures} picture{'s' * (pictures > 1)} among them" if pictures else ""
+    def _too_long(self, tokens: str, pictures: int, clips: int) -> PromptError:
+        counts = ((pictures, "picture"), (clips, "video"))
+        shown = " and ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count)
+        among = f", {shown} among them" if shown else ""
+        fewer = "fewer pictures" if not clips else "fewer pictures or a shorter video, or fewer of its frames"
         return PromptError(
             f"the prompt has {tokens} tokens{among}, and the bundle holds {self.max_tokens} positions; "
-            "shorten it, send fewer pictures, or export with a larger --max-seq-tokens"
+            f"shorten it, send {fewer}, or export with a larger --max-seq-tokens"
         )
 
 

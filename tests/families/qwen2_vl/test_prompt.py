@@ -132,13 +132,11 @@ def test_ids_are_the_originals(family: Family, official: Callable[[Family], Load
         expected = [151656] * len(case["video_tokens"]) + [151655] * len(case["image_tokens"])
         assert [{*prompt.ids[span.start : span.stop]} for span in prompt.spans] == [{one} for one in expected]
         recorded = case["video_grid_thw"] + case["image_grid_thw"]
-        assert [span.grid for span in prompt.spans] == [
-            (times, rows // 2, columns // 2) for times, rows, columns in recorded
-        ]
-        seconds = case.get("second_per_grid_ts", [0.5] * len(case["video_grid_thw"]))  # two positions a second
-        assert [span.time_step for span in prompt.spans] == [2 * one for one in seconds] + [1.0] * len(
-            case["image_tokens"]
-        )
+        grids = [(times, rows // 2, columns // 2) for times, rows, columns in recorded]
+        assert [span.grid for span in prompt.spans] == grids
+        seconds = case.get("second_per_grid_ts", [0.5] * len(case["video_tokens"]))  # two positions a second
+        steps = [2 * one for one in seconds] + [1.0] * len(case["image_tokens"])
+        assert [span.time_step for span in prompt.spans] == steps
         assert (prompt.dropped_turns, prompt.prefix) == (0, 0)
 
 
