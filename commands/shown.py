@@ -1,6 +1,6 @@
 """`--image` and `--video`: what a prompt shows, in the order it was typed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -23,7 +23,8 @@ def read_shown(images: Sequence[Path], videos: Sequence[Path], detail: Detail) -
     Raises:
         ImageError, VideoError: a file cannot be read, or holds none.
     """
-    pictures, clips = iter(read_images(images, detail)), iter(read_videos(videos))
+    pictures: Iterator[Image | Video] = iter(read_images(images, detail))
+    clips: Iterator[Image | Video] = iter(read_videos(videos))
     context = click.get_current_context(silent=True)
     order = [] if context is None else context.meta.get(ORDER, [])
     if (order.count("--image"), order.count("--video")) != (len(images), len(videos)):
