@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlm_trt.bundle.errors import VlmTrtError
+    from vlm_trt.families.clips import Frames, Video
     from vlm_trt.families.messages import Detail, Image, Message, Region, Text
     from vlm_trt.runtime.chat import Chat
     from vlm_trt.runtime.choice import load
@@ -21,16 +22,21 @@ _HOMES = {
     "Answer": "runtime.model",
     "Chat": "runtime.chat",
     "Detail": "families.messages",
+    "Frames": "families.clips",
     "Image": "families.messages",
     "Message": "families.messages",
     "Options": "runtime.options",
     "Region": "families.messages",
     "Text": "families.messages",
+    "Video": "families.clips",
     "VlmTrtError": "bundle.errors",
     "load": "runtime.choice",
 }
 
-__all__ = ["Answer", "Chat", "Detail", "Image", "Message", "Options", "Region", "Text", "VlmTrtError", "load"]
+__all__ = [
+    "Answer", "Chat", "Detail", "Frames", "Image", "Message", "Options", "Region", "Text", "Video", "VlmTrtError",
+    "load",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

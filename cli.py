@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vlm_trt.commands.group import Main
+from vlm_trt.commands.group import InOrder, Main
 from vlm_trt.commands.options import (
     answer_options,
     build_options,
@@ -158,17 +158,18 @@ def verify(bundle: Path, **options: Any) -> None:
     run(bundle, **options)
 
 
-@main.command()
+@main.command(cls=InOrder)
 @click.argument("bundle", type=PATH)
 @click.argument("prompt")
 @click.option("--image", "images", type=PATH, multiple=True, help="A picture; may be repeated, in order.")
+@click.option("--video", "videos", type=PATH, multiple=True, help="A video; in order with the pictures.")
 @click.option("--draw", type=PATH, help="Write the picture with the answer's boxes drawn into it.")
 @json_option
 @click.option("--quiet", is_flag=True, help="Say nothing of the speed at the end.")
 @load_options
 @answer_options
 def generate(bundle: Path, prompt: str, **options: Any) -> None:
-    """Answer PROMPT about the pictures given.
+    """Answer PROMPT about the pictures and videos given.
 
     PROMPT "-" reads it from standard input.
 
@@ -181,9 +182,10 @@ def generate(bundle: Path, prompt: str, **options: Any) -> None:
     run(bundle, prompt, **options)
 
 
-@main.command()
+@main.command(cls=InOrder)
 @click.argument("bundle", type=PATH)
 @click.option("--image", "images", type=PATH, multiple=True, help="A picture for the first turn; may be repeated.")
+@click.option("--video", "videos", type=PATH, multiple=True, help="A video for the first turn; may be repeated.")
 @load_options
 @answer_options
 def chat(bundle: Path, **options: Any) -> None:

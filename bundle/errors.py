@@ -3,6 +3,7 @@
 VlmTrtError                     exit code
 ├── UsageError                  2   a wrong argument or request
 │   ├── ImageError              2   a picture that cannot be used
+│   ├── VideoError              2   a video that cannot be used
 │   ├── PromptError             2   a prompt that cannot be built or does not fit
 │   └── DataSetError            2   a data set that cannot be read, or is not the one meant
 ├── CheckpointError             3   the checkpoint is damaged, incomplete or not what its config says
@@ -33,6 +34,10 @@ class UsageError(VlmTrtError):
 
 
 class ImageError(UsageError):
+    pass
+
+
+class VideoError(UsageError):
     pass
 
 

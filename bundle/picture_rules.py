@@ -9,6 +9,18 @@ from vlm_trt.bundle.parts import SIDE
 PIXELS = Within(1, 1 << 30)
 CHANNEL_MEAN = Within(-16.0, 16.0)
 CHANNEL_STD = Within(1e-4, 16.0)
+FRAME_RATE = Within(0.01, 240.0)
+FRAME_COUNT = Within(1, 999)
+POSITION_RATE = Within(0.01, 1000.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSampling:
+    """How many frames of a video are looked at."""
+
+    rate: Annotated[float, FRAME_RATE]  # a second
+    least: Annotated[int, FRAME_COUNT]  # of a video that has as many
+    most: Annotated[int, FRAME_COUNT]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +72,8 @@ class Split(_PictureRule):
     type: Literal["split"] = "split"
     long_side: Annotated[int, SIDE]
     cuts: bool  # unless a request says otherwise; if not, there is the whole picture alone
+    frames: FrameSampling
+    frame_side: Annotated[int, SIDE]  # of a video's frames, the long side before they become squares; never cut
 
     def most_tiles(self, side: int) -> int:
         across = -(-self.long_side // side)
@@ -73,6 +87,9 @@ class AnySize(_PictureRule):
     type: Literal["any_size"] = "any_size"
     min_pixels: Annotated[int, PIXELS]
     max_pixels: Annotated[int, PIXELS]
+    frames: FrameSampling  # each of a video's within the same bounds
+    # How many positions a second of a video takes; None: what becomes a token together takes one.
+    positions_per_second: Annotated[float, POSITION_RATE] | None
 
     def narrowed(self, least: int | None, most: int | None) -> "AnySize":
         """The rule within those bounds too."""

@@ -1,4 +1,4 @@
-"""`vlm-trt chat`: turn by turn, streaming, with pictures."""
+"""`vlm-trt chat`: turn by turn, streaming, with pictures and videos."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -8,24 +8,29 @@ from typing import Any
 import click
 
 from vlm_trt.bundle.errors import PromptError, UsageError, VlmTrtError
-from vlm_trt.commands.generate import load_with, read_images, show_end
+from vlm_trt.commands.generate import load_with, show_end
 from vlm_trt.commands.interrupt import forget
+from vlm_trt.commands.shown import read_images, read_shown, read_videos
 from vlm_trt.commands.terminal import printable, say, standard_input
 from vlm_trt.commands.typed_paths import complete_with, completed, typed_paths
+from vlm_trt.families.clips import Video
 from vlm_trt.families.messages import Detail, Image, Part, Text
 from vlm_trt.runtime.chat import Chat
 from vlm_trt.runtime.model import Answer, VisionLanguageModel
 
 HELP = """/image PATH   add a picture to the next turn; tab completes the path, blanks stand in quotes or as they are
+/video PATH   add a video likewise
 /reset        forget the conversation
 /help         this text
 /quit         leave (or Ctrl-D)"""
 
 
-def run(bundle: Path, images: Sequence[Path], detail: str, system: str | None, **rest: Any) -> None:
+def run(
+    bundle: Path, images: Sequence[Path], videos: Sequence[Path], detail: str, system: str | None, **rest: Any
+) -> None:
     standard_input()
     looked_at = Detail(detail)
-    pending = read_images(images, looked_at)
+    pending = read_shown(images, videos, looked_at)
     model, options = load_with(bundle, **rest)
     if not model.manifest.model.generation.chat_format.converses:
         raise UsageError(f"{bundle} is of a base model, which answers one text and does not chat; use generate")
@@ -47,8 +52,8 @@ def run(bundle: Path, images: Sequence[Path], detail: str, system: str | None, *
             case "/reset":
                 chat, pending = Chat(model, system), []
                 click.echo("The conversation is forgotten.")
-            case "/image":
-                pending += _pictures(argument.strip(), looked_at)
+            case "/image" | "/video":
+                pending += _named(command, argument.strip(), looked_at)
             case _ if command.startswith("/"):
                 click.echo(f"{command} is no command; /help lists them, and a turn may not start with a slash")
             case _:
@@ -60,8 +65,8 @@ def completed_lines(line: str) -> list[str]:
     """All that a line may become when the tab key is pressed: a command, or one with its path."""
     command, blank, path = line.partition(" ")
     if blank:
-        return [f"{command} {one}" for one in completed(path)] if command == "/image" else []
-    return [one for one in ("/help", "/image ", "/quit", "/reset") if line and one.startswith(line)]
+        return [f"{command} {one}" for one in completed(path)] if command in ("/image", "/video") else []
+    return [one for one in ("/help", "/image ", "/quit", "/reset", "/video ") if line and one.startswith(line)]
 
 
 def _typed() -> str | None:
@@ -79,10 +84,12 @@ def _typed() -> str | None:
         raise PromptError(f"what was typed is no UTF-8 text ({error.reason}); convert it") from None
 
 
-def _pictures(typed: str, detail: Detail) -> list[Image]:
-    """The pictures at the paths typed, or nothing and a line that says why."""
+def _named(command: str, typed: str, detail: Detail) -> Sequence[Image | Video]:
+    """The pictures or videos at the paths typed, or nothing and a line that says why."""
+    found: Sequence[Image | Video]
     try:
-        found = read_images(typed_paths(typed), detail)
+        paths = typed_paths(typed, command)
+        found = read_images(paths, detail) if command == "/image" else read_videos(paths)
     except UsageError as error:
         click.echo(printable(str(error)))
         return []

@@ -7,6 +7,7 @@ from pathlib import Path
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.output import require_output, write_output
 from vlm_trt.commands.terminal import say
+from vlm_trt.families.clips import Video
 from vlm_trt.families.images import decode_image, picture_size
 from vlm_trt.families.messages import Image, Part
 from vlm_trt.runtime.model import Answer
@@ -41,6 +42,8 @@ def require_drawable(target: Path, sources: Sequence[Path], parts: Sequence[Part
     pictures = [part for part in parts if isinstance(part, Image)]
     if not pictures:
         raise UsageError("--draw needs a picture to draw on; give one with --image")
+    if _shown(parts)[-1] is not pictures[-1]:
+        raise UsageError("--draw draws into the last picture, and a video stands behind it here; give the --image last")
     kind = _FORMATS.get(target.suffix.lower())
     if kind is None:
         raise UsageError(f"--draw {target}: the name's ending chooses the format; use one of {', '.join(_FORMATS)}")
@@ -62,9 +65,14 @@ def write_drawing(answer: Answer, parts: Sequence[Part], target: Path) -> None:
     from vlm_trt.runtime.drawing import draw_regions
 
     pictures = [part for part in parts if isinstance(part, Image)]
-    places = [one for one in answer.groundings if one.picture == len(pictures) - 1]
+    places = [one for one in answer.groundings if one.picture == len(_shown(parts)) - 1]
     drawn = draw_regions(decode_image(pictures[-1].data, pictures[-1].name), places)
     encoded = BytesIO()
     drawn.save(encoded, format=_FORMATS[target.suffix.lower()], quality=95)
     write_output(target, encoded.getvalue())
     say(f"wrote {target}" + ("" if places else ": the answer names no place, so it is the picture as it was"))
+
+
+def _shown(parts: Sequence[Part]) -> list[Part]:
+    """What an answer's places count: pictures and videos."""
+    return [part for part in parts if isinstance(part, Image | Video)]

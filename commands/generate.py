@@ -11,9 +11,9 @@ import click
 
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.commands.draw import require_drawable, write_drawing
+from vlm_trt.commands.shown import read_shown
 from vlm_trt.commands.terminal import printable, say, standard_input
-from vlm_trt.families.images import decode_image, read_picture
-from vlm_trt.families.messages import Detail, Image, Message, Part, Text
+from vlm_trt.families.messages import Detail, Message, Part, Text
 from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.model import Answer, VisionLanguageModel
 from vlm_trt.runtime.options import Options
@@ -23,6 +23,7 @@ def run(
     bundle: Path,
     prompt: str,
     images: Sequence[Path],
+    videos: Sequence[Path],
     detail: str,
     draw: Path | None,
     as_json: bool,
@@ -30,7 +31,8 @@ def run(
     system: str | None,
     **rest: Any,
 ) -> None:
-    parts: list[Part] = [*read_images(images, Detail(detail)), Text(_standard_input() if prompt == "-" else prompt)]
+    shown = read_shown(images, videos, Detail(detail))
+    parts: list[Part] = [*shown, Text(_standard_input() if prompt == "-" else prompt)]
     if draw is not None:
         require_drawable(draw, images, parts)
     model, options = load_with(bundle, **rest)
@@ -65,23 +67,6 @@ def _standard_input() -> str:
         return standard_input().buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise PromptError(f"standard input is no UTF-8 text (byte {error.start}); convert it") from None
-
-
-def read_images(paths: Sequence[Path], detail: Detail = Detail.AUTO) -> list[Image]:
-    """The pictures of those files, decoded once to see that they can be: loading a bundle may take much longer.
-
-    Args:
-        paths: of the files.
-        detail: how much of them is looked at.
-    Raises:
-        ImageError: a file cannot be read, or holds no picture.
-    """
-    images = []
-    for path in paths:
-        data = read_picture(path)
-        decode_image(data, str(path))
-        images.append(Image(data, path.name, detail))
-    return images
 
 
 def show(model: VisionLanguageModel, messages: Sequence[Message], options: Options) -> Answer:

@@ -31,6 +31,8 @@ _EXTRAS = {
     "verify": ("verify",),
 }
 
+_SHOWN = ("--image", "--video")
+
 
 class Main(click.Group):
     """Turns every error of ours into one line on stderr and its exit code."""
@@ -72,6 +74,14 @@ class Main(click.Group):
         except OSError as error:
             click.echo(f"vlm-trt: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
             ctx.exit(StorageError.exit_code)
+
+
+class InOrder(click.Command):
+    """A command that keeps the order in which pictures and videos are typed: click keeps that of each option alone."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["vlm_trt.shown"] = [one for one in (word.partition("=")[0] for word in args) if one in _SHOWN]
+        return super().parse_args(ctx, args)
 
 
 def _missing(command: str, package: str) -> str:

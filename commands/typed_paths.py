@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from vlm_trt.bundle.errors import UsageError
 
 
-def typed_paths(typed: str) -> list[Path]:
+def typed_paths(typed: str, command: str = "/image") -> list[Path]:
     """The files that a line of typing names, one or several.
 
     A path that is there as it was typed is that one, blanks and quotes and all; else quotes and backslashes mean what
@@ -22,7 +22,7 @@ def typed_paths(typed: str) -> list[Path]:
         UsageError: nothing, an open quote, or a home folder of nobody.
     """
     if not typed:
-        raise UsageError("/image needs the path of a picture")
+        raise UsageError(f"{command} needs the path of a {'video' if command == '/video' else 'picture'}")
     whole = _expanded(typed)
     with suppress(OSError, ValueError):  # too long, or with a NUL: said by whoever opens it
         if whole.exists():

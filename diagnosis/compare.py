@@ -15,8 +15,8 @@ from vlm_trt.calibration.linears import find_groups, find_linears
 from vlm_trt.diagnosis.pairs import Pair, pairs
 from vlm_trt.families.contract import PictureInputs, tile_count, tiles
 from vlm_trt.families.family import Family, family
-from vlm_trt.families.images import decode_image
 from vlm_trt.families.messages import Prompt
+from vlm_trt.families.watching import inputs_of
 from vlm_trt.probing.session import Probing
 from vlm_trt.runtime.backend import from_float32, to_float32
 from vlm_trt.runtime.continuation import Continuation, uploaded
@@ -157,8 +157,7 @@ def _run(both: _Both, members: Family, prompt: Prompt) -> None:
         engine.cache.clear(0)  # the cache is shown whole
     features: Floats | None = None
     if prompt.images:
-        shown = [(decode_image(image.data, image.name), image.detail) for image in prompt.images]
-        inputs = [members.preprocess(picture, right.model, detail) for picture, detail in shown]
+        inputs = [inputs_of(image, members, right.model)[1] for image in prompt.images]
         every = [tiles(one, at, at + 1) for one in inputs for at in range(tile_count(one))]
         features = np.concatenate([_features(right, other, one) for one in every])
     table = members.position_table(right.model.decoder, prompt.shape, right.limits.max_seq_tokens)

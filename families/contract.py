@@ -11,6 +11,7 @@ from PIL.Image import Image as Picture
 
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
 from vlm_trt.bundle.parts import FrameTower, WindowTower
+from vlm_trt.families.clips import Clip, FrameRule
 from vlm_trt.families.messages import Answered, Detail, Message, Prompt, PromptShape
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.families.weights import WeightMap
@@ -22,6 +23,8 @@ PictureInputs = dict[str, NDArray[Any]]
 
 def stacked(pictures: Sequence[PictureInputs]) -> PictureInputs:
     """The inputs of one run of the vision encoder for several pictures."""
+    if len(pictures) == 1:  # a clip's take hundreds of MiB
+        return pictures[0]
     return {name: np.concatenate([one[name] for one in pictures]) for name in pictures[0]}
 
 
@@ -85,6 +88,14 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
+class Watching:
+    """How a family that takes videos looks at them."""
+
+    rule: Callable[[ModelConfig, int], FrameRule]  # for so many positions of a prompt
+    preprocess: Callable[[Clip, ModelConfig], PictureInputs]  # a tile for each frame, or for those that are one token
+
+
+@dataclass(frozen=True)
 class Family:
     """One model family."""
 
@@ -103,6 +114,7 @@ class Family:
     # How answers name places: a name and boxes (left, top, right, bottom as shares of the picture's sides); None where
     # the model was not taught to.
     write_places: Callable[[str, Sequence[tuple[float, float, float, float]]], str] | None = None
+    watching: Watching | None = None  # None: it takes no video
 
     def parser(self, model: ModelConfig) -> Parser:
         """What reads answers of that model, with the sizes of the conversation's pictures."""

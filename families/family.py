@@ -10,7 +10,7 @@ from vlm_trt.families.config_files import read_object
 from vlm_trt.families.contract import Family, Tokenizer
 from vlm_trt.families.positions import PositionTable
 
-__all__ = ["Family", "PositionTable", "Tokenizer", "family", "family_of"]
+__all__ = ["Family", "PositionTable", "Tokenizer", "family", "family_of", "title_of"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ def family(name: str) -> Family:
         raise UnsupportedError(f"model family {name!r} is not supported by this version; known: {', '.join(names)}")
     found: Family = import_module(f"vlm_trt.families.{name}.family").FAMILY
     return found
+
+
+def title_of(name: str) -> str:
+    """What people call the family of that name."""
+    return next(known.title for known in _FAMILIES if known.name == name)
 
 
 def family_of(checkpoint: Path) -> Family:

@@ -1,4 +1,4 @@
-"""What a user says to a model: text, pictures and regions as separate parts, never tags inside text."""
+"""What a user says to a model: text, pictures, videos and regions as separate parts, never tags inside text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.errors import ImageError, PromptError, UsageError
+from vlm_trt.families.clips import Clip, Frames, Video
 from vlm_trt.families.images import picture_size
 
 Point = tuple[int, int]
@@ -76,7 +77,8 @@ class Region:
     quads: tuple[tuple[Point, Point, Point, Point], ...] = ()
 
 
-Part = Text | Image | Region
+Shown = Image | Clip  # what a prompt shows
+Part = Text | Shown | Video | Frames | Region
 
 
 ROLES = ("system", "user", "assistant")
@@ -94,20 +96,22 @@ class Message:
         """
         Args:
             role: one of ROLES.
-            parts: texts, pictures and regions in order; a str is a Text.
+            parts: texts, pictures, videos and regions in order; a str is a Text.
             ids: token ids of an assistant's turn.
         Raises:
             PromptError: another role, or a part that is none.
         """
         if role not in ROLES:
             raise PromptError(f"role {role!r} is unknown; use {', '.join(ROLES)}")
-        given = [parts] if isinstance(parts, str | Text | Image | Region) else parts
+        given = [parts] if isinstance(parts, str | Part) else parts
         if not isinstance(given, Sequence) or isinstance(given, bytes):
             raise PromptError(f"a message is a text or a list of parts and not {_kind(given)}; give one of them")
         found = tuple(Text(part) if isinstance(part, str) else part for part in given)
         for part in found:
-            if not isinstance(part, Text | Image | Region):
-                raise PromptError(f"a part of a message is a Text, an Image or a Region and not {_kind(part)}")
+            if not isinstance(part, Part):
+                raise PromptError(
+                    f"a part of a message is a Text, an Image, a Video, Frames or a Region and not {_kind(part)}"
+                )
         object.__setattr__(self, "role", role)
         object.__setattr__(self, "parts", found)
         object.__setattr__(self, "ids", None if ids is None else tuple(ids))
@@ -142,6 +146,7 @@ class ImageSpan:
     stop: int
     image: int  # index into Prompt.images
     grid: tuple[int, int, int] | None = None  # frames, rows and columns of its tokens, where positions depend on them
+    time_step: float = 1.0  # positions from one of its frames to the next
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ class PromptShape:
 class Prompt:
     ids: tuple[int, ...]  # those of picture positions are not looked up
     spans: tuple[ImageSpan, ...]  # in order; of a picture all together
-    images: tuple[Image, ...]
+    images: tuple[Shown, ...]
     dropped_turns: int = 0  # oldest turns left out because the window was full
     prefix: int = 0  # as `PromptShape` has it
 

@@ -4,6 +4,8 @@ Byte for byte what the original makes with Pillow. Rows and columns are resized 
 does it, so that a picture that is far longer than wide needs no square of its longer side.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image, Resampling, new
@@ -26,7 +28,12 @@ def pixel_values(
     Source: `visual.py` of Qwen-VL, CLIPImageProcessor, LlavaImageProcessor (`do_pad`) and SmolVLMImageProcessor of
     transformers, Pillow backend.
     """
-    found = squares(picture, rule, side, detail)
+    return square_values(squares(picture, rule, side, detail), rule)
+
+
+def square_values(found: Sequence[Image], rule: SquareRule) -> dict[str, NDArray[np.float32]]:
+    """`pixel_values` [squares, 3, side, side] fp32 of square RGB pictures."""
+    side = found[0].width
     mean, std = np.array(rule.mean, dtype=np.float32), np.array(rule.std, dtype=np.float32)
     values = np.empty((len(found), 3, side, side), dtype=np.float32)
     for at, one in enumerate(found):

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 from vlm_trt.bundle.errors import PromptError
-from vlm_trt.families.messages import Image, ImageSpan, Message, Part, Prompt, Region, Text
+from vlm_trt.families.clips import Clip, Frames, Video
+from vlm_trt.families.messages import Image, ImageSpan, Message, Part, Prompt, Region, Shown, Text
 
 Stretch = tuple[int, int]  # first position, and the one behind the last
 
@@ -15,9 +16,10 @@ Stretch = tuple[int, int]  # first position, and the one behind the last
 class Placed:
     """A picture in a piece, at positions relative to its start."""
 
-    image: Image
+    image: Shown
     stretches: tuple[Stretch, ...]  # one for each of its tiles, or one for all
     grid: tuple[int, int, int] | None = None  # as ImageSpan has it
+    time_step: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Piece:
             prefix: positions that attend to each other in both directions.
         """
         spans = tuple(
-            ImageSpan(*stretch, i, one.grid) for i, one in enumerate(self.images) for stretch in one.stretches
+            ImageSpan(*stretch, i, one.grid, one.time_step)
+            for i, one in enumerate(self.images)
+            for stretch in one.stretches
         )
         return Prompt(self.ids, spans, tuple(one.image for one in self.images), dropped_turns, prefix)
 
@@ -83,7 +87,8 @@ class Room:
         """
         least = sum(map(self.least_tokens, messages))
         if least > self.max_tokens:
-            raise self._too_long(f"at least {least}", sum(map(pictures_of, messages)))
+            clips = sum(isinstance(part, Clip) for message in messages for part in message.parts)
+            raise self._too_long(f"at least {least}", sum(map(pictures_of, messages)) - clips, clips)
 
     def require_fit(self, piece: Piece) -> None:
         """
@@ -91,13 +96,17 @@ class Room:
             PromptError: it has more tokens than there may be.
         """
         if len(piece.ids) > self.max_tokens:
-            raise self._too_long(str(len(piece.ids)), len(piece.images))
+            clips = sum(isinstance(one.image, Clip) for one in piece.images)
+            raise self._too_long(str(len(piece.ids)), len(piece.images) - clips, clips)
 
-    def _too_long(self, tokens: str, pictures: int) -> PromptError:
-        among = f", {pictures} picture{'s' * (pictures > 1)} among them" if pictures else ""
+    def _too_long(self, tokens: str, pictures: int, clips: int) -> PromptError:
+        counts = ((pictures, "picture"), (clips, "video"))
+        shown = " and ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count)
+        among = f", {shown} among them" if shown else ""
+        fewer = "fewer pictures" if not clips else "fewer pictures or a shorter video, or fewer of its frames"
         return PromptError(
             f"the prompt has {tokens} tokens{among}, and the bundle holds {self.max_tokens} positions; "
-            "shorten it, send fewer pictures, or export with a larger --max-seq-tokens"
+            f"shorten it, send {fewer}, or export with a larger --max-seq-tokens"
         )
 
 
@@ -143,8 +152,14 @@ def text_alone(text: str, beginning: Sequence[int], tokenizer: Encoder, max_toke
 
 
 def pictures_of(message: Message) -> int:
-    """How many pictures a message shows."""
-    return sum(isinstance(part, Image) for part in message.parts)
+    """How many pictures and videos a message shows.
+
+    Raises:
+        PromptError: a video is not a clip yet, so that a prompt would leave it out.
+    """
+    if any(isinstance(part, Video | Frames) for part in message.parts):
+        raise PromptError("the frames of a video are not chosen yet; make the prompt with `model.build_prompt`")
+    return sum(isinstance(part, Image | Clip) for part in message.parts)
 
 
 Turn = list[Message]

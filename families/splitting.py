@@ -35,7 +35,7 @@ def grid_of(size: Size, rule: Split, side: int, detail: Detail) -> Grid:
     """
     if not cuts(rule, detail):
         return Grid(0, 0)
-    width, height = _in_tiles(_scaled(size, rule.long_side), side)
+    width, height = _in_tiles(with_long_side(size, rule.long_side), side)
     return Grid(0, 0) if max(width, height) <= side else Grid(height // side, width // side)
 
 
@@ -49,7 +49,7 @@ def tiles_of(picture: Image, rule: Split, side: int, detail: Detail) -> list[Ima
         detail: what a request says about it.
     Source: SmolVLMImageProcessor of transformers, Pillow backend.
     """
-    scaled = picture.resize(_scaled(picture.size, rule.long_side), Resampling.LANCZOS)
+    scaled = picture.resize(with_long_side(picture.size, rule.long_side), Resampling.LANCZOS)
     found: list[Image] = []
     if cuts(rule, detail):
         grid = grid_of(picture.size, rule, side, detail)
@@ -64,7 +64,7 @@ def cuts(rule: Split, detail: Detail) -> bool:
     return rule.cuts if detail is Detail.AUTO else detail is Detail.HIGH
 
 
-def _scaled(size: Size, long_side: int) -> Size:
+def with_long_side(size: Size, long_side: int) -> Size:
     """The long side as it is asked for, the other one rounded down and then up to an even number."""
     width, height = size
     aspect = width / height

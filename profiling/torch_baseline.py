@@ -14,8 +14,8 @@ from vlm_trt.bundle.signature import Component
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.contract import PictureInputs, stacked
 from vlm_trt.families.family import family
-from vlm_trt.families.images import decode_image
 from vlm_trt.families.positions import PositionTable
+from vlm_trt.families.watching import inputs_of
 from vlm_trt.profiling.measure import Iteration, RequestTimes
 from vlm_trt.profiling.workload import Asked
 from vlm_trt.runtime.timing import StageClock
@@ -109,8 +109,7 @@ class TorchBaseline:
 
     def _encode(self, asked: Asked, clock: StageClock) -> None:
         with clock.stage("preprocess"):
-            shown = [(decode_image(image.data, image.name), image.detail) for image in asked.prompt.images]
-            inputs = [self._family.preprocess(picture, self._model, detail) for picture, detail in shown]
+            inputs = [inputs_of(image, self._family, self._model)[1] for image in asked.prompt.images]
             tensors = [{name: torch.from_numpy(array) for name, array in one.items()} for one in self._runs(inputs)]
         with clock.stage("vision_encoder"):
             patches = [self._modules[Component.VISION_ENCODER](**one) for one in tensors]

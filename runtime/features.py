@@ -9,8 +9,8 @@ from threading import Lock
 
 from vlm_trt.families.contract import PictureInputs, stacked, tile_count, tiles
 from vlm_trt.families.family import Family
-from vlm_trt.families.images import decode_image
-from vlm_trt.families.messages import Image
+from vlm_trt.families.messages import Shown
+from vlm_trt.families.watching import inputs_of
 from vlm_trt.runtime.backend import Backend, Binding, Buffer
 from vlm_trt.runtime.engine import Engine, flat
 from vlm_trt.runtime.timing import StageClock
@@ -41,7 +41,7 @@ class ImageFeatures:
 class Prepared:
     """One picture as the vision encoder takes it."""
 
-    size: tuple[int, int]  # width and height of the original, pixels
+    size: tuple[int, int]  # width and height of the original, or of a clip's frames, pixels
     inputs: PictureInputs = field(repr=False)
 
     @property
@@ -55,7 +55,7 @@ class Prepared:
 
 
 # A picture that is to be encoded, and what was prepared of it.
-Pending = tuple[Image, Prepared | None]
+Pending = tuple[Shown, Prepared | None]
 
 
 class FeatureCache:
@@ -74,7 +74,7 @@ class FeatureCache:
         with self._lock:
             self._known.clear()
 
-    def known(self, images: Sequence[Image]) -> list[ImageFeatures] | None:
+    def known(self, images: Sequence[Shown]) -> list[ImageFeatures] | None:
         """Features of each picture, if those of all are there already; whatever is being encoded meanwhile."""
         found = []
         for key in [image.key for image in images]:
@@ -83,7 +83,7 @@ class FeatureCache:
                 self._known.move_to_end(key)
         return None if None in found else [one for one in found if one is not None]
 
-    def prepare(self, image: Image) -> Prepared | None:
+    def prepare(self, image: Shown) -> Prepared | None:
         """The picture decoded and resized, in the caller's thread; None where its features are known.
 
         Raises:
@@ -92,12 +92,12 @@ class FeatureCache:
         return None if image.key in self._known else self._prepared(image)
 
     def encode(
-        self, images: Sequence[Image], clock: StageClock, prepared: Sequence[Prepared | None] = ()
+        self, images: Sequence[Shown], clock: StageClock, prepared: Sequence[Prepared | None] = ()
     ) -> list[ImageFeatures]:
         """Features of each picture, in order. Two threads may ask; the second waits for the first.
 
         Args:
-            images: encoded pictures.
+            images: encoded pictures, and clips.
             clock: notes the stages.
             prepared: of each, what `prepare` made of it, if it was asked.
         Raises:
@@ -107,7 +107,7 @@ class FeatureCache:
             return self._look_up(images, clock, prepared or (None,) * len(images))
 
     def _look_up(
-        self, images: Sequence[Image], clock: StageClock, prepared: Sequence[Prepared | None]
+        self, images: Sequence[Shown], clock: StageClock, prepared: Sequence[Prepared | None]
     ) -> list[ImageFeatures]:
         keys = [image.key for image in images]
         found = {key: self._known[key] for key in keys if key in self._known}
@@ -162,9 +162,8 @@ class FeatureCache:
             for (key, picture), first in zip(batch, starts, strict=False)
         ]
 
-    def _prepared(self, image: Image) -> Prepared:
-        picture = decode_image(image.data, image.name)
-        return Prepared(picture.size, self._family.preprocess(picture, self._engine.model, image.detail))
+    def _prepared(self, image: Shown) -> Prepared:
+        return Prepared(*inputs_of(image, self._family, self._engine.model))
 
 
 def together(pictures: Sequence[ImageFeatures], backend: Backend) -> Features:

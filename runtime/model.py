@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.families.family import Family, Tokenizer
 from vlm_trt.families.messages import Conversation, Grounding, Message, Prompt, turns_of
+from vlm_trt.families.watching import watched
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.generate import Generator
 from vlm_trt.runtime.generation import Generation, Phase
@@ -165,13 +166,15 @@ class VisionLanguageModel:
         return self._family.continue_text(text, self.tokenizer, self.engine.model, limits.max_seq_tokens)
 
     def build_prompt(self, conversation: Sequence[Message]) -> Prompt:
-        """The conversation as token ids; its pictures are not looked at.
+        """The conversation as token ids; its pictures are not looked at. Of its videos frames are, in any thread.
 
         Raises:
-            PromptError: it is no conversation, or does not fit.
+            PromptError: it is no conversation, does not fit, or has a video that the model takes none of.
+            VideoError: a video cannot be used.
         """
-        limits = self.engine.limits
-        return self._family.build_prompt(conversation, self.tokenizer, self.engine.model, limits.max_seq_tokens)
+        model, positions = self.engine.model, self.engine.limits.max_seq_tokens
+        shown = watched(conversation, self._family, model, positions)
+        return self._family.build_prompt(shown, self.tokenizer, model, positions)
 
     def stream(
         self, prompt: Conversation, images: Sequence[bytes] = (), options: Options = DEFAULTS

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from vlm_trt.families.messages import Image
+from vlm_trt.families.messages import Shown
 from vlm_trt.runtime.features import FeatureCache, ImageFeatures, Prepared
 from vlm_trt.runtime.timing import StageClock
 
@@ -23,9 +23,9 @@ class Pictures:
         """
         self._features = features
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="pictures") if overlaps else None
-        self._waiting: deque[tuple[Asked, Sequence[Image], StageClock, Sequence[Prepared | None]]] = deque()
+        self._waiting: deque[tuple[Asked, Sequence[Shown], StageClock, Sequence[Prepared | None]]] = deque()
 
-    def ask(self, images: Sequence[Image], clock: StageClock, prepared: Sequence[Prepared | None]) -> Asked:
+    def ask(self, images: Sequence[Shown], clock: StageClock, prepared: Sequence[Prepared | None]) -> Asked:
         """Features of each picture, from when `done`; what is given up before it begins costs nothing."""
         asked: Asked = Future()
         if (known := self._features.known(images)) is not None:

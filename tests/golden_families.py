@@ -34,7 +34,7 @@ CASES = {
     "paligemma2": ("one_image", "batch2_leftpad"),
     "smolvlm2": ("split_image", "two_images"),
     "qwen2_vl": ("one_image",),
-    "qwen2_5_vl": ("one_image", "two_images"),
+    "qwen2_5_vl": ("one_image", "two_images"),  # and a video: tests/runtime/test_golden_video.py
 }
 ALL_CASES = [(name, case) for name, cases in CASES.items() for case in cases]
 MAX_SEQ_TOKENS = 256

@@ -40,7 +40,7 @@ print(json.dumps(found))
 class Step:
     """A command that a row of README's table is for, or is not for."""
 
-    words: str  # {bundle}, {checkpoint}, {picture}, {questions}, {out}: as the run gives them
+    words: str  # {bundle}, {checkpoint}, {picture}, {clip}, {questions}, {out}: as the run gives them
     says: str = ""  # found in what it prints
     codes: tuple[int, ...] = (0,)
 
@@ -76,7 +76,10 @@ STEPS: dict[tuple[str, ...], tuple[Step, ...]] = {
         Step("plan {bundle}", "", (0, 8)),
         _refused("export {checkpoint} {out}", "torch"),
         _refused("verify {bundle}", "torch"),
+        Step("generate {bundle} What? --video {clip}", "PyAV is missing; install it with: pip install 'av", (2,)),
     ),
+    # The bundle's family takes none, which is said behind what the extra is for.
+    ("video", "cpu"): (Step("generate {bundle} What? --video {clip}", "takes no video; send frames", (2,)), _ANSWERS),
     # An address that no machine has: refused when everything is imported and the bundle is found fit.
     ("serve", "guided", "cpu"): (Step("serve {bundle} --host 203.0.113.1", "cannot be used", (9,)),),
     ("cuda",): (Step("doctor", "yes run on the CPU"), _ANSWERS, _CUDA),
@@ -235,10 +238,13 @@ def require(python: Path, steps: Sequence[Step], folder: Path, bundle: Path) -> 
     demo = ROOT / "examples" / "demo_model"
     picture, questions = folder / "scene.png", folder / "questions.jsonl"
     shutil.copy(demo / picture.name, picture)
+    clip = folder / "clip.mp4"
+    clip.write_bytes(b"\0\0\0\x10ftypmp42\0\0\0\0")  # a video by its first bytes
     line = {"images": [picture.name], "prompt": "What colour is the circle?", "reference": "red", "metric": "exact"}
     questions.write_text(json.dumps(line))
     places = {
         "bundle": bundle,
+        "clip": clip,
         "checkpoint": ROOT / "tests" / "golden" / "qwen_vl" / "ntk-256" / "checkpoint",
         "out": folder / "out",
         "picture": picture,

@@ -17,7 +17,7 @@ from vlm_trt.evaluation.evaluate import conversation
 from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.family import family
-from vlm_trt.families.images import decode_image
+from vlm_trt.families.watching import inputs_of
 from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.model import VisionLanguageModel
 from vlm_trt.runtime.options import Options
@@ -59,8 +59,7 @@ def answered(
     prompt = model.build_prompt(conversation(example))
     features = None
     if prompt.images:
-        pictures = [decode_image(image.data) for image in prompt.images]
-        inputs = [kind.preprocess(one, reference.model) for one in pictures]
+        inputs = [inputs_of(image, kind, reference.model)[1] for image in prompt.images]
         features = reference.resampler(reference.vision_encoder(inputs))
     ids: list[int] = []
     while len(ids) < max_new_tokens and not (ids and ids[-1] in model.tokenizer.stop_ids):

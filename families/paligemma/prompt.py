@@ -37,7 +37,7 @@ def build_prompt(messages: Sequence[Message], tokenizer: JsonTokenizer, model: M
     exact_ids(message)
     room = Room(max_tokens, tokenizer.longest_token, tokens)
     room.require_possible(messages)
-    text = "".join(_written(part, tokenizer) for part in message.parts if not isinstance(part, Image))
+    text = "".join(_written(part, tokenizer) for part in message.parts if isinstance(part, Text | Region))
     span = (tokenizer.id_of(PLACEHOLDER),) * tokens
     piece = Piece()
     for part in message.parts:

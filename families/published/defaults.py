@@ -65,7 +65,7 @@ _QWEN2_VL_VISION = {  # Qwen2VLVisionConfig
 }  # fmt: skip
 _QWEN2_5_VL_VISION = {  # Qwen2_5_VLVisionConfig
     **_QWEN2_TOWER, "hidden_size": 3584, "hidden_act": "silu", "intermediate_size": 3420, "window_size": 112,
-    "out_hidden_size": 3584, "fullatt_block_indexes": [7, 15, 23, 31],
+    "out_hidden_size": 3584, "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 4,
 }  # fmt: skip
 _QWEN2_VL = {  # Qwen2VLConfig, Qwen2_5_VLConfig
     "image_token_id": 151655, "tie_word_embeddings": False,
@@ -114,6 +114,11 @@ ABSENT_SECTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "qwen2_5_vl.vision_config": {},
     }
 )  # fmt: skip
+
+# Of videos. Sources: SmolVLM2's published preprocessor files; qwen-vl-utils, which Qwen's model cards name, and the
+# bounds of Qwen2VLVideoProcessor, which has no rate of its own.
+SPLIT_FRAMES: Mapping[str, Any] = MappingProxyType({"rate": 1.0, "least": 1, "most": 64})
+ANY_SIZE_FRAMES: Mapping[str, Any] = MappingProxyType({"rate": 2.0, "least": 4, "most": 768})
 
 _CLIP_PIXELS = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 _CROPPED = {

@@ -8,10 +8,10 @@ from vlm_trt.bundle import parts, picture_rules
 from vlm_trt.bundle.errors import UnsupportedError, VlmTrtError
 from vlm_trt.bundle.fields import Fields, Within
 from vlm_trt.bundle.parts import FrameTower, WindowTower
-from vlm_trt.bundle.picture_rules import AnySize, CentreCrop, PadSquare, PictureRule, Split, Squash
+from vlm_trt.bundle.picture_rules import AnySize, CentreCrop, FrameSampling, PadSquare, PictureRule, Split, Squash
 from vlm_trt.bundle.reading import shown
 from vlm_trt.families.config_files import origin_of, read_object
-from vlm_trt.families.published.defaults import PROCESSOR_DEFAULTS
+from vlm_trt.families.published.defaults import ANY_SIZE_FRAMES, PROCESSOR_DEFAULTS, SPLIT_FRAMES
 from vlm_trt.families.published.sections import Section
 
 PICTURE_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -54,15 +54,17 @@ def split_rule(folder: Path, image_size: int) -> Split:
     """
     get = _processor(folder, _SPLIT, _LANCZOS)
     get.accept("do_pad", "pad_size", "return_row_col_info")  # of batches of pictures, which are no batches here
-    get.accept("video_sampling")
     tile = _longest(get, "max_image_size")
     if tile != image_size:
         raise _other_size(get, "max_image_size", tile, image_size)
+    frames, frame_side = _frames(get, tile)
     rule = Split(
         mean=get.triple("image_mean", picture_rules.CHANNEL_MEAN),
         std=get.triple("image_std", picture_rules.CHANNEL_STD),
         long_side=_longest(get, "size"),
         cuts=get.flag("do_image_splitting"),
+        frames=frames,
+        frame_side=frame_side,
     )
     get.close()
     if rule.long_side > _MOST_LONG_SIDE:
@@ -70,12 +72,27 @@ def split_rule(folder: Path, image_size: int) -> Split:
     return rule
 
 
-def any_size_rule(folder: Path, tower: FrameTower | WindowTower) -> AnySize:
+def _frames(get: Section, tile: int) -> tuple[FrameSampling, int]:
+    """How many frames of a video there are, and the long side they are brought to before they become tiles.
+
+    Source: SmolVLMVideoProcessor of transformers, which reads the pictures' file; where that is silent, what the
+    published files of all sizes say.
+    """
+    if not get.has("video_sampling"):
+        return FrameSampling(**SPLIT_FRAMES), tile
+    sampling = get.nested("video_sampling")
+    rate = sampling.number("fps", picture_rules.FRAME_RATE)
+    most = sampling.whole("max_frames", picture_rules.FRAME_COUNT)
+    return FrameSampling(rate=rate, least=1, most=most), _longest(sampling, "video_size")
+
+
+def any_size_rule(folder: Path, tower: FrameTower | WindowTower, positions_per_second: float | None) -> AnySize:
     """The rule of a checkpoint whose pictures keep their aspect.
 
     Args:
         folder: as `picture_rule` has it.
         tower: to whose patches the rule must lead.
+        positions_per_second: of a video, as the rule has it.
     Raises:
         CheckpointError, UnsupportedError: as `picture_rule` has it.
     """
@@ -97,6 +114,8 @@ def any_size_rule(folder: Path, tower: FrameTower | WindowTower) -> AnySize:
         std=get.triple("image_std", picture_rules.CHANNEL_STD),
         min_pixels=_pixels(get, size, "min_pixels", "shortest_edge"),
         max_pixels=_pixels(get, size, "max_pixels", "longest_edge"),
+        frames=FrameSampling(**ANY_SIZE_FRAMES),
+        positions_per_second=positions_per_second,
     )
     get.close()
     if rule.min_pixels > rule.max_pixels:

@@ -79,6 +79,7 @@ def qwen2_model(
     tower_of: Callable[[Section], FrameTower | WindowTower],
     out: str,
     norm: NormKind,
+    time_of: Callable[[Section], float | None],
 ) -> ModelConfig:
     """The configuration of a model of either kind.
 
@@ -88,6 +89,7 @@ def qwen2_model(
         tower_of: the tower of its section.
         out: the key of the connector's output width, in the tower's section.
         norm: of the connector.
+        time_of: how many positions a second of a video takes, of the tower's section.
     Raises:
         CheckpointError: a file or key is missing, damaged or of the wrong type.
         UnsupportedError: a variant that this exporter does not carry out.
@@ -99,8 +101,9 @@ def qwen2_model(
     require_same_head(get, decoder)
     image_token(get)
     generation = generation_defaults(folder, get, sections.text, decoder, ChatFormat.CHATML)
+    pictures = any_size_rule(folder, tower, time_of(sections.vision))
     get.close()
-    return ModelConfig(kind, any_size_rule(folder, tower), tower, connector, decoder, generation)
+    return ModelConfig(kind, pictures, tower, connector, decoder, generation)
 
 
 def qwen2_weights(model: ModelConfig) -> WeightMap:
@@ -182,7 +185,7 @@ def patches_of(vision: Section, width: int) -> Patches:
     """
     for key in ("in_channels", "in_chans"):  # published files have the second name, which nothing reads
         vision.require(key, 3)
-    vision.accept("spatial_patch_size", "tokens_per_second")  # unread, and of videos
+    vision.accept("spatial_patch_size")  # unread
     heads = vision.whole("num_heads", parts.HEADS)
     if width % (4 * heads):
         what = (

@@ -5,6 +5,7 @@ from pathlib import Path
 from vlm_trt.bundle import parts
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import NormKind, WindowTower
+from vlm_trt.bundle.picture_rules import POSITION_RATE
 from vlm_trt.families.published.qwen2 import NORM_EPS, Patches, patches_of, qwen2_model
 from vlm_trt.families.published.sections import Section
 
@@ -18,7 +19,7 @@ def read_config(folder: Path) -> ModelConfig:
         CheckpointError: a file or key is missing, damaged or of the wrong type.
         UnsupportedError: a variant that this exporter does not carry out.
     """
-    return qwen2_model(folder, KIND, _tower, "out_hidden_size", NormKind.RMS)
+    return qwen2_model(folder, KIND, _tower, "out_hidden_size", NormKind.RMS, _positions_per_second)
 
 
 def _tower(vision: Section) -> WindowTower:
@@ -38,6 +39,10 @@ def _tower(vision: Section) -> WindowTower:
         window=_window(vision, patches),
         full_layers=_full_layers(vision, patches.layers),
     )
+
+
+def _positions_per_second(vision: Section) -> float:
+    return vision.number("tokens_per_second", POSITION_RATE)
 
 
 def _window(vision: Section, patches: Patches) -> int:

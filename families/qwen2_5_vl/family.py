@@ -16,6 +16,7 @@ from vlm_trt.families.qwen2_5_vl.answer import parse_json_places
 from vlm_trt.families.qwen2_5_vl.config import FAMILY as NAME
 from vlm_trt.families.qwen2_5_vl.config import KIND, read_config
 from vlm_trt.families.qwen2_5_vl.prompt import build_prompt
+from vlm_trt.families.qwen2_vl.frames import WATCHING
 from vlm_trt.families.qwen2_vl.pictures import preprocess, resized
 from vlm_trt.families.qwen2_vl.positions import position_table
 from vlm_trt.families.qwen2_vl.prompt import END, PLACEHOLDER, continue_text
@@ -61,4 +62,5 @@ FAMILY = Family(
     position_table=position_table,
     parse_answer=parse_answer,
     write_places=None,
+    watching=WATCHING,
 )

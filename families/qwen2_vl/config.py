@@ -20,7 +20,12 @@ def read_config(folder: Path) -> ModelConfig:
         CheckpointError: a file or key is missing, damaged or of the wrong type.
         UnsupportedError: a variant that this exporter does not carry out.
     """
-    return qwen2_model(folder, KIND, _tower, "hidden_size", NormKind.LAYER)
+    return qwen2_model(folder, KIND, _tower, "hidden_size", NormKind.LAYER, _positions_per_second)
+
+
+def _positions_per_second(vision: Section) -> None:
+    """What becomes a token together takes one position, however long it is."""
+    vision.accept("tokens_per_second")  # of the tower that came later
 
 
 def _tower(vision: Section) -> FrameTower:

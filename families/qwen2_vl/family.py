@@ -11,6 +11,7 @@ from vlm_trt.families.published.qwen2 import qwen2_weights
 from vlm_trt.families.qwen2_vl.answer import parse_answer, write_places
 from vlm_trt.families.qwen2_vl.config import FAMILY as NAME
 from vlm_trt.families.qwen2_vl.config import KIND, read_config
+from vlm_trt.families.qwen2_vl.frames import WATCHING
 from vlm_trt.families.qwen2_vl.pictures import preprocess
 from vlm_trt.families.qwen2_vl.positions import position_table
 from vlm_trt.families.qwen2_vl.prompt import END, PLACE_TAGS, PLACEHOLDER, build_prompt, continue_text
@@ -44,4 +45,5 @@ FAMILY = Family(
     position_table=position_table,
     parse_answer=of_any_model(parse_answer),
     write_places=write_places,
+    watching=WATCHING,
 )

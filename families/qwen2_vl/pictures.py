@@ -1,10 +1,11 @@
-"""Pictures → patches, where each one lies, and which ones share a window: what the towers for any size are given.
+"""Pictures and frames → patches, where each lies, and which ones share a window: what towers for any size are given.
 
 Patches of one token lie together, tokens in reading order. The original permutes all of them into windows, and the
 tokens back at the end; here the graph does so on the layers that have windows, by two indices made from the size alone.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -44,16 +45,27 @@ def preprocess(picture: Image, model: ModelConfig, detail: Detail = Detail.AUTO)
     rule, tower = model.pictures, model.vision
     assert isinstance(rule, AnySize) and isinstance(tower, AnySizeTower)
     scaled = picture.resize(resized(picture.size, rule, tower), Resampling.BICUBIC)
-    grid = scaled.height // tower.patch_size, scaled.width // tower.patch_size
+    return tower_inputs([[scaled]], rule, tower)
+
+
+def tower_inputs(tiles: Sequence[Sequence[Image]], rule: AnySize, tower: AnySizeTower) -> PictureInputs:
+    """As `preprocess` has it, with a leading axis of the tiles.
+
+    Args:
+        tiles: of each the frames that its patches are of, resized, all of one size; a single one is all of them.
+        rule: mean and deviation.
+        tower: has the sizes.
+    """
+    first, count = tiles[0][0], len(tiles)
+    grid = first.height // tower.patch_size, first.width // tower.patch_size
+    pixels = np.empty((count, grid[0] * grid[1], tower.patch_values), dtype=np.float32)
+    for frames, found in zip(tiles, pixels, strict=True):
+        _cut(frames, rule, tower, found)
     angles = patch_angles(grid, tower)
-    inputs: dict[str, NDArray[Any]] = {
-        "pixel_values": _patches(scaled, rule, tower),
-        "rope_cos": np.cos(angles),
-        "rope_sin": np.sin(angles),
-    }
+    alike: dict[str, NDArray[Any]] = {"rope_cos": np.cos(angles), "rope_sin": np.sin(angles)}
     if isinstance(tower, WindowTower):
-        inputs["window_patches"], inputs["patch_slots"] = (one.copy() for one in windows(grid, tower))
-    return {name: array[None] for name, array in inputs.items()}
+        alike["window_patches"], alike["patch_slots"] = windows(grid, tower)
+    return {"pixel_values": pixels, **{name: np.repeat(array[None], count, axis=0) for name, array in alike.items()}}
 
 
 def resized(size: Size, rule: AnySize, tower: AnySizeTower) -> Size:
@@ -127,19 +139,20 @@ def windows(grid: Grid, tower: WindowTower) -> tuple[Ints, Ints]:
     return patches, slots
 
 
-def _patches(scaled: Image, rule: AnySize, tower: AnySizeTower) -> Floats:
-    """The picture cut into patches [patches, patch_values], repeated for every frame of a patch."""
-    side, pixels, frames = tower.token_side, tower.patch_size, tower.frames_per_patch
+def _cut(frames: Sequence[Image], rule: AnySize, tower: AnySizeTower, into: Floats) -> None:
+    """The frames of a tile cut into patches [patches, patch_values]; a single one is repeated."""
+    side, pixels, token, (width, height) = tower.token_side, tower.patch_size, tower.token_pixels, frames[0].size
     mean, std = np.array(rule.mean, dtype=np.float32), np.array(rule.std, dtype=np.float32)
-    down, across = scaled.height // tower.token_pixels, scaled.width // tower.token_pixels
-    found = np.empty((down, across, side, side, 3, frames, pixels, pixels), dtype=np.float32)
-    for first in range(0, down, _ROWS_AT_ONCE):  # strips, so that fp32 pixels are not there twice over
-        last = min(first + _ROWS_AT_ONCE, down)
-        strip = scaled.crop((0, first * tower.token_pixels, scaled.width, last * tower.token_pixels))
-        values = (np.asarray(strip, dtype=np.float32) / np.float32(255) - mean) / std
-        values = values.reshape(last - first, side, pixels, across, side, pixels, 3)
-        found[first:last] = values.transpose(0, 3, 1, 4, 6, 2, 5)[..., None, :, :]
-    return found.reshape(-1, tower.patch_values)
+    down, across = height // token, width // token
+    found = into.reshape(down, across, side, side, 3, tower.frames_per_patch, pixels, pixels)
+    for at, frame in enumerate(frames):
+        own = found if len(frames) == 1 else found[:, :, :, :, :, at : at + 1]
+        for first in range(0, down, _ROWS_AT_ONCE):  # strips, so that fp32 pixels are not there twice over
+            last = min(first + _ROWS_AT_ONCE, down)
+            strip = frame.crop((0, first * token, width, last * token))
+            values = (np.asarray(strip, dtype=np.float32) / np.float32(255) - mean) / std
+            values = values.reshape(last - first, side, pixels, across, side, pixels, 3)
+            own[first:last] = values.transpose(0, 3, 1, 4, 6, 2, 5)[..., None, :, :]
 
 
 def _down(length: float, token: int) -> int:

@@ -1,7 +1,8 @@
 """What the decoder graph is told about positions: a number for time, row and column each, in three parts of a head.
 
-A text counts up in all three alike. A picture's tokens have their frame, row and column, counted from where the picture
-begins; the text behind it goes on behind the largest of them, and so does the answer.
+A text counts up in all three alike. A picture's tokens have their time, row and column, counted from where the picture
+begins; times of a video's frames are as far apart as the model has it, by number or by seconds. The text behind it goes
+on behind the largest of them, and so does the answer.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,8 @@ def position_numbers(spans: Sequence[ImageSpan], positions: int) -> Ints:
         spans: of the pictures, in order, each with its grid.
         positions: how many there are, those of the spans among them.
     Source: releases of transformers differ on what follows a video that is longer than wide: 5.23 goes on behind its
-        rows and columns only, so that the question lies amid its frames. This is 4.57's rule, behind its time too.
+        rows and columns only, so that the question lies amid its frames. This is 4.57's rule, behind its time too; that
+        times are fractions is 5.23's, in fp32.
     """
     numbers = np.empty((3, positions), dtype=np.int64)
     done = following = 0
@@ -45,7 +47,9 @@ def position_numbers(spans: Sequence[ImageSpan], positions: int) -> Ints:
         assert span.grid is not None
         text = span.start - done
         numbers[:, done : span.start] = np.arange(following, following + text)
-        numbers[:, span.start : span.stop] = following + text + np.indices(span.grid).reshape(3, -1)
-        done, following = span.stop, following + text + max(span.grid)
+        own = np.indices(span.grid).reshape(3, -1)
+        own[0] = (own[0].astype(np.float32) * np.float32(span.time_step)).astype(np.int64)  # rounded down
+        numbers[:, span.start : span.stop] = following + text + own
+        done, following = span.stop, following + text + int(own.max()) + 1
     numbers[:, done:] = np.arange(following, following + positions - done)
     return numbers

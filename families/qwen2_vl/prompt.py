@@ -2,7 +2,7 @@
 
 `<|im_start|>user`, a line break, the parts, `<|im_end|>`, a line break; a picture is `<|vision_start|>`, a token for
 each of its squares of patches, `<|vision_end|>`. What stands between two control tokens, of template and user, is
-encoded together.
+encoded together. A video is the same with a token of its own, its frames joined as the tower joins them.
 """
 
 import re
@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import FrameTower, WindowTower
 from vlm_trt.bundle.picture_rules import AnySize
+from vlm_trt.families.clips import Clip
 from vlm_trt.families.messages import Image, Message, Prompt, Region, Text
 from vlm_trt.families.prompting import Piece, Placed, Room, encoded, exact_ids, fitted, joined_texts, text_alone
+from vlm_trt.families.qwen2_vl.frames import tiles_of, time_step
 from vlm_trt.families.qwen2_vl.pictures import grid_of
 from vlm_trt.families.tokenizer_json import JsonTokenizer
 
-PLACEHOLDER = "<|image_pad|>"
+PLACEHOLDER, VIDEO_PLACEHOLDER = "<|image_pad|>", "<|video_pad|>"
 BEGINNING, END = "<|im_start|>", "<|im_end|>"
 PICTURE_START, PICTURE_END = "<|vision_start|>", "<|vision_end|>"
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -82,8 +84,8 @@ def _written(
     else:
         for part in joined_texts(message.parts):
             match part:
-                case Image():
-                    yield _picture(part, tokenizer, model)
+                case Image() | Clip():
+                    yield _shown(part, tokenizer, model)
                 case Region():
                     yield from _region(part, tokenizer)
                 case Text():
@@ -92,14 +94,20 @@ def _written(
     yield "\n"
 
 
-def _picture(image: Image, tokenizer: JsonTokenizer, model: ModelConfig) -> Piece:
-    """A picture's tokens, which have a row and a column, and those around them."""
-    tower = model.vision
-    assert isinstance(model.pictures, AnySize) and isinstance(tower, FrameTower | WindowTower)
-    rows, columns = (count // tower.token_side for count in grid_of(image.size, model.pictures, tower))
-    tokens = (tokenizer.id_of(PLACEHOLDER),) * (rows * columns)
+def _shown(part: Image | Clip, tokenizer: JsonTokenizer, model: ModelConfig) -> Piece:
+    """A picture's or video's tokens, which have a time, a row and a column, and those around them."""
+    rule, tower = model.pictures, model.vision
+    assert isinstance(rule, AnySize) and isinstance(tower, FrameTower | WindowTower)
+    times, step, placeholder = 1, 1.0, PLACEHOLDER
+    if isinstance(part, Clip):
+        times, step, placeholder = len(tiles_of(part, tower)), time_step(part, rule, tower), VIDEO_PLACEHOLDER
+        grid = part.size[1] // tower.patch_size, part.size[0] // tower.patch_size
+    else:
+        grid = grid_of(part.size, rule, tower)
+    rows, columns = (count // tower.token_side for count in grid)
+    tokens = (tokenizer.id_of(placeholder),) * (times * rows * columns)
     ids = (tokenizer.id_of(PICTURE_START), *tokens, tokenizer.id_of(PICTURE_END))
-    return Piece(ids, (Placed(image, ((1, 1 + len(tokens)),), (1, rows, columns)),))
+    return Piece(ids, (Placed(part, ((1, 1 + len(tokens)),), (times, rows, columns), step),))
 
 
 def _region(region: Region, tokenizer: JsonTokenizer) -> Iterator[str | Piece]:

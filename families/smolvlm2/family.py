@@ -17,6 +17,7 @@ from vlm_trt.families.published.pictures import PICTURE_FILES
 from vlm_trt.families.published.siglip import ignored_by_siglip, siglip_rows
 from vlm_trt.families.smolvlm2.config import FAMILY as NAME
 from vlm_trt.families.smolvlm2.config import read_config
+from vlm_trt.families.smolvlm2.frames import WATCHING
 from vlm_trt.families.smolvlm2.prompt import END, PLACEHOLDER, build_prompt, continue_text
 from vlm_trt.families.tokenizer_json import TOKENIZER_FILE, JsonTokenizer
 from vlm_trt.families.weights import WeightMap, gathered
@@ -60,4 +61,5 @@ FAMILY = Family(
     position_table=plain_positions,
     parse_answer=answered_in_words,
     write_places=None,
+    watching=WATCHING,
 )

@@ -1,7 +1,8 @@
 """Messages → token ids, as SmolVLM2's published chat template and processor have it.
 
 `<|im_start|>User: question<end_of_utterance>`, a line break, `Assistant:`; a picture is `<fake_token_around_image>`,
-the name of its place, its tokens, for every tile, and a line break behind each row of tiles.
+the name of its place, its tokens, for every tile, and a line break behind each row of tiles. A video is a sentence
+about it, then each of its frames as one tile behind its time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.bundle.picture_rules import Split
-from vlm_trt.families.messages import Image, Message, Prompt, Region
+from vlm_trt.families.clips import Clip
+from vlm_trt.families.messages import Image, Message, Prompt, Region, Text
 from vlm_trt.families.prompting import Piece, Placed, Room, encoded, exact_ids, fitted, joined_texts, text_alone
+from vlm_trt.families.smolvlm2.frames import clock_time, introduction
 from vlm_trt.families.splitting import grid_of
 from vlm_trt.families.tokenizer_json import JsonTokenizer
 
@@ -65,7 +68,9 @@ def _written(message: Message, tokenizer: JsonTokenizer, model: ModelConfig) -> 
     for part in parts:
         if isinstance(part, Image):
             yield _picture(part, tokenizer, model)
-        elif not isinstance(part, Region):
+        elif isinstance(part, Clip):
+            yield from _clip(part, tokenizer, model)
+        elif isinstance(part, Text):
             yield part.text
     yield end
     yield "\n"
@@ -91,3 +96,24 @@ def _picture(image: Image, tokenizer: JsonTokenizer, model: ModelConfig) -> Piec
         ids.extend(tokenizer.encode("\n\n" if last else "\n"))  # behind the last row one more, before the whole
     tile(WHOLE)
     return Piece((*ids, around), (Placed(image, tuple(stretches)),))
+
+
+def _clip(clip: Clip, tokenizer: JsonTokenizer, model: ModelConfig) -> Iterator[str | Piece]:
+    """A video: what is said before its first frame, its frames, each behind its time, as pieces of one, an empty line.
+
+    Source: SmolVLMProcessor, whose template for videos is not the published one, which leaves them out.
+    """
+    around, tokens = tokenizer.id_of(AROUND), (tokenizer.id_of(PLACEHOLDER),) * model.tile_tokens
+    ids: list[int] = []
+    stretches = []
+    for at, second in enumerate(clip.seconds):
+        said = f"\nFrame from {clock_time(second)}:"
+        if at:
+            ids.extend(tokenizer.encode(said, later=True))
+        else:
+            yield introduction(clip) + said
+        ids.extend((around, tokenizer.id_of(WHOLE)))
+        stretches.append((len(ids), len(ids) + len(tokens)))
+        ids.extend((*tokens, around))
+    yield Piece(tuple(ids), (Placed(clip, tuple(stretches)),))
+    yield "\n\n"

@@ -29,7 +29,7 @@ def test_a_prompt_is_a_text_or_turns() -> None:
         (lambda: Message("robot", "hi"), PromptError, "role 'robot' is unknown; use system, user, assistant"),
         (lambda: Message("user", 5), PromptError, "a message is a text or a list of parts and not an int; give one"),
         (lambda: Message("user", b"hi"), PromptError, "a message is a text or a list of parts and not a bytes"),
-        (lambda: Message("user", [b"\x89PNG"]), PromptError, "a part of a message is a Text, an Image or a Region"),
+        (lambda: Message("user", [b"\x89PNG"]), PromptError, "a part of a message is a Text, an Image, a Video, F"),
         (lambda: Text(None), PromptError, "a text is a str and not a NoneType; convert it"),
         (lambda: Image("a.png"), ImageError, r"a picture is the bytes of a PNG or JPEG file and not a str; read the"),
         (lambda: turns_of("hi", ["a.png"]), ImageError, "and not a str; read the file, as with pathlib"),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tests.conftest import GOLDEN, ROOT, SHARED, arrays
-from vlm_trt.bundle.picture_rules import CentreCrop, PadSquare, PictureRule, Split, Squash
+from vlm_trt.bundle.picture_rules import CentreCrop, FrameSampling, PadSquare, PictureRule, Split, Squash
 from vlm_trt.families.images import decode_image
 from vlm_trt.families.messages import Detail
 from vlm_trt.families.pixels import pixel_values, squares
@@ -23,12 +23,20 @@ CLIP: dict[str, Triple] = {
     "std": (0.26862954, 0.26130258, 0.27577711),
 }
 HALF: dict[str, Triple] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+def split(long_side: int, cuts: bool) -> Split:
+    """Pictures cut so; what is done with videos does not matter here."""
+    frames = FrameSampling(rate=1.0, least=1, most=64)
+    return Split(long_side=long_side, cuts=cuts, frames=frames, frame_side=long_side, **HALF)
+
+
 RULES: dict[str, tuple[PictureRule, int]] = {
     "center_crop": (CentreCrop(short_side=336, **CLIP), 336),
     "pad_square": (PadSquare(**CLIP), 336),
     **{side: (Squash(**HALF), int(side)) for side in ("224", "448", "896")},
     **{
-        f"{size}_{name}": (Split(long_side=4 * side, cuts=name == "split", **HALF), side)
+        f"{size}_{name}": (split(4 * side, name == "split"), side)
         for size, side in (("500M", 512), ("2.2B", 384))
         for name in ("split", "no_split")
     },
@@ -137,17 +145,17 @@ def test_a_crop_beyond_the_picture_is_black_around_it() -> None:
 @pytest.mark.parametrize("size", [(32_768, 1), (1, 9_000), (64, 64), (65, 64), (1, 1), (700, 641), (641, 700), (48, 7)])
 def test_a_picture_has_as_many_tiles_as_its_size_says(size: tuple[int, int]) -> None:
     """Prompts are made before a picture is decoded."""
-    rule, picture = Split(long_side=64, cuts=True, **HALF), noise(*size)
+    rule, picture = split(64, True), noise(*size)
     for detail in Detail:
         made = squares(picture, rule, 16, detail)
         assert len(made) == grid_of(size, rule, 16, detail).tiles <= rule.most_tiles(16) == 17
         assert {one.size for one in made} == {(16, 16)}
     low, high = (squares(picture, rule, 16, detail) for detail in (Detail.LOW, Detail.HIGH))
     assert len(low) == 1 and high == squares(picture, rule, 16)
-    assert squares(picture, Split(long_side=64, cuts=False, **HALF), 16) == low
+    assert squares(picture, split(64, False), 16) == low
 
 
 def test_a_picture_of_one_tile_is_not_cut() -> None:
-    rule = Split(long_side=16, cuts=True, **HALF)
+    rule = split(16, True)
     assert rule.most_tiles(16) == 1
     assert grid_of((300, 200), rule, 16, Detail.AUTO).tiles == len(squares(noise(300, 200), rule, 16)) == 1

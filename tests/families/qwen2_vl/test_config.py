@@ -22,7 +22,7 @@ from tests.families.published.published_configs import (
 from vlm_trt.bundle.config import ChatFormat, ModelConfig, require_limits, usual_limits, within
 from vlm_trt.bundle.errors import BundleError, CheckpointError, UnsupportedError, UsageError, VlmTrtError
 from vlm_trt.bundle.parts import Activation, FrameTower, MergerConnector, NormKind, SerialBlock
-from vlm_trt.bundle.picture_rules import AnySize
+from vlm_trt.bundle.picture_rules import AnySize, FrameSampling
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.engines.profiles import profiles
 from vlm_trt.exporter.checkpoint import Checkpoint
@@ -31,6 +31,7 @@ from vlm_trt.families.qwen2_vl.config import read_config
 from vlm_trt.families.qwen2_vl.family import check_checkpoint, load_tokenizer
 
 CLIP: Config = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+VIDEOS: Config = {"frames": FrameSampling(rate=2.0, least=4, most=768), "positions_per_second": None}
 GOLDEN_FOLDER = GOLDEN / "qwen2_vl"
 FLAT: Config = json.loads((GOLDEN_FOLDER / "config.hub_style.json").read_text())
 
@@ -54,7 +55,7 @@ def test_the_golden_checkpoint_is_explained() -> None:
     decoder = model.decoder
     assert (decoder.rope_sections, decoder.rope_base, decoder.rotary_dim) == ((2, 3, 3), 1e6, 16)
     assert isinstance(decoder.block, SerialBlock) and decoder.block.qkv_bias
-    assert model.pictures == AnySize(min_pixels=64, max_pixels=2048, **CLIP)
+    assert model.pictures == AnySize(min_pixels=64, max_pixels=2048, **CLIP, **VIDEOS)
     assert model.generation.stop_ids == (2,) and model.generation.chat_format is ChatFormat.CHATML
     (patches,) = [weight for weight in weights.weights if weight.name == "patch_embedding.weight"]
     assert patches.shape == (96, 32) and patches.layout == "flatten"
@@ -109,7 +110,7 @@ def test_published_sizes(
     assert model.connector == MergerConnector(
         vision_width=1280, hidden=hidden, token_side=2, norm=NormKind.LAYER, norm_eps=1e-6
     )
-    assert model.pictures == AnySize(min_pixels=3136, max_pixels=12845056, **CLIP)
+    assert model.pictures == AnySize(min_pixels=3136, max_pixels=12845056, **CLIP, **VIDEOS)
     assert model.generation.stop_ids == (151645,)
     head = [weight for weight in qwen2_weights(model).weights if weight.name == "lm_head.weight"]
     assert len(head) == (not tied)

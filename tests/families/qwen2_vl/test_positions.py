@@ -1,6 +1,6 @@
 """Positions against those that transformers made, and what follows a picture."""
 
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,16 +55,31 @@ def test_positions_are_the_originals(family: str, case: str) -> None:
     assert list(table.attend_until) == list(range(len(ids) + 5)) and not table.attend_from.any()
 
 
-@pytest.mark.shared
-def test_a_videos_frames_step_by_one(shared: Path) -> None:
-    """The recorded one steps by two, its seconds; all else is the same."""
-    stored = arrays(shared / "golden" / "qwen2_5_vl" / "video.npz")
+def test_a_videos_frames_step_by_their_seconds() -> None:
+    """Two positions a second, as the golden model has it, and a second each; or by one, as Qwen2-VL has it."""
+    stored = arrays(OWN / "qwen2_5_vl" / "video.npz")
     ids = stored["in.input_ids"][0]
     shape = shape_of(ids, stored["in.video_grid_thw"], golden("qwen2_5_vl")["video_token_id"])
     numbers, recorded = position_numbers(shape.spans, len(ids)), stored["out.position_ids"][1:, 0]
     assert np.array_equal(numbers[1:], recorded[1:])
     start, stop = shape.spans[0].start, shape.spans[0].stop
     assert np.array_equal(numbers[0, start:stop] - start, (recorded[0, start:stop] - start) // 2)
+    step = 2 * float(stored["in.second_per_grid_ts"][0])
+    spaced = tuple(replace(span, time_step=step) for span in shape.spans)
+    assert np.array_equal(position_numbers(spaced, len(ids)), recorded)
+
+
+def test_the_question_stands_behind_a_videos_last_second() -> None:
+    """A grid of 10×4×6 patches, two seconds each, two positions a second: times 0 to 36, and rows and columns to 2."""
+    numbers = position_numbers((ImageSpan(3, 3 + 60, 0, (10, 2, 3), 4.0),), 70)
+    assert sorted(set(numbers[0, 3:63])) == list(range(3, 40, 4))
+    assert numbers[:, 63].tolist() == [40, 40, 40] and numbers[:, 69].tolist() == [46, 46, 46]
+
+
+def test_times_are_rounded_down_after_they_are_multiplied() -> None:
+    """Steps of 1.4: 0, 1.4, 2.8, 4.2, 5.6; rounded first, they would be 0 to 4."""
+    numbers = position_numbers((ImageSpan(0, 5, 0, (5, 1, 1), 1.4),), 7)
+    assert numbers[0].tolist() == [0, 1, 2, 4, 5, 6, 7]
 
 
 def test_the_question_stands_behind_a_long_video() -> None:

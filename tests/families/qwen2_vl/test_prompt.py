@@ -16,6 +16,7 @@ from PIL import Image as PillowImage
 
 from tests.conftest import SHARED
 from tests.families.made_tokenizers import qwen2_like
+from tests.families.made_videos import recorded_clip
 from tests.families.published.published_configs import QWEN2_5_VL_7B, QWEN2_VL_7B, golden, written
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import ImageError, PromptError
@@ -23,6 +24,7 @@ from vlm_trt.families.contract import Family
 from vlm_trt.families.messages import Image, ImageSpan, Message, Part, Region, Text
 from vlm_trt.families.qwen2_5_vl.family import FAMILY as QWEN2_5_VL
 from vlm_trt.families.qwen2_vl.family import FAMILY as QWEN2_VL
+from vlm_trt.families.qwen2_vl.frames import frame_rule
 from vlm_trt.families.qwen2_vl.prompt import PLACE_TAGS, build_prompt, continue_text
 from vlm_trt.families.tokenizer_json import JsonTokenizer
 
@@ -96,16 +98,18 @@ def picture(width: int, height: int) -> bytes:
 
 
 def records(name: str) -> list[dict[str, Any]]:
-    """The recorded conversations that end in a question, without videos and without numbers before the pictures."""
+    """The recorded conversations that end in a question, without numbers before the pictures."""
     cases = json.loads((SHARED / "golden" / name / "prompts.json").read_text())["cases"]
-    wanted = [case for case in cases if case["add_generation_prompt"] and not case["add_vision_id"]]
-    return [case for case in wanted if not case["video_grid_thw"]]
+    return [case for case in cases if case["add_generation_prompt"] and not case["add_vision_id"]]
 
 
-def messages_of(case: dict[str, Any]) -> list[Message]:
+def messages_of(case: dict[str, Any], model: ModelConfig) -> list[Message]:
     def part(content: dict[str, Any]) -> Part:
         if content["type"] == "text":
             return Text(content["text"])
+        if content["type"] == "video":
+            rule = frame_rule(model, 32768)
+            return recorded_clip(content, rule.sizes(content["frames"], content["size"][::-1])[-1])
         height, width = content["size"]
         return Image(picture(width, height))
 
@@ -119,14 +123,20 @@ def messages_of(case: dict[str, Any]) -> list[Message]:
 def test_ids_are_the_originals(family: Family, official: Callable[[Family], Loaded]) -> None:
     tokenizer, model = official(family)
     cases = records(family.name)
-    assert len(cases) == 23
+    assert len(cases) == 25 and sum(bool(case["video_grid_thw"]) for case in cases) == 2
     for case in cases:
-        prompt = family.build_prompt(messages_of(case), tokenizer, model, 8192)
+        prompt = family.build_prompt(messages_of(case, model), tokenizer, model, 8192)
         assert list(prompt.ids) == case["ids"], case["name"]
-        assert [span.stop - span.start for span in prompt.spans] == case["image_tokens"]
-        assert all(set(prompt.ids[span.start : span.stop]) == {151655} for span in prompt.spans)
-        grids = [(frames, rows // 2, columns // 2) for frames, rows, columns in case["image_grid_thw"]]
+        # Videos stand before pictures where there are both.
+        assert [span.stop - span.start for span in prompt.spans] == case["video_tokens"] + case["image_tokens"]
+        expected = [151656] * len(case["video_tokens"]) + [151655] * len(case["image_tokens"])
+        assert [{*prompt.ids[span.start : span.stop]} for span in prompt.spans] == [{one} for one in expected]
+        recorded = case["video_grid_thw"] + case["image_grid_thw"]
+        grids = [(times, rows // 2, columns // 2) for times, rows, columns in recorded]
         assert [span.grid for span in prompt.spans] == grids
+        seconds = case.get("second_per_grid_ts", [0.5] * len(case["video_tokens"]))  # two positions a second
+        steps = [2 * one for one in seconds] + [1.0] * len(case["image_tokens"])
+        assert [span.time_step for span in prompt.spans] == steps
         assert (prompt.dropped_turns, prompt.prefix) == (0, 0)
 
 

@@ -19,11 +19,13 @@ from tests.families.published.published_configs import (
 from vlm_trt.bundle.config import ChatFormat, ModelConfig, usual_limits
 from vlm_trt.bundle.errors import CheckpointError, UnsupportedError, VlmTrtError
 from vlm_trt.bundle.parts import Activation, PixelShuffleConnector, SiglipTower
-from vlm_trt.bundle.picture_rules import Split
+from vlm_trt.bundle.picture_rules import FrameSampling, Split
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.family import family_of
 from vlm_trt.families.smolvlm2.config import read_config
 from vlm_trt.families.smolvlm2.family import load_tokenizer, weight_map
+
+ONE_A_SECOND = FrameSampling(rate=1.0, least=1, most=64)
 
 
 def read(folder: Path, changes: Config) -> ModelConfig:
@@ -72,7 +74,9 @@ def test_published_sizes(
     assert model.connector == PixelShuffleConnector(
         tokens=tokens, vision_width=width, hidden=decoder.hidden, side=joined
     )
-    assert model.pictures == Split(mean=(0.5,) * 3, std=(0.5,) * 3, long_side=4 * side, cuts=True)
+    assert model.pictures == Split(
+        mean=(0.5,) * 3, std=(0.5,) * 3, long_side=4 * side, cuts=True, frames=ONE_A_SECOND, frame_side=side
+    )
     assert model.most_picture_tokens == 17 * tokens
     assert usual_limits(model).max_seq_tokens == 2 * 17 * tokens + 1024
     assert model.generation.chat_format is ChatFormat.UTTERANCES and not model.generation.do_sample

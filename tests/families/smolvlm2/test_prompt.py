@@ -15,6 +15,7 @@ from PIL import Image as PillowImage
 
 from tests.conftest import SHARED
 from tests.families.made_tokenizers import smollm_like
+from tests.families.made_videos import recorded_clip
 from tests.families.published.published_configs import SMOLVLM2_2B, SMOLVLM2_500M, golden, written
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import ImageError, PromptError
@@ -73,12 +74,9 @@ def picture(width: int, height: int) -> bytes:
 
 @cache
 def records() -> list[dict[str, Any]]:
-    """The recorded conversations that end in a question, without videos."""
+    """The recorded conversations that end in a question."""
     cases = json.loads(gzip.decompress(RECORDS.read_bytes()))["cases"]
-    kinds = [{part["type"] for message in case["messages"] for part in message["content"]} for case in cases]
-    return [
-        case for case, kind in zip(cases, kinds, strict=True) if case["add_generation_prompt"] and "video" not in kind
-    ]
+    return [case for case in cases if case["add_generation_prompt"]]
 
 
 def messages_of(case: dict[str, Any]) -> list[Message]:
@@ -87,6 +85,8 @@ def messages_of(case: dict[str, Any]) -> list[Message]:
     def part(content: dict[str, Any]) -> Part:
         if content["type"] == "text":
             return Text(content["text"])
+        if content["type"] == "video":
+            return recorded_clip(content)
         height, width = content["size"]
         return Image(picture(width, height), detail=detail)
 
@@ -95,7 +95,8 @@ def messages_of(case: dict[str, Any]) -> list[Message]:
 
 @pytest.mark.shared
 def test_ids_are_the_originals(official: JsonTokenizer, models: dict[str, ModelConfig]) -> None:
-    assert len(records()) >= 30 and {case["variant"] for case in records()} == set(models)
+    assert len(records()) >= 34 and sum(case["name"].startswith("video") for case in records()) == 4
+    assert {case["variant"] for case in records()} == set(models)
     assert {case["do_image_splitting"] for case in records()} == {True, False}
     for case in records():
         model = models[case["variant"]]
