@@ -79,7 +79,8 @@ def _qwen2_like(path: Path, vocab_size: int, _: int) -> Path:
     return qwen2_like(path, vocab_size)
 
 
-def _qwen2(config: Config) -> Shape:
+def qwen2_shape(config: Config) -> Shape:
+    """One of pictures of any size."""
     return Shape(config, config["model_type"], 14, _qwen2_like, "<|image_pad|>")
 
 
@@ -93,9 +94,9 @@ SHAPES = {
     "smolvlm2-256m": Shape(SMOLVLM2_256M, "smolvlm2", 512, smollm_like),
     "smolvlm2-500m": Shape(SMOLVLM2_500M, "smolvlm2", 512, smollm_like),
     "smolvlm2-2.2b": Shape(SMOLVLM2_2B, "smolvlm2", 384, smollm_like),
-    "qwen2-vl-2b": _qwen2(QWEN2_VL_2B),
-    "qwen2.5-vl-3b": _qwen2(QWEN2_5_VL_3B),
-    "qwen2.5-vl-7b": _qwen2(QWEN2_5_VL_7B),
+    "qwen2-vl-2b": qwen2_shape(QWEN2_VL_2B),
+    "qwen2.5-vl-3b": qwen2_shape(QWEN2_5_VL_3B),
+    "qwen2.5-vl-7b": qwen2_shape(QWEN2_5_VL_7B),
 }
 _ONTO_RESIDUAL = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "attn.proj.weight", "fc2.weight")
 QUANTIZED = (Precision.INT8_WEIGHT, Precision.INT4)

@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from vlm_trt.bundle.errors import PromptError, UsageError, VlmTrtError
-from vlm_trt.commands.generate import load_with, read_images, show_end
+from vlm_trt.commands.generate import load_with, look_of, read_images, show_end
 from vlm_trt.commands.interrupt import forget
 from vlm_trt.commands.terminal import printable, say, standard_input
 from vlm_trt.commands.typed_paths import complete_with, completed, typed_paths
-from vlm_trt.families.messages import Detail, Image, Part, Text
+from vlm_trt.families.messages import Image, Look, Part, Text
 from vlm_trt.runtime.chat import Chat
 from vlm_trt.runtime.model import Answer, VisionLanguageModel
 
@@ -22,11 +22,11 @@ HELP = """/image PATH   add a picture to the next turn; tab completes the path, 
 /quit         leave (or Ctrl-D)"""
 
 
-def run(bundle: Path, images: Sequence[Path], detail: str, system: str | None, **rest: Any) -> None:
+def run(bundle: Path, images: Sequence[Path], system: str | None, **rest: Any) -> None:
     standard_input()
-    looked_at = Detail(detail)
-    pending = read_images(images, looked_at)
-    model, options = load_with(bundle, **rest)
+    look, rest = look_of(**rest)
+    pending = read_images(images, look)
+    model, options = load_with(bundle, look, **rest)
     if not model.manifest.model.generation.chat_format.converses:
         raise UsageError(f"{bundle} is of a base model, which answers one text and does not chat; use generate")
     complete_with(completed_lines)  # arrow keys and a history at the prompt, too
@@ -48,7 +48,7 @@ def run(bundle: Path, images: Sequence[Path], detail: str, system: str | None, *
                 chat, pending = Chat(model, system), []
                 click.echo("The conversation is forgotten.")
             case "/image":
-                pending += _pictures(argument.strip(), looked_at)
+                pending += _pictures(argument.strip(), look)
             case _ if command.startswith("/"):
                 click.echo(f"{command} is no command; /help lists them, and a turn may not start with a slash")
             case _:
@@ -79,10 +79,10 @@ def _typed() -> str | None:
         raise PromptError(f"what was typed is no UTF-8 text ({error.reason}); convert it") from None
 
 
-def _pictures(typed: str, detail: Detail) -> list[Image]:
+def _pictures(typed: str, look: Look) -> list[Image]:
     """The pictures at the paths typed, or nothing and a line that says why."""
     try:
-        found = read_images(typed_paths(typed), detail)
+        found = read_images(typed_paths(typed), look)
     except UsageError as error:
         click.echo(printable(str(error)))
         return []

@@ -9,11 +9,14 @@ from typing import Any
 
 import click
 
+from vlm_trt.bundle.config import within
 from vlm_trt.bundle.errors import PromptError
+from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.draw import require_drawable, write_drawing
 from vlm_trt.commands.terminal import printable, say, standard_input
 from vlm_trt.families.images import decode_image, read_picture
-from vlm_trt.families.messages import Detail, Image, Message, Part, Text
+from vlm_trt.families.looks import looking
+from vlm_trt.families.messages import AS_IT_IS, Detail, Image, Look, Message, Part, Text
 from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.model import Answer, VisionLanguageModel
 from vlm_trt.runtime.options import Options
@@ -23,17 +26,17 @@ def run(
     bundle: Path,
     prompt: str,
     images: Sequence[Path],
-    detail: str,
     draw: Path | None,
     as_json: bool,
     quiet: bool,
     system: str | None,
     **rest: Any,
 ) -> None:
-    parts: list[Part] = [*read_images(images, Detail(detail)), Text(_standard_input() if prompt == "-" else prompt)]
+    look, rest = look_of(**rest)
+    parts: list[Part] = [*read_images(images, look), Text(_standard_input() if prompt == "-" else prompt)]
     if draw is not None:
         require_drawable(draw, images, parts)
-    model, options = load_with(bundle, **rest)
+    model, options = load_with(bundle, look, **rest)
     messages = [Message("user", tuple(parts))]
     if system is not None:
         messages.insert(0, Message("system", (Text(system),)))
@@ -49,11 +52,25 @@ def run(
         write_drawing(answer, parts, draw)
 
 
+def look_of(detail: str, min_pixels: int | None, max_pixels: int | None, **rest: Any) -> tuple[Look, dict[str, Any]]:
+    """How pictures are looked at, and the other options."""
+    return Look(Detail(detail), min_pixels, max_pixels), rest
+
+
 def load_with(
-    bundle: Path, precision: str | None, backend: str, threads: int | None, unverified: bool, **sampling: Any
+    bundle: Path,
+    look: Look,
+    precision: str | None,
+    backend: str,
+    threads: int | None,
+    unverified: bool,
+    **sampling: Any,
 ) -> tuple[VisionLanguageModel, Options]:
     """The model and the options that `generate` and `chat` share; wrong options are refused before it is loaded."""
     options = Options(**sampling)
+    if look != AS_IT_IS:
+        manifest = Bundle.open(bundle).manifest
+        looking(within(manifest.model, manifest.limits), look)
     model = load(bundle, precision=precision, backend=backend, threads=threads, allow_unverified=unverified)
     if unverified:
         say(f"warning: {model.engine.precision} graphs are used without being verified")
@@ -67,12 +84,12 @@ def _standard_input() -> str:
         raise PromptError(f"standard input is no UTF-8 text (byte {error.start}); convert it") from None
 
 
-def read_images(paths: Sequence[Path], detail: Detail = Detail.AUTO) -> list[Image]:
+def read_images(paths: Sequence[Path], look: Look = AS_IT_IS) -> list[Image]:
     """The pictures of those files, decoded once to see that they can be: loading a bundle may take much longer.
 
     Args:
         paths: of the files.
-        detail: how much of them is looked at.
+        look: how they are looked at.
     Raises:
         ImageError: a file cannot be read, or holds no picture.
     """
@@ -80,7 +97,7 @@ def read_images(paths: Sequence[Path], detail: Detail = Detail.AUTO) -> list[Ima
     for path in paths:
         data = read_picture(path)
         decode_image(data, str(path))
-        images.append(Image(data, path.name, detail))
+        images.append(Image(data, path.name, look.detail, look.min_pixels, look.max_pixels))
     return images
 
 

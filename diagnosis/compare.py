@@ -157,8 +157,8 @@ def _run(both: _Both, members: Family, prompt: Prompt) -> None:
         engine.cache.clear(0)  # the cache is shown whole
     features: Floats | None = None
     if prompt.images:
-        shown = [(decode_image(image.data, image.name), image.detail) for image in prompt.images]
-        inputs = [members.preprocess(picture, right.model, detail) for picture, detail in shown]
+        shown = [(decode_image(image.data, image.name), image.look) for image in prompt.images]
+        inputs = [members.preprocess(picture, right.model, look) for picture, look in shown]
         every = [tiles(one, at, at + 1) for one in inputs for at in range(tile_count(one))]
         features = np.concatenate([_features(right, other, one) for one in every])
     table = members.position_table(right.model.decoder, prompt.shape, right.limits.max_seq_tokens)

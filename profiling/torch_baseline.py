@@ -109,8 +109,8 @@ class TorchBaseline:
 
     def _encode(self, asked: Asked, clock: StageClock) -> None:
         with clock.stage("preprocess"):
-            shown = [(decode_image(image.data, image.name), image.detail) for image in asked.prompt.images]
-            inputs = [self._family.preprocess(picture, self._model, detail) for picture, detail in shown]
+            shown = [(decode_image(image.data, image.name), image.look) for image in asked.prompt.images]
+            inputs = [self._family.preprocess(picture, self._model, look) for picture, look in shown]
             tensors = [{name: torch.from_numpy(array) for name, array in one.items()} for one in self._runs(inputs)]
         with clock.stage("vision_encoder"):
             patches = [self._modules[Component.VISION_ENCODER](**one) for one in tensors]

@@ -164,7 +164,7 @@ class FeatureCache:
 
     def _prepared(self, image: Image) -> Prepared:
         picture = decode_image(image.data, image.name)
-        return Prepared(picture.size, self._family.preprocess(picture, self._engine.model, image.detail))
+        return Prepared(picture.size, self._family.preprocess(picture, self._engine.model, image.look))
 
 
 def together(pictures: Sequence[ImageFeatures], backend: Backend) -> Features:

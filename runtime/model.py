@@ -6,8 +6,10 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from vlm_trt.bundle.manifest import Manifest
+from vlm_trt.families.contract import Seen
 from vlm_trt.families.family import Family, Tokenizer
-from vlm_trt.families.messages import Conversation, Grounding, Message, Prompt, turns_of
+from vlm_trt.families.looks import looking
+from vlm_trt.families.messages import Conversation, Grounding, Image, Message, Prompt, turns_of
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.generate import Generator
 from vlm_trt.runtime.generation import Generation, Phase
@@ -165,12 +167,15 @@ class VisionLanguageModel:
         return self._family.continue_text(text, self.tokenizer, self.engine.model, limits.max_seq_tokens)
 
     def build_prompt(self, conversation: Sequence[Message]) -> Prompt:
-        """The conversation as token ids; its pictures are not looked at.
+        """The conversation as token ids; of its pictures no more than their sizes are read.
 
         Raises:
-            PromptError: it is no conversation, or does not fit.
+            PromptError: it is no conversation, does not fit, or a picture has bounds that are not within the bundle's.
         """
         limits = self.engine.limits
+        for part in (part for message in conversation for part in message.parts):
+            if isinstance(part, Image):
+                looking(self.engine.model, part.look)
         return self._family.build_prompt(conversation, self.tokenizer, self.engine.model, limits.max_seq_tokens)
 
     def stream(
@@ -230,7 +235,9 @@ class VisionLanguageModel:
     def _answer(self, sequence: Generation) -> Answer:
         assert sequence.finish_reason is not None
         sizes = tuple(image.size for image in sequence.images)
-        parsed = self._family.parse_answer(sequence.text, sizes, self.engine.model)
+        looks = (image.look for image in sequence.request.prompt.images)
+        pictures = [Seen(*one) for one in zip(sizes, looks, strict=True)]
+        parsed = self._family.parse_answer(sequence.text, pictures, self.engine.model)
         return Answer(
             text=sequence.text,
             plain_text=parsed.plain_text,

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import FrameTower, WindowTower
 from vlm_trt.bundle.picture_rules import AnySize
+from vlm_trt.families.looks import looking
 from vlm_trt.families.messages import Image, Message, Prompt, Region, Text
 from vlm_trt.families.prompting import Piece, Placed, Room, encoded, exact_ids, fitted, joined_texts, text_alone
 from vlm_trt.families.qwen2_vl.pictures import grid_of
@@ -36,7 +37,8 @@ def build_prompt(messages: Sequence[Message], tokenizer: JsonTokenizer, model: M
     Returns:
         As much of the conversation as fits, the oldest turns left out.
     Raises:
-        PromptError: the messages are no conversation, or the last turn does not fit.
+        PromptError: the messages are no conversation, the last turn does not fit, or a picture is to be looked at
+            beyond the model's bounds.
         ImageError: a picture is none, or far longer than wide.
     Source: the chat template of Qwen/Qwen2-VL-2B-Instruct and Qwen2VLProcessor.
     """
@@ -94,9 +96,9 @@ def _written(
 
 def _picture(image: Image, tokenizer: JsonTokenizer, model: ModelConfig) -> Piece:
     """A picture's tokens, which have a row and a column, and those around them."""
-    tower = model.vision
-    assert isinstance(model.pictures, AnySize) and isinstance(tower, FrameTower | WindowTower)
-    rows, columns = (count // tower.token_side for count in grid_of(image.size, model.pictures, tower))
+    rule, tower = looking(model, image.look).pictures, model.vision
+    assert isinstance(rule, AnySize) and isinstance(tower, FrameTower | WindowTower)
+    rows, columns = (count // tower.token_side for count in grid_of(image.size, rule, tower))
     tokens = (tokenizer.id_of(PLACEHOLDER),) * (rows * columns)
     ids = (tokenizer.id_of(PICTURE_START), *tokens, tokenizer.id_of(PICTURE_END))
     return Piece(ids, (Placed(image, ((1, 1 + len(tokens)),), (1, rows, columns)),))
