@@ -10,6 +10,7 @@ import pytest
 from PIL import Image as PillowImage
 
 from vlm_trt.bundle.config import within
+from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.families.messages import Detail, Image, Message
 from vlm_trt.runtime.backend import to_float32
 from vlm_trt.runtime.chat import Chat
@@ -115,6 +116,23 @@ def test_a_conversation_keeps_how_its_pictures_were_looked_at(model: VisionLangu
     model.generator.forget()
     again = model.generate([*chat.messages[:2], Message("user", [Image(data), "?"])], options=GREEDY)
     assert (again.ids, again.reused_tokens) == (second.ids, 0)
+
+
+@pytest.mark.parametrize("model", ["qwen2_5_vl"], indirect=True)
+def test_a_picture_that_memory_does_not_hold_is_refused_before_it_is_looked_at(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier picture took is kept for the next."""
+    available = 1 << 18
+    monkeypatch.setattr("vlm_trt.runtime.ort.available_bytes", lambda: available)
+    with pytest.raises(
+        ResourceError, match=r"1 picture of 112 patches takes about 0\.0 GiB .* give a max_pixels of \d+"
+    ):
+        model.generate("What?", [drawn(70, 45)], GREEDY)
+    available = 1 << 20
+    first = model.generate("What?", [drawn(70, 45)], GREEDY)
+    available = 0
+    assert model.generate("What?", [drawn(70, 45)], GREEDY).ids == first.ids
 
 
 @pytest.mark.parametrize("model", ["smolvlm2"], indirect=True)
