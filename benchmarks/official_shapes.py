@@ -31,13 +31,16 @@ from benchmarks.build_full_size import INT4, anonymous_bytes, built, command, re
 from benchmarks.make_checkpoint import BLOCK, write_weights
 from benchmarks.quantized_speed import floor_ms
 from benchmarks.stages import Prompt, decode_ms, prefill_ms, timed
-from tests.families.made_tokenizers import gemma_like, llama_like, smollm_like
+from tests.families.made_tokenizers import gemma_like, llama_like, qwen2_like, smollm_like
 from tests.families.published.published_configs import (
     LLAVA_7B,
     LLAVA_13B,
     PALIGEMMA2_3B,
     PALIGEMMA2_10B,
     PALIGEMMA2_28B,
+    QWEN2_5_VL_3B,
+    QWEN2_5_VL_7B,
+    QWEN2_VL_2B,
     SMOLVLM2_2B,
     SMOLVLM2_256M,
     SMOLVLM2_500M,
@@ -45,11 +48,13 @@ from tests.families.published.published_configs import (
     paligemma,
     written,
 )
+from vlm_trt.bundle.config import ModelConfig, usual_limits, within
+from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.families.contract import tile_count, tiles
+from vlm_trt.families.contract import patch_count, tile_count, tiles
 from vlm_trt.families.family import family, family_of
-from vlm_trt.families.messages import PromptShape
+from vlm_trt.families.messages import ImageSpan, PromptShape
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.environment import environment
 from vlm_trt.runtime.load import open_engine
@@ -65,8 +70,18 @@ class Shape:
 
     config: Config
     golden: str  # whose preprocessor_config.json it has, at its own size
-    side: int  # pixels
-    tokenizer: Callable[..., Path]
+    side: int  # pixels; of a patch, where pictures have any size
+    tokenizer: Callable[[Path, int, int], Path]  # of a file, a number of ids, and the placeholder's
+    placeholder: str = "<image>"
+
+
+def _qwen2_like(path: Path, vocab_size: int, _: int) -> Path:
+    return qwen2_like(path, vocab_size)
+
+
+def qwen2_shape(config: Config) -> Shape:
+    """One of pictures of any size."""
+    return Shape(config, config["model_type"], 14, _qwen2_like, "<|image_pad|>")
 
 
 SHAPES = {
@@ -79,7 +94,11 @@ SHAPES = {
     "smolvlm2-256m": Shape(SMOLVLM2_256M, "smolvlm2", 512, smollm_like),
     "smolvlm2-500m": Shape(SMOLVLM2_500M, "smolvlm2", 512, smollm_like),
     "smolvlm2-2.2b": Shape(SMOLVLM2_2B, "smolvlm2", 384, smollm_like),
+    "qwen2-vl-2b": qwen2_shape(QWEN2_VL_2B),
+    "qwen2.5-vl-3b": qwen2_shape(QWEN2_5_VL_3B),
+    "qwen2.5-vl-7b": qwen2_shape(QWEN2_5_VL_7B),
 }
+_ONTO_RESIDUAL = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "attn.proj.weight", "fc2.weight")
 QUANTIZED = (Precision.INT8_WEIGHT, Precision.INT4)
 
 
@@ -159,8 +178,9 @@ def quantized(folder: Path, bundle: Path, precision: Precision) -> dict[str, Any
 
 
 def positions(checkpoint: Path) -> int:
-    """Room for one picture and an answer."""
-    return int(-(-(family_of(checkpoint).read_config(checkpoint).most_picture_tokens + 256) // 256) * 256)
+    """Room for one picture, the largest that an export takes by itself, and an answer."""
+    model = family_of(checkpoint).read_config(checkpoint)
+    return -(-(within(model, usual_limits(model)).most_picture_tokens + 256) // 256) * 256
 
 
 def write_checkpoint(folder: Path, shape: Shape) -> int:
@@ -190,19 +210,20 @@ def _spread(name: str, dims: tuple[int, ...], layers: int) -> float:
     """Standard deviation: activations stay O(1) at any depth."""
     if len(dims) == 1:
         return 0.1
-    if "embed" in name:
+    if "embed" in name and len(dims) == 2:  # a table
         return 1 / math.sqrt(dims[-1])
-    onto_residual = name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight"))
+    onto_residual = name.endswith(_ONTO_RESIDUAL)
     return 1 / math.sqrt((2 * layers if onto_residual else 1) * math.prod(dims[1:]))
 
 
 def _write_tokenizer(path: Path, shape: Shape) -> None:
     """A small vocabulary, whose placeholder has the id that the config says."""
-    wanted, last = shape.config.get("image_token_index", shape.config.get("image_token_id")), 999
+    wanted = shape.config.get("image_token_index", shape.config.get("image_token_id"))
+    last = 899  # pairs of letters make no more
     content = json.loads(shape.tokenizer(path, last + 1, last).read_text())
-    content["model"]["vocab"]["<image>"] = wanted
+    content["model"]["vocab"][shape.placeholder] = wanted
     for token in content["added_tokens"]:
-        token["id"] = wanted if token["content"] == "<image>" else token["id"]
+        token["id"] = wanted if token["content"] == shape.placeholder else token["id"]
     path.write_text(json.dumps(content, ensure_ascii=False))
 
 
@@ -215,13 +236,23 @@ class PicturePrompt(Prompt):
         noise = Image.fromarray(random.integers(0, 256, (*PICTURE_ROWS_COLUMNS, 3), dtype=np.uint8))
         inputs, step = kind.preprocess(noise, model), engine.limits.max_images
         self.runs = [[tiles(inputs, at, at + step)] for at in range(0, tile_count(inputs), step)]
-        tokens = tile_count(inputs) * model.tile_tokens
+        tokens = tile_count(inputs) * model.tokens_of(patch_count(inputs, model))
         count = tokens + TEXT_TOKENS
         self.ids = random.integers(5, 900, count)
         self.rows = np.full(count, -1)
         self.rows[:tokens] = np.arange(tokens)
         prefix = 0 if model.generation.chat_format.converses else count
-        self.table = kind.position_table(model.decoder, PromptShape(count, prefix), engine.limits.max_seq_tokens)
+        shape = PromptShape(count, prefix, _placed(model, tokens))
+        self.table = kind.position_table(model.decoder, shape, engine.limits.max_seq_tokens)
+
+
+def _placed(model: ModelConfig, tokens: int) -> tuple[ImageSpan, ...]:
+    """Rows and columns of the picture's tokens, where positions depend on them."""
+    if not isinstance(model.pictures, AnySize):
+        return ()
+    rows, columns = (round(length / model.any_size.token_pixels) for length in PICTURE_ROWS_COLUMNS)
+    assert rows * columns == tokens, "the picture lies within the bounds"
+    return (ImageSpan(0, tokens, 0, (1, rows, columns)),)
 
 
 def measured(bundle: Bundle, precision: Precision) -> dict[str, Any]:

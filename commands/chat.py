@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from vlm_trt.bundle.errors import PromptError, UsageError, VlmTrtError
-from vlm_trt.commands.generate import load_with, show_end
+from vlm_trt.commands.generate import load_with, look_of, show_end
 from vlm_trt.commands.interrupt import forget
 from vlm_trt.commands.shown import read_images, read_shown, read_videos
 from vlm_trt.commands.terminal import printable, say, standard_input
 from vlm_trt.commands.typed_paths import complete_with, completed, typed_paths
 from vlm_trt.families.clips import Video
-from vlm_trt.families.messages import Detail, Image, Part, Text
+from vlm_trt.families.messages import Image, Look, Part, Text
 from vlm_trt.runtime.chat import Chat
 from vlm_trt.runtime.model import Answer, VisionLanguageModel
 
@@ -25,13 +25,11 @@ HELP = """/image PATH   add a picture to the next turn; tab completes the path, 
 /quit         leave (or Ctrl-D)"""
 
 
-def run(
-    bundle: Path, images: Sequence[Path], videos: Sequence[Path], detail: str, system: str | None, **rest: Any
-) -> None:
+def run(bundle: Path, images: Sequence[Path], videos: Sequence[Path], system: str | None, **rest: Any) -> None:
     standard_input()
-    looked_at = Detail(detail)
-    pending = read_shown(images, videos, looked_at)
-    model, options = load_with(bundle, **rest)
+    look, rest = look_of(**rest)
+    pending = read_shown(images, videos, look)
+    model, options = load_with(bundle, look, **rest)
     if not model.manifest.model.generation.chat_format.converses:
         raise UsageError(f"{bundle} is of a base model, which answers one text and does not chat; use generate")
     complete_with(completed_lines)  # arrow keys and a history at the prompt, too
@@ -53,7 +51,7 @@ def run(
                 chat, pending = Chat(model, system), []
                 click.echo("The conversation is forgotten.")
             case "/image" | "/video":
-                pending += _named(command, argument.strip(), looked_at)
+                pending += _named(command, argument.strip(), look)
             case _ if command.startswith("/"):
                 click.echo(f"{command} is no command; /help lists them, and a turn may not start with a slash")
             case _:
@@ -84,12 +82,12 @@ def _typed() -> str | None:
         raise PromptError(f"what was typed is no UTF-8 text ({error.reason}); convert it") from None
 
 
-def _named(command: str, typed: str, detail: Detail) -> Sequence[Image | Video]:
+def _named(command: str, typed: str, look: Look) -> Sequence[Image | Video]:
     """The pictures or videos at the paths typed, or nothing and a line that says why."""
     found: Sequence[Image | Video]
     try:
         paths = typed_paths(typed, command)
-        found = read_images(paths, detail) if command == "/image" else read_videos(paths)
+        found = read_images(paths, look) if command == "/image" else read_videos(paths)
     except UsageError as error:
         click.echo(printable(str(error)))
         return []

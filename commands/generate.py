@@ -9,11 +9,14 @@ from typing import Any
 
 import click
 
+from vlm_trt.bundle.config import within
 from vlm_trt.bundle.errors import PromptError
+from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.draw import require_drawable, write_drawing
 from vlm_trt.commands.shown import read_shown
 from vlm_trt.commands.terminal import printable, say, standard_input
-from vlm_trt.families.messages import Detail, Message, Part, Text
+from vlm_trt.families.looks import looking
+from vlm_trt.families.messages import AS_IT_IS, Detail, Look, Message, Part, Text
 from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.model import Answer, VisionLanguageModel
 from vlm_trt.runtime.options import Options
@@ -24,18 +27,18 @@ def run(
     prompt: str,
     images: Sequence[Path],
     videos: Sequence[Path],
-    detail: str,
     draw: Path | None,
     as_json: bool,
     quiet: bool,
     system: str | None,
     **rest: Any,
 ) -> None:
-    shown = read_shown(images, videos, Detail(detail))
+    look, rest = look_of(**rest)
+    shown = read_shown(images, videos, look)
     parts: list[Part] = [*shown, Text(_standard_input() if prompt == "-" else prompt)]
     if draw is not None:
         require_drawable(draw, images, parts)
-    model, options = load_with(bundle, **rest)
+    model, options = load_with(bundle, look, **rest)
     messages = [Message("user", tuple(parts))]
     if system is not None:
         messages.insert(0, Message("system", (Text(system),)))
@@ -51,11 +54,25 @@ def run(
         write_drawing(answer, parts, draw)
 
 
+def look_of(detail: str, min_pixels: int | None, max_pixels: int | None, **rest: Any) -> tuple[Look, dict[str, Any]]:
+    """How pictures are looked at, and the other options."""
+    return Look(Detail(detail), min_pixels, max_pixels), rest
+
+
 def load_with(
-    bundle: Path, precision: str | None, backend: str, threads: int | None, unverified: bool, **sampling: Any
+    bundle: Path,
+    look: Look,
+    precision: str | None,
+    backend: str,
+    threads: int | None,
+    unverified: bool,
+    **sampling: Any,
 ) -> tuple[VisionLanguageModel, Options]:
     """The model and the options that `generate` and `chat` share; wrong options are refused before it is loaded."""
     options = Options(**sampling)
+    if look != AS_IT_IS:
+        manifest = Bundle.open(bundle).manifest
+        looking(within(manifest.model, manifest.limits), look)
     model = load(bundle, precision=precision, backend=backend, threads=threads, allow_unverified=unverified)
     if unverified:
         say(f"warning: {model.engine.precision} graphs are used without being verified")

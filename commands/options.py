@@ -89,6 +89,8 @@ plan_options = with_options(
     ),
     click.option("--max-seq-tokens", type=POSITIONS, help="Cache length.  [default: the export's]"),
     click.option("--max-batch", type=SEQUENCES, help="Sequences at once.  [default: the export's]"),
+    click.option("--min-pixels", type=PIXELS, help="Of pictures of any size.  [default: the export's]"),
+    click.option("--max-pixels", type=PIXELS, help="Of pictures of any size.  [default: the export's]"),
     click.option("--target", type=TEXT, help="The GPU it runs on, such as L4 or A100-80GB."),
     click.option(
         "--ram-gib", type=GIBIBYTES, help="Of the host that exports, verifies and builds.  [default: this one's]"
@@ -160,6 +162,8 @@ answer_options = with_options(
         show_default=True,
         help="Of pictures, for models that cut them into tiles: the whole alone, or tiles too.",
     ),
+    click.option("--min-pixels", type=PIXELS, help="Smaller pictures of any size are enlarged.  [default: BUNDLE's]"),
+    click.option("--max-pixels", type=PIXELS, help="Larger pictures of any size are reduced.  [default: BUNDLE's]"),
     click.option("--system", type=TEXT, help="System text.  [default: the model's own]"),
     click.option("--max-new-tokens", type=NEW_TOKENS, help="Longest answer.  [default: the model's]"),
     click.option("--greedy", is_flag=True, default=None, help="Always take the likeliest token."),

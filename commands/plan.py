@@ -14,6 +14,7 @@ import click
 from vlm_trt.bundle.config import Limits, ModelConfig, require_limits, usual_limits, within
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.manifest import Manifest
+from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.bundle.signature import DTYPE_BYTES, FLOATS, WEIGHTED, Component, Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.commands.terminal import say, size, table
@@ -58,12 +59,18 @@ def run(
     stages: Sequence[str],
     max_seq_tokens: int | None,
     max_batch: int | None,
+    min_pixels: int | None,
+    max_pixels: int | None,
     as_json: bool,
     **given: Any,
 ) -> None:
     model, known, manifest = _model(path)
     limits = replace(
-        known, max_seq_tokens=max_seq_tokens or known.max_seq_tokens, max_batch=max_batch or known.max_batch
+        known,
+        max_seq_tokens=max_seq_tokens or known.max_seq_tokens,
+        max_batch=max_batch or known.max_batch,
+        min_pixels=min_pixels or known.min_pixels,
+        max_pixels=max_pixels or known.max_pixels,
     )
     require_limits(model, limits)
     asked, machine = Asked(model, limits, manifest), _machine(path, **given)
@@ -148,8 +155,8 @@ def _bytes_of(weight: Weight, precision: Precision) -> int:
 
 
 def _alternatives(asked: Asked, precision: Precision) -> Iterator[tuple[str, Plan]]:
-    """Other settings, the nearest first: fewer sequences, a shorter cache, half precision, 8 and 4 bits, and those
-    together."""
+    """Other settings, the nearest first: fewer sequences, a shorter cache, smaller pictures, half precision, 8 and 4
+    bits, and those together."""
     limits = asked.limits
     narrower = (Precision.FP16, *(() if precision is Precision.FP32 else (precision,)))
     others = (*(narrower if precision.quantization is None else ()), Precision.INT8_WEIGHT_FP16, Precision.INT4_FP16)
@@ -165,14 +172,29 @@ def _alternatives(asked: Asked, precision: Precision) -> Iterator[tuple[str, Pla
             words += [f"--max-seq-tokens {length}"] if length != limits.max_seq_tokens else []
             if words:
                 yield " ".join(words), asked.plan(one, replace(limits, max_batch=batch, max_seq_tokens=length))
+        for pixels in _smaller(asked):
+            words = [f"--precision {one}"] if one is not precision else []
+            words.append(f"--max-pixels {pixels}")
+            yield " ".join(words), asked.plan(one, replace(limits, max_pixels=pixels))
+
+
+def _smaller(asked: Asked) -> Iterator[int]:
+    """Smaller bounds of pictures of any size, the largest first: in steps of an eighth, whole tokens."""
+    rule = within(asked.model, asked.limits).pictures
+    if not isinstance(rule, AnySize):
+        return
+    pixels, token = rule.max_pixels, asked.model.any_size.token_pixels**2
+    while (pixels := pixels * 7 // 8 // token * token) >= max(rule.min_pixels, token):
+        yield pixels
 
 
 def _show(path: Path, plans: Mapping[Precision, Plan], machine: Machine) -> None:
     columns = list(plans.values())
     limits = columns[0].limits
+    bounds = f" of up to {limits.max_pixels} pixels" if limits.max_pixels is not None else ""
     click.echo(
         f"{path}: {limits.max_seq_tokens} positions, {limits.max_batch} sequences at once, {limits.max_images} "
-        "pictures per run\n"
+        f"pictures per run{bounds}\n"
     )
     rows: list[tuple[str, ...]] = [
         (f"weights, {component.replace('_', ' ')}", *(size(one.weight_bytes[component]) for one in columns))
@@ -181,6 +203,7 @@ def _show(path: Path, plans: Mapping[Precision, Plan], machine: Machine) -> None
     rows += [
         ("cache of one sequence", *(size(one.kv_bytes_per_sequence) for one in columns)),
         (f"cache of {limits.max_batch}", *(size(one.kv_bytes) for one in columns)),
+        (f"scores of {columns[0].patches} patches", *(size(one.score_bytes) for one in columns)),
         *_stage_rows(columns),
         ("run: device memory", *(size(one.vram_bytes) for one in columns)),
     ]

@@ -7,23 +7,23 @@ import click
 
 from vlm_trt.families.clips import Video
 from vlm_trt.families.images import decode_image, read_picture
-from vlm_trt.families.messages import Detail, Image
+from vlm_trt.families.messages import AS_IT_IS, Image, Look
 from vlm_trt.families.videos import read_video, require_decodable
 
 ORDER = "vlm_trt.shown"  # in a context's `meta`: the options of pictures and videos, as they were typed
 
 
-def read_shown(images: Sequence[Path], videos: Sequence[Path], detail: Detail) -> list[Image | Video]:
+def read_shown(images: Sequence[Path], videos: Sequence[Path], look: Look) -> list[Image | Video]:
     """Pictures and videos in the order they were typed in.
 
     Args:
         images: the pictures' files.
         videos: the videos' files.
-        detail: how much of the pictures is looked at.
+        look: how the pictures are looked at.
     Raises:
         ImageError, VideoError: a file cannot be read, or holds none.
     """
-    pictures: Iterator[Image | Video] = iter(read_images(images, detail))
+    pictures: Iterator[Image | Video] = iter(read_images(images, look))
     clips: Iterator[Image | Video] = iter(read_videos(videos))
     context = click.get_current_context(silent=True)
     order = [] if context is None else context.meta.get(ORDER, [])
@@ -32,12 +32,12 @@ def read_shown(images: Sequence[Path], videos: Sequence[Path], detail: Detail) -
     return [next(pictures if name == "--image" else clips) for name in order]
 
 
-def read_images(paths: Sequence[Path], detail: Detail = Detail.AUTO) -> list[Image]:
+def read_images(paths: Sequence[Path], look: Look = AS_IT_IS) -> list[Image]:
     """The pictures of those files, decoded once to see that they can be: loading a bundle may take much longer.
 
     Args:
         paths: of the files.
-        detail: how much of them is looked at.
+        look: how they are looked at.
     Raises:
         ImageError: a file cannot be read, or holds no picture.
     """
@@ -45,7 +45,7 @@ def read_images(paths: Sequence[Path], detail: Detail = Detail.AUTO) -> list[Ima
     for path in paths:
         data = read_picture(path)
         decode_image(data, str(path))
-        images.append(Image(data, path.name, detail))
+        images.append(Image(data, path.name, look.detail, look.min_pixels, look.max_pixels))
     return images
 
 

@@ -16,7 +16,7 @@ FLOATS = click.Choice(["fp32", "fp16", "bf16"])
 PRECISIONS = click.Choice([str(precision) for precision in Precision])
 COMPONENTS = click.Choice([str(component) for component in Component])
 BACKENDS = click.Choice(["auto", "tensorrt", "tensorrt-rtx", "cuda", "cuda-graph", "cpu"])
-STAGES = click.Choice(["export", "verify", "build", "run"])
+STAGES = click.Choice(["export", "verify", "build", "run", "cpu"])
 DETAILS = click.Choice(["auto", "low", "high"])
 BUILDERS = click.Choice(["tensorrt", "tensorrt-rtx"])
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.bundle.needs import Needs
+from vlm_trt.bundle.picture_memory import activation_bytes, cpu_bytes, score_bytes
 from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
 from vlm_trt.engines.gpus import Gpu
 
@@ -28,6 +29,11 @@ ENGINE_SIZE = 1.03
 BUILD_SECONDS_PER_LAYER, BUILD_BYTES_PER_SECOND = 0.2, 100e6
 # Device memory beside weights and cache: the CUDA context, kernels, and the buffers between them.
 DEVICE_BASE_BYTES = int(0.6 * GIB)
+# Answering on the CPU: Python with ONNX Runtime; copies of the weights that a loaded bundle has. Those in fp32 are
+# mapped, in fp16 widened, in 8 and 4 bits packed anew (docs/families.md, LLaVA-1.5 7B: 9.9 of 6.9 GiB, 7.6 of 4.1 GiB).
+CPU_BASE_BYTES = int(0.25 * GIB)
+CPU_COPIES = {None: 1.0, "int8": 1.45, "int8-weight": 1.45, "int4": 1.9, "fp8": 1.45}
+CPU_WIDENED = 2.0
 
 
 class Stage(StrEnum):
@@ -36,7 +42,8 @@ class Stage(StrEnum):
     EXPORT = "export"  # with the graphs that are quantized, if any
     VERIFY = "verify"
     BUILD = "build"
-    RUN = "run"
+    RUN = "run"  # on a device
+    CPU = "cpu"  # answering on the host, with ONNX Runtime
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ class Plan:
     weight_bytes: dict[Component, int]
     kv_bytes_per_sequence: int
     activation_bytes: int
+    patches: int  # of the largest picture
+    score_bytes: int  # of a run of such pictures, where attention writes them to memory
     needs: Mapping[Stage, Needs]  # of the host; running needs a device
     step_bytes: int  # that a decode step of the whole batch must move
 
@@ -104,20 +113,27 @@ def plan(
         verification: what it takes.
         float_bytes: weights of the graphs that are exported where these are quantized from them; None: these are.
     """
-    decoder, vision = model.decoder, model.vision
+    decoder = model.decoder
     size = DTYPE_BYTES[precision.dtype]
     position = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * size
     kv = position * limits.max_seq_tokens
     # The sampler makes three tensors as large as the logits: scaled ones, and probabilities of both.
     logits = limits.max_batch * decoder.vocab_size * 4
-    # Widest at once: the gated MLP of a whole prompt, or the MLP of a run of pictures; input, output and both halves.
+    # Widest at once: the gated MLP of a whole prompt, or the MLP of a run of pictures.
     prompt = limits.max_seq_tokens * (4 * decoder.hidden + 2 * decoder.mlp_width) * 4
-    pictures = limits.max_images * within(model, limits).most_patches * (4 * vision.width + vision.mlp_width) * 4
-    layers = decoder.layers + vision.layers + 1
+    patches = within(model, limits).most_patches
+    pictures = activation_bytes(model, patches, limits.max_images)
+    scores = score_bytes(model, patches, limits.max_images)
+    # TensorRT fuses attention in half precision only.
+    on_device = pictures + (scores if precision.floating is Precision.FP32 else 0)
+    activations = max(prompt, on_device, 3 * logits) + logits
+    layers = decoder.layers + model.vision.layers + 1
+    seen = cpu_bytes(model, patches, limits.max_images)
     needs = {
         Stage.EXPORT: _export(sum(weight_bytes.values()), float_bytes, layers),
         Stage.VERIFY: verification,
         Stage.BUILD: _build(weight_bytes, precision, layers),
+        Stage.CPU: _cpu(sum(weight_bytes.values()), precision, kv * limits.max_batch + max(prompt, seen)),
     }
     unread = decoder.unread_values(quantized=precision.quantization is not None) * size
     return Plan(
@@ -125,7 +141,9 @@ def plan(
         limits=limits,
         weight_bytes=dict(weight_bytes),
         kv_bytes_per_sequence=kv,
-        activation_bytes=max(prompt, pictures, 3 * logits) + logits,
+        activation_bytes=activations,
+        patches=patches,
+        score_bytes=scores,
         needs=needs,
         step_bytes=weight_bytes[Component.DECODER] - unread + kv * limits.max_batch,
     )
@@ -151,6 +169,18 @@ def _build(weight_bytes: Mapping[Component, int], precision: Precision, layers: 
     )
 
 
+def _cpu(weight_bytes: int, precision: Precision, run_bytes: int) -> Needs:
+    """Of a loaded bundle that answers.
+
+    Args:
+        weight_bytes: of all graphs.
+        precision: theirs.
+        run_bytes: the cache, and what the widest run takes.
+    """
+    copies = CPU_WIDENED if precision is Precision.FP16 else CPU_COPIES[precision.quantization]
+    return Needs(ram_bytes=CPU_BASE_BYTES + int(copies * weight_bytes) + run_bytes)
+
+
 def build_ram_bytes(weight_bytes: int, precision: Precision) -> int:
     """Memory that building the engine of a graph with that many bytes of weights takes."""
     copies = INT4_BUILD_COPIES if precision.quantization == "int4" else BUILD_COPIES
@@ -162,7 +192,12 @@ def engine_bytes(weight_bytes: int) -> int:
     return int(ENGINE_SIZE * weight_bytes)
 
 
-_DOING = {Stage.EXPORT: "exporting", Stage.VERIFY: "verifying", Stage.BUILD: "building"}
+_DOING = {
+    Stage.EXPORT: "exporting",
+    Stage.VERIFY: "verifying",
+    Stage.BUILD: "building",
+    Stage.CPU: "answering on the CPU",
+}
 
 
 def shortfalls(asked: Plan, machine: Machine, stages: Sequence[Stage] = tuple(Stage)) -> list[str]:
@@ -177,9 +212,13 @@ def shortfalls(asked: Plan, machine: Machine, stages: Sequence[Stage] = tuple(St
     needs = {stage: asked.needs[stage] for stage in stages if stage in asked.needs}
     for stage, one in needs.items():
         if machine.ram_bytes is not None and one.ram_bytes > machine.ram_bytes:
+            among = _among(asked) if stage is Stage.CPU else ""
             found.append(
-                f"{_DOING[stage]} needs {_gib(one.ram_bytes)} of memory and the host has {_gib(machine.ram_bytes)}"
+                f"{_DOING[stage]} needs {_gib(one.ram_bytes)} of memory{among} and the host has "
+                f"{_gib(machine.ram_bytes)}"
             )
+    if Stage.CPU in stages and asked.precision.floating is Precision.BF16:
+        found.append("bf16 does not run on the CPU")
     disk = sum(one.disk_bytes for one in needs.values())
     if machine.disk_bytes is not None and disk > machine.disk_bytes:
         what = " and ".join(
@@ -188,13 +227,22 @@ def shortfalls(asked: Plan, machine: Machine, stages: Sequence[Stage] = tuple(St
         found.append(f"{what} need {_gib(disk)} of disk and {_gib(machine.disk_bytes)} are free")
     device = "device" if machine.gpu is None else machine.gpu.name
     if Stage.RUN in stages and machine.device_bytes is not None and asked.vram_bytes > machine.device_bytes:
+        among = _among(asked) if asked.precision.floating is Precision.FP32 else ""
         found.append(
-            f"running needs {_gib(asked.vram_bytes)} of device memory and the {device} has {_gib(machine.device_bytes)}"
+            f"running needs {_gib(asked.vram_bytes)} of device memory{among} and the {device} has "
+            f"{_gib(machine.device_bytes)}"
         )
     if {Stage.RUN, Stage.BUILD} & set(stages) and machine.gpu is not None:
         capability = machine.gpu.lacks(asked.precision)
         found += [f"{asked.precision} needs {capability} and the {device} is {machine.gpu.target}"] * bool(capability)
     return found
+
+
+def _among(asked: Plan) -> str:
+    """How much of it the largest pictures take, where that is much."""
+    if asked.score_bytes < GIB:
+        return ""
+    return f" ({_gib(asked.score_bytes)} of it for attention within pictures of {asked.patches} patches)"
 
 
 def require_fit(

@@ -139,13 +139,20 @@ def _limits(model: ModelConfig, choices: Choices, existing: Bundle | None) -> Li
         choices.min_pixels or defaults.min_pixels,
         choices.max_pixels or defaults.max_pixels,
     )
-    if known is not None and limits != known:
+    if existing is not None and limits != known:
         raise UsageError(
-            f"{existing.path if existing else ''} is built for {known.max_seq_tokens} positions, {known.max_batch} "
-            f"sequences and {known.max_images} pictures; leave the limits out, or export to another folder"
+            f"{existing.path} is built for {_in_words(existing.manifest.limits)}, and {_in_words(limits)} are asked "
+            "for; leave the limits out, or export to another folder"
         )
     require_limits(model, limits)
     return limits
+
+
+def _in_words(limits: Limits) -> str:
+    found = [f"{limits.max_seq_tokens} positions", f"{limits.max_batch} sequences", f"{limits.max_images} pictures"]
+    if limits.min_pixels is not None and limits.max_pixels is not None:
+        found[-1] += f" of {limits.min_pixels} to {limits.max_pixels} pixels"
+    return f"{', '.join(found[:-1])} and {found[-1]}"
 
 
 def _require_same_source(existing: Bundle, checkpoint: Checkpoint, kind: Family) -> None:

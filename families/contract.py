@@ -12,7 +12,7 @@ from PIL.Image import Image as Picture
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
 from vlm_trt.bundle.parts import FrameTower, WindowTower
 from vlm_trt.families.clips import Clip, FrameRule
-from vlm_trt.families.messages import Answered, Detail, Message, Prompt, PromptShape
+from vlm_trt.families.messages import AS_IT_IS, Answered, Look, Message, Prompt, PromptShape
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.families.weights import WeightMap
 
@@ -48,22 +48,34 @@ def tiles(pictures: PictureInputs, start: int, stop: int) -> PictureInputs:
 Size = tuple[int, int]  # width and height, pixels
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A picture, or a video's frames, that an answer may name places of."""
+
+    size: Size  # of the original, or of the frames as they are looked at
+    look: Look | None = AS_IT_IS  # None: of frames
+
+
 Parser = Callable[[str, Sequence[Size]], Answered]
 
 
-def of_any_model(parse: Parser) -> Callable[[str, Sequence[Size], ModelConfig], Answered]:
-    """A parser of answers in which nothing depends on the model's sizes."""
-    return lambda text, sizes, _: parse(text, sizes)
+def of_any_model(parse: Parser) -> Callable[[str, Sequence[Seen], ModelConfig], Answered]:
+    """A parser of answers in which nothing depends on the size that the model sees a picture in."""
+    return lambda text, pictures, _: parse(text, [one.size for one in pictures])
 
 
-def answered_in_words(text: str, sizes: Sequence[Size], model: ModelConfig) -> Answered:
+def answered_in_words(text: str, pictures: Sequence[Seen], model: ModelConfig) -> Answered:
     """The answer as it is, of a model that writes about places in words."""
     return Answered(text, ())
 
 
 class Preprocess(Protocol):
-    def __call__(self, picture: Picture, model: ModelConfig, detail: Detail = Detail.AUTO) -> PictureInputs:
-        """What the vision encoder is given of an RGB picture of any size."""
+    def __call__(self, picture: Picture, model: ModelConfig, look: Look = AS_IT_IS) -> PictureInputs:
+        """What the vision encoder is given of an RGB picture of any size.
+
+        Raises:
+            PromptError: the model cannot look at it so.
+        """
 
 
 class Tokenizer(Protocol):
@@ -110,15 +122,15 @@ class Family:
     continue_text: Callable[[str, Any, ModelConfig, int], Prompt]  # a text as it is, without the form of a conversation
     preprocess: Preprocess
     position_table: Callable[[DecoderConfig, PromptShape, int], PositionTable]
-    parse_answer: Callable[[str, Sequence[Size], ModelConfig], Answered]  # the text, its pictures' sizes
+    parse_answer: Callable[[str, Sequence[Seen], ModelConfig], Answered]  # the text, the conversation's pictures
     # How answers name places: a name and boxes (left, top, right, bottom as shares of the picture's sides); None where
     # the model was not taught to.
     write_places: Callable[[str, Sequence[tuple[float, float, float, float]]], str] | None = None
     watching: Watching | None = None  # None: it takes no video
 
     def parser(self, model: ModelConfig) -> Parser:
-        """What reads answers of that model, with the sizes of the conversation's pictures."""
-        return lambda text, sizes: self.parse_answer(text, sizes, model)
+        """What reads answers of that model about pictures of those sizes, looked at as they are by default."""
+        return lambda text, sizes: self.parse_answer(text, [Seen(size) for size in sizes], model)
 
     @property
     def source_files(self) -> tuple[str, ...]:

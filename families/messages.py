@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.errors import ImageError, PromptError, UsageError
+from vlm_trt.bundle.picture_rules import PIXELS
 from vlm_trt.families.clips import Clip, Frames, Video
 from vlm_trt.families.images import picture_size
 
@@ -34,14 +35,45 @@ class Detail(StrEnum):
 
 
 @dataclass(frozen=True)
+class Look:
+    """How a picture is looked at, as far as a request says it; what it leaves open is the bundle's."""
+
+    detail: Detail = Detail.AUTO
+    # Of a picture of any size: the smallest and the largest area that it is brought to, within the bundle's bounds.
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, pixels in (("min_pixels", self.min_pixels), ("max_pixels", self.max_pixels)):
+            if pixels is not None and (type(pixels) is not int or pixels not in PIXELS):
+                raise PromptError(f"{name} is {pixels!r}; give a whole number of pixels, {PIXELS}")
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise PromptError(
+                f"min_pixels is {self.min_pixels}, beyond the max_pixels of {self.max_pixels}; give a smaller one"
+            )
+
+    @property
+    def key(self) -> bytes:
+        """Nothing where a request says nothing."""
+        return b"" if self == AS_IT_IS else f"{self.detail} {self.min_pixels} {self.max_pixels}".encode()
+
+
+AS_IT_IS = Look()
+
+
+@dataclass(frozen=True)
 class Image:
     """An encoded picture (PNG, JPEG, …). `name` is written into the prompt's image span and changes no answer."""
 
     data: bytes = field(repr=False)
     name: str = ""
     detail: Detail = Detail.AUTO
+    min_pixels: int | None = None  # as `Look` has them
+    max_pixels: int | None = None
+    look: Look = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "look", Look(self.detail, self.min_pixels, self.max_pixels))
         if not isinstance(self.data, bytes):
             raise ImageError(
                 f"a picture is the bytes of a PNG or JPEG file and not {_kind(self.data)}; read the file, as with "
@@ -56,7 +88,7 @@ class Image:
     @property
     def key(self) -> bytes:
         """What its features are known by: the picture, and how it is looked at."""
-        return self.digest + (b"" if self.detail is Detail.AUTO else self.detail.encode())
+        return self.digest + self.look.key
 
     @cached_property
     def size(self) -> tuple[int, int]:

@@ -54,4 +54,4 @@ def inputs_of(shown: Shown, family: Family, model: ModelConfig) -> tuple[tuple[i
         assert family.watching is not None, "only a family that takes videos makes a clip"
         return shown.size, family.watching.preprocess(shown, model)
     picture = decode_image(shown.data, shown.name)
-    return picture.size, family.preprocess(picture, model, shown.detail)
+    return picture.size, family.preprocess(picture, model, shown.look)

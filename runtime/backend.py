@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.signature import DTYPE_BYTES, Precision
 from vlm_trt.bundle.store import Bundle
@@ -159,6 +160,13 @@ class Backend(Protocol):
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """Zeroed memory where the backend computes."""
+
+    def require_room(self, model: ModelConfig, patches: int, images: int) -> None:
+        """
+        Raises:
+            ResourceError: there is less memory than the tower takes for images of so many patches, where it is the
+                host's: the system would end the process in the middle.
+        """
 
     def upload(self, array: Array, dtype: str) -> Buffer:
         """Host values where the backend computes; on the CPU the array itself, without a copy."""

@@ -73,11 +73,14 @@ class Engine:
 
         Args:
             pictures: preprocessed; together at most `limits.max_images` tiles, all of one shape.
+        Raises:
+            ResourceError: there is no memory for them.
         """
         arrays = {name: np.ascontiguousarray(array) for name, array in stacked(pictures).items()}
         images = tile_count(arrays)
         assert images <= self.limits.max_images
         shape = (images, patch_count(arrays, self.model), self.model.vision.width)
+        self.backend.require_room(self.model, shape[1], images)
         features = self.backend.allocate(shape, self.precision.dtype)
         inputs = {name: _bound(array) for name, array in arrays.items()}
         self.sessions[Component.VISION_ENCODER].run(inputs, {"vision_features": features.rows(0, images)})

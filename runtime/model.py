@@ -6,8 +6,10 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from vlm_trt.bundle.manifest import Manifest
+from vlm_trt.families.contract import Seen
 from vlm_trt.families.family import Family, Tokenizer
-from vlm_trt.families.messages import Conversation, Grounding, Message, Prompt, turns_of
+from vlm_trt.families.looks import looking
+from vlm_trt.families.messages import Conversation, Grounding, Image, Message, Prompt, turns_of
 from vlm_trt.families.watching import watched
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.generate import Generator
@@ -166,13 +168,17 @@ class VisionLanguageModel:
         return self._family.continue_text(text, self.tokenizer, self.engine.model, limits.max_seq_tokens)
 
     def build_prompt(self, conversation: Sequence[Message]) -> Prompt:
-        """The conversation as token ids; its pictures are not looked at. Of its videos frames are, in any thread.
+        """The conversation as token ids; of its pictures no more than their sizes are read, of its videos frames are.
 
         Raises:
-            PromptError: it is no conversation, does not fit, or has a video that the model takes none of.
+            PromptError: it is no conversation, does not fit, has a picture with bounds beyond the bundle's, or a video
+                that the model takes none of.
             VideoError: a video cannot be used.
         """
         model, positions = self.engine.model, self.engine.limits.max_seq_tokens
+        for part in (part for message in conversation for part in message.parts):
+            if isinstance(part, Image):
+                looking(model, part.look)
         shown = watched(conversation, self._family, model, positions)
         return self._family.build_prompt(shown, self.tokenizer, model, positions)
 
@@ -233,7 +239,9 @@ class VisionLanguageModel:
     def _answer(self, sequence: Generation) -> Answer:
         assert sequence.finish_reason is not None
         sizes = tuple(image.size for image in sequence.images)
-        parsed = self._family.parse_answer(sequence.text, sizes, self.engine.model)
+        looks = (one.look if isinstance(one, Image) else None for one in sequence.request.prompt.images)
+        pictures = [Seen(*one) for one in zip(sizes, looks, strict=True)]
+        parsed = self._family.parse_answer(sequence.text, pictures, self.engine.model)
         return Answer(
             text=sequence.text,
             plain_text=parsed.plain_text,

@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import ResourceError, VlmTrtError
+from vlm_trt.bundle.host import available_bytes
+from vlm_trt.bundle.picture_memory import cpu_bytes, fitting_pixels
+from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle, precision_of
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding, StepShapes, bind_host, host_view
@@ -40,6 +44,7 @@ class CpuBackend:
     )
     steps = StepShapes.CLOSE
     overlaps = False  # both would want the same cores
+    _held_bytes = 0  # what the largest run of pictures took: ONNX Runtime keeps it for the next
 
     def __init__(self, threads: int | None = None, *, prepack: bool | None = None, grouped: bool | None = None) -> None:
         """
@@ -57,6 +62,21 @@ class CpuBackend:
             return HostBuffer(np.zeros(shape, dtype=NUMPY_DTYPES[dtype]), dtype)
         except MemoryError as error:
             raise explained(error, f"{shape} of {dtype}") from error
+
+    def require_room(self, model: ModelConfig, patches: int, images: int) -> None:
+        available, needed = available_bytes(), cpu_bytes(model, patches, images)
+        if available is None or needed - self._held_bytes <= available:
+            self._held_bytes = max(self._held_bytes, needed)
+            return
+        available += self._held_bytes
+        instead = "use a machine with more"
+        if isinstance(model.pictures, AnySize) and (pixels := fitting_pixels(model, available, images)):
+            instead = f"give a max_pixels of {pixels}, or {instead}"
+        raise ResourceError(
+            f"{images} picture{'s' * (images > 1)} of {patches} patches take{'s' * (images == 1)} about "
+            f"{needed / 2**30:.1f} GiB of memory on the CPU, where attention writes the score of every patch for every "
+            f"other, and {available / 2**30:.1f} GiB are free; {instead}"
+        )
 
     def upload(self, array: Array, dtype: str) -> "HostBuffer":
         return HostBuffer(np.ascontiguousarray(array), dtype)

@@ -7,6 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import IncompatibleError, VlmTrtError
 from vlm_trt.bundle.installation import how_to_install
@@ -49,6 +50,9 @@ class CudaBackend:
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
         return self._memory.buffer(shape, dtype)
+
+    def require_room(self, model: ModelConfig, patches: int, images: int) -> None:
+        """The device refuses what it has no memory for by itself."""
 
     def upload(self, array: Array, dtype: str) -> DeviceBuffer:
         return self._memory.upload(array, dtype)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
@@ -46,6 +47,9 @@ class TensorRtBackend:
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
         return self._memory.buffer(shape, dtype)
+
+    def require_room(self, model: ModelConfig, patches: int, images: int) -> None:
+        """The device refuses what it has no memory for by itself."""
 
     def upload(self, array: Array, dtype: str) -> DeviceBuffer:
         return self._memory.upload(array, dtype)

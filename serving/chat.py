@@ -114,7 +114,8 @@ def conversation(messages: Sequence[ChatMessage], pictures: Iterable[Picture]) -
 
 def _part(part: str | TextPart | ImagePart, pictures: Iterator[Picture]) -> Part:
     if isinstance(part, ImagePart):
-        return Image(next(pictures).data, detail=part.image_url.detail)
+        asked = part.image_url
+        return Image(next(pictures).data, detail=asked.detail, min_pixels=asked.min_pixels, max_pixels=asked.max_pixels)
     return Text(part if isinstance(part, str) else part.text)
 
 

@@ -7,6 +7,7 @@ from secrets import randbits
 from typing import Annotated, Any, Literal, TypeVar
 
 from vlm_trt.bundle.fields import Within
+from vlm_trt.bundle.picture_rules import PIXELS
 from vlm_trt.families.messages import Detail
 from vlm_trt.runtime.options import Options
 from vlm_trt.runtime.requests import MOST_TOP_LOGPROBS
@@ -76,6 +77,9 @@ UNSUPPORTED_IN_COMPLETIONS = _UNSUPPORTED | {"echo": (False,), "suffix": ("",), 
 class ImageUrl:
     url: str
     detail: Detail = Detail.AUTO
+    # Beside what OpenAI's API has: of pictures of any size, bounds of their area within the bundle's.
+    min_pixels: Annotated[int, PIXELS] | None = None
+    max_pixels: Annotated[int, PIXELS] | None = None
 
 
 @dataclass(frozen=True)

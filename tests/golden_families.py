@@ -15,7 +15,7 @@ from tests.families.made_tokenizers import gemma_like, llama_like, qwen2_like, s
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.reading import read_json
 from vlm_trt.families.contract import Family, PictureInputs, tile_count, tiles
-from vlm_trt.families.messages import Detail, Image, ImageSpan, Prompt
+from vlm_trt.families.messages import Detail, Image, ImageSpan, Look, Prompt
 
 FOLDER = Path(__file__).parent / "golden"
 # Golden folder → what makes its tokenizer.json.
@@ -65,7 +65,7 @@ class Recorded:
 
     def inputs(self, kind: Family, model: ModelConfig) -> list[PictureInputs]:
         """What the vision encoder is given, of every tile."""
-        found = [kind.preprocess(PillowImage.fromarray(one), model, self.detail) for one in self.pictures]
+        found = [kind.preprocess(PillowImage.fromarray(one), model, Look(self.detail)) for one in self.pictures]
         return [tiles(one, at, at + 1) for one in found for at in range(tile_count(one))]
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.parts import FrameTower, WindowTower
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.families.contract import Family
+from vlm_trt.families.contract import Family, Seen, Size
+from vlm_trt.families.looks import looking
 from vlm_trt.families.messages import Answered
 from vlm_trt.families.published.agreement import CONFIG_FILE, require_tokenizer
 from vlm_trt.families.published.generation import GENERATION_FILE
@@ -41,11 +41,18 @@ def check_checkpoint(folder: Path, model: ModelConfig) -> None:
     require_tokenizer(folder, model, load_tokenizer, PLACEHOLDER, KIND)
 
 
-def parse_answer(text: str, sizes: Sequence[tuple[int, int]], model: ModelConfig) -> Answered:
-    """An answer about pictures that the model saw in the sizes its own rule makes."""
-    rule, tower = model.pictures, model.vision
-    assert isinstance(rule, AnySize) and isinstance(tower, FrameTower | WindowTower)
-    return parse_json_places(text, sizes, lambda size: resized(size, rule, tower))
+def parse_answer(text: str, pictures: Sequence[Seen], model: ModelConfig) -> Answered:
+    """An answer about pictures, the last of which the model saw in the size that its rule and the look make."""
+    look = pictures[-1].look if pictures else None
+
+    def seen(size: Size) -> Size:
+        if look is None:
+            return size
+        rule = looking(model, look).pictures
+        assert isinstance(rule, AnySize)
+        return resized(size, rule, model.any_size)
+
+    return parse_json_places(text, [one.size for one in pictures], seen)
 
 
 FAMILY = Family(

@@ -18,7 +18,8 @@ from vlm_trt.bundle.errors import ImageError
 from vlm_trt.bundle.parts import FrameTower, WindowTower
 from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.families.contract import PictureInputs
-from vlm_trt.families.messages import Detail
+from vlm_trt.families.looks import looking
+from vlm_trt.families.messages import AS_IT_IS, Look
 from vlm_trt.families.positions import Floats, Ints, rotary_angles
 
 Size = tuple[int, int]  # width and height, pixels
@@ -28,7 +29,7 @@ _LONGEST_ASPECT = 200
 _ROWS_AT_ONCE = 16  # of tokens
 
 
-def preprocess(picture: Image, model: ModelConfig, detail: Detail = Detail.AUTO) -> PictureInputs:
+def preprocess(picture: Image, model: ModelConfig, look: Look = AS_IT_IS) -> PictureInputs:
     """What the tower is given of an RGB picture of any size, all of it with a leading axis of 1.
 
     `pixel_values` [1, patches, patch_values] fp32, columns by colour, frame, row and column; `rope_cos` and `rope_sin`
@@ -37,12 +38,13 @@ def preprocess(picture: Image, model: ModelConfig, detail: Detail = Detail.AUTO)
     Args:
         picture: to be looked at.
         model: its rule and tower.
-        detail: changes nothing; such a model sees every picture as large as it is.
+        look: bounds of its area, within the rule's. Its detail changes nothing: there are no tiles.
     Raises:
         ImageError: it is far longer than wide.
+        PromptError: the bounds are not within the rule's.
     Source: Qwen2VLImageProcessor and get_window_index of transformers, Pillow backend.
     """
-    rule, tower = model.pictures, model.vision
+    rule, tower = looking(model, look).pictures, model.vision
     assert isinstance(rule, AnySize) and isinstance(tower, AnySizeTower)
     scaled = picture.resize(resized(picture.size, rule, tower), Resampling.BICUBIC)
     return tower_inputs([[scaled]], rule, tower)
@@ -93,7 +95,7 @@ def resized(size: Size, rule: AnySize, tower: AnySizeTower) -> Size:
     if found[0] * found[1] > rule.max_pixels:
         raise ImageError(
             f"a picture of {width}×{height} pixels becomes {found[0]}×{found[1]}, beyond the {rule.max_pixels} pixels "
-            "that are taken; cut out what matters"
+            "that are taken; cut out what matters, or let min_pixels and max_pixels lie further apart"
         )
     return found
 

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.parts import FrameTower, WindowTower
 from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.families.clips import Clip
+from vlm_trt.families.looks import looking
 from vlm_trt.families.messages import Image, Message, Prompt, Region, Text
 from vlm_trt.families.prompting import Piece, Placed, Room, encoded, exact_ids, fitted, joined_texts, text_alone
 from vlm_trt.families.qwen2_vl.frames import tiles_of, time_step
@@ -38,7 +38,8 @@ def build_prompt(messages: Sequence[Message], tokenizer: JsonTokenizer, model: M
     Returns:
         As much of the conversation as fits, the oldest turns left out.
     Raises:
-        PromptError: the messages are no conversation, or the last turn does not fit.
+        PromptError: the messages are no conversation, the last turn does not fit, or a picture is to be looked at
+            beyond the model's bounds.
         ImageError: a picture is none, or far longer than wide.
     Source: the chat template of Qwen/Qwen2-VL-2B-Instruct and Qwen2VLProcessor.
     """
@@ -96,13 +97,14 @@ def _written(
 
 def _shown(part: Image | Clip, tokenizer: JsonTokenizer, model: ModelConfig) -> Piece:
     """A picture's or video's tokens, which have a time, a row and a column, and those around them."""
-    rule, tower = model.pictures, model.vision
-    assert isinstance(rule, AnySize) and isinstance(tower, FrameTower | WindowTower)
-    times, step, placeholder = 1, 1.0, PLACEHOLDER
+    tower, times, step, placeholder = model.any_size, 1, 1.0, PLACEHOLDER
     if isinstance(part, Clip):
-        times, step, placeholder = len(tiles_of(part, tower)), time_step(part, rule, tower), VIDEO_PLACEHOLDER
+        assert isinstance(model.pictures, AnySize)
+        times, step, placeholder = len(tiles_of(part, tower)), time_step(part, model.pictures, tower), VIDEO_PLACEHOLDER
         grid = part.size[1] // tower.patch_size, part.size[0] // tower.patch_size
     else:
+        rule = looking(model, part.look).pictures
+        assert isinstance(rule, AnySize)
         grid = grid_of(part.size, rule, tower)
     rows, columns = (count // tower.token_side for count in grid)
     tokens = (tokenizer.id_of(placeholder),) * (times * rows * columns)

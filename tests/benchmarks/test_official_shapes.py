@@ -23,6 +23,12 @@ def test_the_page_is_fresh() -> None:
         ("paligemma2-3b", 3.03),
         ("paligemma2-10b", 9.66),
         ("paligemma2-28b", 27.65),
+        ("smolvlm2-256m", 0.256),
+        ("smolvlm2-500m", 0.507),
+        ("smolvlm2-2.2b", 2.25),
+        ("qwen2-vl-2b", 2.21),
+        ("qwen2.5-vl-3b", 3.75),
+        ("qwen2.5-vl-7b", 8.29),
     ],
 )
 def test_a_shape_is_as_large_as_the_published_one(name: str, billions: float, tmp_path: Path) -> None:

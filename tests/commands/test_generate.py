@@ -212,3 +212,22 @@ def test_unverified_is_said_aloud(verified: Callable[..., Path]) -> None:
     done = vlm_trt("generate", verified("ntk-256"), "hi", "--unverified", "--max-new-tokens", 1)
     assert done.exit_code == 0
     assert "warning: fp32 graphs are used without being verified" in done.stderr
+
+
+def test_bounds_of_pictures(exported: Callable[..., Path]) -> None:
+    """Those of the request, within the bundle's; others are refused before anything is loaded."""
+    bundle = exported("qwen2_vl")
+    asked = ("What?", "--image", PICTURE, "--unverified", "--greedy", "--max-new-tokens", 2, "--json")
+    lengths = [
+        json.loads(vlm_trt("generate", bundle, *asked, *bounds).stdout)["prompt_tokens"]
+        for bounds in ((), ("--max-pixels", 1024), ("--min-pixels", 64, "--max-pixels", 64))
+    ]
+    assert lengths[0] > lengths[1] > lengths[2]
+    for command, stdin in (("generate", None), ("chat", "hi\n")):
+        arguments = asked if command == "generate" else ("--image", PICTURE, "--unverified")
+        beyond = vlm_trt(command, bundle, *arguments, "--max-pixels", 4096, stdin=stdin)
+        assert beyond.exit_code == 2 and "the bundle takes 64 to 2048; stay within them, or export" in beyond.stderr
+        squares = vlm_trt(command, exported("ntk-256"), *arguments, "--min-pixels", 4096, stdin=stdin)
+        assert squares.exit_code == 2 and "are for models that take pictures of any size, and this" in squares.stderr
+    crossed = vlm_trt("generate", bundle, *asked, "--min-pixels", 9, "--max-pixels", 8)
+    assert crossed.exit_code == 2 and "min_pixels is 9, beyond the max_pixels of 8" in crossed.stderr

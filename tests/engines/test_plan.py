@@ -20,7 +20,7 @@ from vlm_trt.bundle.parts import OpenClipTower, ResamplerConnector
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.commands.plan import weight_bytes
 from vlm_trt.engines.gpus import GPUS, capability, gpu_named
-from vlm_trt.engines.plan import GIB, Machine, Plan, plan, require_fit, shortfalls
+from vlm_trt.engines.plan import GIB, Machine, Plan, Stage, plan, require_fit, shortfalls
 from vlm_trt.families.qwen_vl.config import read_config
 
 CHECKPOINT = GOLDEN / "ntk-256" / "checkpoint"
@@ -119,7 +119,8 @@ def test_bf16_is_not_planned_below_sm80(official: ModelConfig) -> None:
     t4, l4 = (Machine(gpu=gpu_named(name)) for name in ("T4", "L4"))
     small = replace(official, decoder=replace(official.decoder, layers=2), vision=replace(official.vision, layers=2))
     bf16 = plan_of(small, Precision.BF16)
-    assert shortfalls(bf16, t4) == ["bf16 needs sm80 and the T4 is sm75"] and shortfalls(bf16, l4) == []
+    run = (Stage.RUN,)
+    assert shortfalls(bf16, t4, run) == ["bf16 needs sm80 and the T4 is sm75"] and shortfalls(bf16, l4, run) == []
     refused = vlm_trt("plan", CHECKPOINT, "--target", "T4", "--precision", "bf16")
     assert refused.exit_code == 8 and "is sm75. --precision fp16 would fit" in refused.output
     assert "needs sm80" in next(line for line in refused.stdout.splitlines() if line.startswith("T4 "))

@@ -58,6 +58,20 @@ def untold(checkpoint: Path) -> None:
     edit(checkpoint, "config.json", lambda raw: raw.update(model_type="florence2"))
 
 
+def test_bounds_of_pictures_that_a_bundle_does_not_have(
+    family_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint, bundle = family_checkpoint("qwen2_5_vl"), tmp_path / "bundle"
+    bounds = ("--max-seq-tokens", 256, "--component", "resampler", "--min-pixels", 128, "--max-pixels", 1024)
+    assert vlm_trt("export", checkpoint, bundle, "--precision", "fp32", *bounds).exit_code == 0
+    refused = vlm_trt("export", checkpoint, bundle, "--precision", "fp16", "--max-pixels", 2048)
+    assert refused.exit_code == 2 and refused.stderr.endswith(
+        "is built for 256 positions, 4 sequences and 1 pictures of 128 to 1024 pixels, and 256 positions, 4 sequences "
+        "and 1 pictures of 128 to 2048 pixels are asked for; leave the limits out, or export to another folder\n"
+    )
+    assert vlm_trt("export", checkpoint, bundle, "--precision", "fp16", "--component", "resampler").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("name", "change", "code", "sentences"),
     [

@@ -1,6 +1,7 @@
 """Pictures of several tiles and of any size: each keeps its own features, whatever it is asked with."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
+from vlm_trt.bundle.config import within
+from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.families.messages import Detail, Image, Message
 from vlm_trt.runtime.backend import to_float32
+from vlm_trt.runtime.chat import Chat
 from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.features import FeatureCache, ImageFeatures
-from vlm_trt.runtime.model import VisionLanguageModel
+from vlm_trt.runtime.model import Answer, VisionLanguageModel
 from vlm_trt.runtime.options import Options
 from vlm_trt.runtime.timing import StageClock
 
@@ -74,6 +78,61 @@ def test_another_size_is_another_number_of_tokens(model: VisionLanguageModel) ->
     conversation = [Message("user", [Image(drawn(70, 45)), "and", Image(drawn(20, 20)), "?"])]
     first, second = model.generate_batch([conversation, conversation], GREEDY)
     assert first.ids == second.ids and first.image_sizes == ((70, 45), (20, 20))
+
+
+@pytest.mark.parametrize("model", ["qwen2_vl", "qwen2_5_vl"], indirect=True)
+def test_bounds_of_a_picture_are_a_picture_of_its_own(model: VisionLanguageModel) -> None:
+    """One picture looked at in three ways, in one process and one conversation: as engines have it that know no other
+    bounds."""
+    data, cache = drawn(70, 45), FeatureCache(model.engine, model._family)
+    looks = [Image(data), Image(data, max_pixels=1024), Image(data, min_pixels=1536, max_pixels=1536)]
+    together = cache.encode(looks, StageClock())
+    assert cache.encoded_images == 3 and cache.encode(looks[::-1], StageClock()) == together[::-1]
+    answers = [model.generate([Message("user", [one, "What?"])], options=GREEDY) for one in (*looks, *looks)]
+    assert [one.ids for one in answers[:3]] == [one.ids for one in answers[3:]]
+    assert [one.reused_tokens > 0 for one in answers[3:]] == [True] * 3
+    within_bounds = model.engine.model
+    for one, found, answer in zip(looks, together, answers, strict=False):
+        limits = replace(model.engine.limits, min_pixels=one.min_pixels, max_pixels=one.max_pixels)
+        model.engine.model = within(within_bounds, limits)
+        model.generator.forget()
+        (alone,) = encoded(model, [Image(data)])
+        assert np.array_equal(values(alone), values(found))
+        fresh = model.generate([Message("user", [Image(data), "What?"])], options=GREEDY)
+        assert (fresh.prompt_ids, fresh.ids, fresh.reused_tokens) == (answer.prompt_ids, answer.ids, 0)
+    assert [one.features().shape[1] for one in together] == [28, 12, 18]
+    assert len({answer.ids for answer in answers}) > 1
+
+
+@pytest.mark.parametrize("model", ["qwen2_vl", "qwen2_5_vl"], indirect=True)
+def test_a_conversation_keeps_how_its_pictures_were_looked_at(model: VisionLanguageModel) -> None:
+    data = drawn(70, 45)
+    chat = Chat(model)
+    first, second = (
+        next(piece for piece in chat.stream([Image(data, max_pixels=bound), "?"], GREEDY) if isinstance(piece, Answer))
+        for bound in (1024, None)
+    )
+    assert second.reused_tokens >= len(first.prompt_ids) and second.image_sizes == ((70, 45), (70, 45))
+    model.generator.forget()
+    again = model.generate([*chat.messages[:2], Message("user", [Image(data), "?"])], options=GREEDY)
+    assert (again.ids, again.reused_tokens) == (second.ids, 0)
+
+
+@pytest.mark.parametrize("model", ["qwen2_5_vl"], indirect=True)
+def test_a_picture_that_memory_does_not_hold_is_refused_before_it_is_looked_at(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier picture took is kept for the next."""
+    available = 1 << 18
+    monkeypatch.setattr("vlm_trt.runtime.ort.available_bytes", lambda: available)
+    with pytest.raises(
+        ResourceError, match=r"1 picture of 112 patches takes about 0\.0 GiB .* give a max_pixels of \d+"
+    ):
+        model.generate("What?", [drawn(70, 45)], GREEDY)
+    available = 1 << 20
+    first = model.generate("What?", [drawn(70, 45)], GREEDY)
+    available = 0
+    assert model.generate("What?", [drawn(70, 45)], GREEDY).ids == first.ids
 
 
 @pytest.mark.parametrize("model", ["smolvlm2"], indirect=True)

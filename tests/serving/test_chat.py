@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 
@@ -236,3 +238,27 @@ def test_answers_are_unicode_as_it_is(live: Live) -> None:
     )
     assert response.status_code == 200 and "\\ud" not in response.text.lower()
     assert response.json()["choices"][0]["message"]["content"]
+
+
+def test_bounds_of_a_picture_of_any_size(serve: Callable[..., Live]) -> None:
+    """An extension beside `detail`: fewer pixels, fewer tokens; beyond the bundle's is said."""
+    live = serve({"tiny": "qwen2_5_vl"})
+
+    def asked(**bounds: Any) -> httpx.Response:
+        part = {"type": "image_url", "image_url": {"url": data_url(encoded(size=(70, 45))), **bounds}}
+        return live.ask([part, {"type": "text", "text": "What?"}], temperature=0)
+
+    whole, part = (asked(**bounds).json()["usage"]["prompt_tokens"] for bounds in ({}, {"max_pixels": 1024}))
+    assert whole - part == 28 - 12
+    error = live.refusal(asked(max_pixels=4096), 400, "messages")
+    assert error["code"] == "invalid_prompt" and error["message"].startswith(
+        "a picture of 64 to 4096 pixels is asked for and the bundle takes 64 to 2048; stay within them, or export with"
+    )
+    error = live.refusal(asked(min_pixels=0), 400, "messages[0].content[0].image_url.min_pixels")
+    assert "from 1 to" in error["message"]
+
+
+def test_bounds_for_a_model_of_squares_are_refused(live: Live) -> None:
+    part = {"type": "image_url", "image_url": {"url": data_url(PICTURE), "max_pixels": 1024}}
+    error = live.refusal(live.ask([part]), 400, "messages")
+    assert error["message"].startswith("min_pixels and max_pixels are for models that take pictures of any size")

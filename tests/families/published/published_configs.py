@@ -164,8 +164,13 @@ _QWEN2_TOWER = {
     "depth": 32, "embed_dim": 1280, "hidden_size": 3584, "in_chans": 3, "mlp_ratio": 4, "num_heads": 16,
     "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2,
 }  # fmt: skip
+_QWEN2_LARGEST_TEXT = {
+    **_QWEN2_LARGE_TEXT, "hidden_size": 8192, "intermediate_size": 29568, "max_window_layers": 80,
+    "num_attention_heads": 64, "num_hidden_layers": 80, "num_key_value_heads": 8,
+}  # fmt: skip
 QWEN2_VL_2B = qwen2("qwen2_vl", _QWEN2_SMALL_TEXT, {**_QWEN2_TOWER, "hidden_size": 1536})
 QWEN2_VL_7B = qwen2("qwen2_vl", _QWEN2_LARGE_TEXT, _QWEN2_TOWER)
+QWEN2_VL_72B = qwen2("qwen2_vl", _QWEN2_LARGEST_TEXT, {**_QWEN2_TOWER, "hidden_size": 8192})
 QWEN2_5_VL_3B = qwen2(
     "qwen2_5_vl",
     {
@@ -182,6 +187,11 @@ QWEN2_5_VL_7B = qwen2(
     "qwen2_5_vl",
     {**_QWEN2_LARGE_TEXT, "max_position_embeddings": 128000},
     {"hidden_size": 1280, "in_chans": 3, "spatial_patch_size": 14, "tokens_per_second": 2},
+)
+QWEN2_5_VL_72B = qwen2(
+    "qwen2_5_vl",
+    {**_QWEN2_LARGEST_TEXT, "max_position_embeddings": 128000},
+    {**QWEN2_5_VL_3B["vision_config"], "intermediate_size": 3456, "out_hidden_size": 8192},
 )
 QWEN2_PROCESSOR: Config = {
     "min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from tests.families.published.published_configs import QWEN2_5_VL_7B, written
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.families.messages import Answered, Grounding
+from vlm_trt.families.contract import Seen
+from vlm_trt.families.messages import Answered, Grounding, Look
 from vlm_trt.families.qwen2_5_vl.answer import Size, parse_json_places
 from vlm_trt.families.qwen2_5_vl.config import read_config
 from vlm_trt.families.qwen2_5_vl.family import parse_answer
@@ -37,7 +38,7 @@ def same(size: Size) -> Size:
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 def test_places_are_the_recorded_ones(case: dict[str, Any], model: ModelConfig) -> None:
-    answer = parse_answer(case["text"], [(1, 1), (case["width"], case["height"])], model)
+    answer = parse_answer(case["text"], [Seen((1, 1)), Seen((case["width"], case["height"]))], model)
     assert [one.name for one in answer.groundings] == [one["label"] or "" for one in case["objects"]]
     kinds = ["box" if "box_xyxy" in one else "point" for one in case["objects"]]
     assert [one.kind for one in answer.groundings] == kinds
@@ -47,6 +48,17 @@ def test_places_are_the_recorded_ones(case: dict[str, Any], model: ModelConfig) 
     assert all(one.picture == 1 for one in answer.groundings)
     assert answer.malformed == (case["name"] == "truncated")
     assert answer.plain_text == NAMES[case["name"]]
+
+
+def test_places_lie_in_the_picture_as_it_was_looked_at(model: ModelConfig) -> None:
+    """840×560 pixels are seen as they are, or within 156,800 as 476×308: 17 by 11 tokens."""
+    text, size = '[{"bbox_2d": [0, 0, 476, 308], "label": "all"}]', (840, 560)
+    (whole,) = parse_answer(text, [Seen((1, 1)), Seen(size, Look(max_pixels=156_800))], model).groundings
+    assert whole.points == ((0, 0), (840, 560))
+    (part,) = parse_answer(text, [Seen((1, 1), Look(max_pixels=156_800)), Seen(size)], model).groundings
+    assert part.points == ((0, 0), (476, 308))
+    beyond = '{"bbox_2d": [0, 0, 477, 308]}'
+    assert parse_answer(beyond, [Seen(size, Look(max_pixels=156_800))], model) == Answered("", (), 1)
 
 
 def test_a_point_in_pixels() -> None:

@@ -20,7 +20,7 @@ from vlm_trt.bundle.errors import ImageError
 from vlm_trt.bundle.parts import FrameTower, WindowTower
 from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.bundle.signature import Component, Precision, signature
-from vlm_trt.families.messages import Detail
+from vlm_trt.families.messages import Detail, Look
 from vlm_trt.families.qwen2_5_vl import config as qwen2_5_vl
 from vlm_trt.families.qwen2_vl import config as qwen2_vl
 from vlm_trt.families.qwen2_vl.pictures import grid_of, patch_angles, preprocess, resized, windows
@@ -121,7 +121,7 @@ def test_inputs_are_those_of_the_graph(family: str) -> None:
 def test_detail_changes_nothing(models: dict[str, ModelConfig]) -> None:
     picture = noise(60, 90)
     for detail in Detail:
-        inputs = preprocess(picture, models["qwen2_5_vl"], detail)
+        inputs = preprocess(picture, models["qwen2_5_vl"], Look(detail))
         for name, array in preprocess(picture, models["qwen2_5_vl"]).items():
             assert np.array_equal(inputs[name], array)
 
