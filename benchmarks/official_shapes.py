@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -54,6 +55,7 @@ from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.contract import patch_count, tile_count, tiles
 from vlm_trt.families.family import family, family_of
+from vlm_trt.families.images import decode_image
 from vlm_trt.families.messages import ImageSpan, PromptShape
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.environment import environment
@@ -62,6 +64,7 @@ from vlm_trt.runtime.ort import CpuBackend
 
 TEXT_TOKENS = 32  # of a prompt, behind its picture
 PICTURE_ROWS_COLUMNS = (480, 640)
+LARGE_ROWS_COLUMNS = (2000, 3000)
 
 
 @dataclass(frozen=True)
@@ -255,6 +258,15 @@ def _placed(model: ModelConfig, tokens: int) -> tuple[ImageSpan, ...]:
     return (ImageSpan(0, tokens, 0, (1, rows, columns)),)
 
 
+def large_picture() -> bytes:
+    """A photograph's size, 3000×2000 pixels, as JPEG."""
+    small = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    height, width = LARGE_ROWS_COLUMNS
+    file = BytesIO()
+    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
 def measured(bundle: Bundle, precision: Precision) -> dict[str, Any]:
     """Load, memory and stages of those graphs."""
     read = bandwidth("cpu", 1024)
@@ -267,6 +279,8 @@ def measured(bundle: Bundle, precision: Precision) -> dict[str, Any]:
     vision_ms = timed(lambda: [engine.encode_vision(run) for run in prompt.runs])
     parts = [engine.resample(one).read() for one in patches]
     connector_ms = timed(lambda: [engine.resample(one) for one in patches])
+    large, kind = large_picture(), family(engine.model.family)
+    prepare_ms = timed(lambda: kind.preprocess(decode_image(large), engine.model))
     rows = np.concatenate(parts).reshape(-1, engine.model.decoder.hidden)
     features = engine.backend.upload(rows, engine.precision.dtype)
     prefill_ms(engine, prompt, features)
@@ -277,6 +291,8 @@ def measured(bundle: Bundle, precision: Precision) -> dict[str, Any]:
         "load_seconds": round(load_seconds, 1),
         "loaded_anonymous_bytes": loaded,
         "prompt_tokens": len(prompt.ids),
+        "prepare_large_picture_ms": round(prepare_ms),
+        "picture_tiles": sum(tile_count(one) for run in prompt.runs for one in run),
         "vision_encoder_ms": round(vision_ms),
         "resampler_ms": round(connector_ms, 1),
         "prefill_ms": round(prefill),
