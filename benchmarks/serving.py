@@ -30,12 +30,6 @@ from vlm_trt.runtime.environment import environment
 
 PRECISION = Precision.INT8_WEIGHT
 TEXT_TOKENS, NEW_TOKENS, SIDE = 32, 64, 448
-# How AIPerf asks: of pictures, or with text alone, which other servers take for the same decoder.
-WITH_PICTURES = (
-    *("--endpoint-type", "chat", "--image-width-mean", str(SIDE), "--image-height-mean", str(SIDE)),
-    *("--image-format", "png", "--synthetic-input-tokens-mean", str(TEXT_TOKENS)),
-)
-TEXT_ALONE = ("--endpoint-type", "completions", "--synthetic-input-tokens-mean", "128")
 # What AIPerf calls them, and what of each is kept.
 METRICS = {
     "time_to_first_token": ("avg", "p50", "p99"),
@@ -43,8 +37,6 @@ METRICS = {
     "request_latency": ("avg", "p50", "p99"),
     "output_token_throughput": ("avg",),
     "request_throughput": ("avg",),
-    "input_sequence_length": ("avg",),
-    "output_sequence_length": ("avg",),
 }
 
 
@@ -94,27 +86,14 @@ def made(folder: Path, size: str) -> Path:
     return bundle.path
 
 
-def load(
-    arguments: argparse.Namespace,
-    url: str,
-    tokenizer: Path,
-    options: tuple[object, ...],
-    asks: tuple[str, ...] = WITH_PICTURES,
-) -> dict[str, Any]:
-    """What AIPerf measured of one load.
-
-    Args:
-        arguments: those of the command: AIPerf's program and the model's name.
-        url: of the server.
-        tokenizer: a folder; it makes texts of as many tokens as are asked for.
-        options: how many ask, or how often.
-        asks: what they ask.
-    """
+def load(arguments: argparse.Namespace, url: str, tokenizer: Path, options: tuple[object, ...]) -> dict[str, Any]:
+    """What AIPerf measured of one load."""
     with TemporaryDirectory() as artifacts:
         line = [
             *(arguments.aiperf, "profile", "--model", arguments.model, "--url", url, "--tokenizer", str(tokenizer)),
-            *("--streaming", "--use-server-token-count", "--ui-type", "none"),
-            *(*asks, "--output-tokens-mean", str(NEW_TOKENS)),
+            *("--endpoint-type", "chat", "--streaming", "--use-server-token-count", "--ui-type", "none"),
+            *("--image-width-mean", str(SIDE), "--image-height-mean", str(SIDE), "--image-format", "png"),
+            *("--synthetic-input-tokens-mean", str(TEXT_TOKENS), "--output-tokens-mean", str(NEW_TOKENS)),
             *("--extra-inputs", "ignore_eos:true", "--warmup-request-count", "2", "--random-seed", "1"),
             *("--no-gpu-telemetry", "--artifact-dir", artifacts, *map(str, options)),
         ]

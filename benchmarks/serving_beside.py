@@ -1,12 +1,12 @@
 """Our server beside llama.cpp's: the same decoder weights, the same texts, one, four and eight clients, two cores.
 
-    python -m benchmarks.serving_beside /data/scratch --aiperf /data/aiperf/bin/aiperf \\
-        --llama /data/llama.cpp/build/bin --python /data/engines/bin/python > benchmarks/results/serving_beside.json
+    python -m benchmarks.serving_beside /data/scratch --llama /data/llama.cpp/build/bin \\
+        --python /data/engines/bin/python > benchmarks/results/serving_beside.json
 
 The decoder of the random checkpoint of `benchmarks/serving.py`, in 8 and 4 bits. `--llama` is the folder of llama.cpp's
 programs, built from the sources that the registry's llama-cpp-python brings (targets llama-server and llama-quantize),
-`--python` an environment with gguf and safetensors. AIPerf asks both for completions of the same random texts, 64
-tokens each; servers take turns, and what is told of a number of clients is the median of the rounds.
+`--python` an environment with gguf and safetensors. Both are asked for completions of the same random texts, 64 tokens
+each, greedily; servers take turns, and what is told of a number of clients is the median of the rounds.
 """
 
 import argparse
@@ -17,20 +17,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+import numpy as np
+
 from benchmarks import other_engines
-from benchmarks.build_full_size import command
+from benchmarks.build_full_size import INT4, command
 from benchmarks.qwen2_checkpoint import write_qwen2
 from benchmarks.server import running
-from benchmarks.serving import TEXT_ALONE, load, shown
 from benchmarks.stages import exported, progress
-from tests.families.made_tokenizers import llama_like
+from benchmarks.text_load import load, text
 from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.exporter.checkpoint import Checkpoint
@@ -38,7 +39,7 @@ from vlm_trt.runtime.environment import environment
 
 # Ours, and what llama.cpp calls about the same.
 PAIRS = {Precision.INT8_WEIGHT: "q8_0", Precision.INT4: "q4_0"}
-SLOTS, POSITIONS, THREADS = 8, 1024, 2
+SLOTS, POSITIONS, THREADS, NEW_TOKENS = 8, 1024, 2, 64
 _PORT = 18_080
 Served = Callable[[], AbstractContextManager[str]]
 
@@ -46,7 +47,6 @@ Served = Callable[[], AbstractContextManager[str]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--aiperf", default="aiperf", help="its program")
     parser.add_argument("--llama", type=Path, required=True, help="the folder of llama.cpp's programs")
     parser.add_argument("--python", type=Path, required=True, help="interpreter with gguf and safetensors")
     parser.add_argument("--size", default="S")
@@ -56,28 +56,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--precision", nargs="*", default=list(PAIRS), choices=list(PAIRS))
     arguments = parser.parse_args()
-    found: dict[str, Any] = {"environment": environment(), "new_tokens": 64, "runs": []}
+    found: dict[str, Any] = {"environment": environment(), "new_tokens": NEW_TOKENS, "runs": []}
     for precision in arguments.precision:
         for name, rounds in measured(arguments, Precision(precision)).items():
-            found["runs"] += [{"server": name} | summary(clients, runs) for clients, runs in rounds.items()]
+            found["runs"] += [{"server": name} | summary(runs) for runs in rounds.values()]
     print(json.dumps(found, indent=1))
 
 
 def measured(arguments: argparse.Namespace, precision: Precision) -> dict[str, dict[int, list[Any]]]:
-    """What AIPerf measured, by server and number of clients, in rounds."""
+    """What clients measured, by server and number of clients, in rounds."""
     found: dict[str, dict[int, list[Any]]] = {}
-    servers = contenders(arguments, precision)
-    with TemporaryDirectory() as scratch:
-        tokenizer = llama_like(Path(scratch) / "tokenizer.json").parent
-        for _ in range(arguments.rounds):
-            for name, served in servers.items():
-                with served() as url:
-                    progress(f"{name}: a text has {prompt_tokens(url, arguments.model)} tokens")
-                    for clients in arguments.clients:
-                        options = ("--concurrency", clients, "--request-count", clients * arguments.requests)
-                        run = {"clients": clients} | load(arguments, url, tokenizer, options, TEXT_ALONE)
-                        progress(f"{name}: {shown(run)}")
-                        found.setdefault(name, {}).setdefault(clients, []).append(run)
+    servers, seeds = contenders(arguments, precision), count(1)
+    for name, served in [turn for _ in range(arguments.rounds) for turn in servers.items()]:
+        with served() as url:
+            progress(f"{name}: a text has {prompt_tokens(url, arguments.model)} tokens")
+            load(url, arguments.model, 1, 1, NEW_TOKENS, seed=0)
+            for clients in arguments.clients:
+                run = load(url, arguments.model, clients, arguments.requests, NEW_TOKENS, seed=next(seeds))
+                progress(f"{name}: {run}")
+                found.setdefault(name, {}).setdefault(clients, []).append(run)
     return found
 
 
@@ -85,7 +82,10 @@ def contenders(arguments: argparse.Namespace, precision: Precision) -> dict[str,
     """What starts each server, by name."""
     bundle, checkpoint = exported(arguments.folder, arguments.size, POSITIONS, max_batch=SLOTS)
     if precision not in Bundle.open(bundle.path).manifest.precisions():
-        command("quantize", bundle.path, "--recipe", precision, "--evaluate", "none", "--unverified")
+        without_samples = arguments.folder / "int4.toml"
+        without_samples.write_text(INT4)
+        recipe = without_samples if precision is Precision.INT4 else precision
+        command("quantize", bundle.path, "--recipe", recipe, "--evaluate", "none", "--unverified")
     theirs = weights(arguments, bundle, checkpoint, PAIRS[precision])
     return {
         f"ours, {precision}": partial(ours, arguments.model, bundle.path, precision),
@@ -142,27 +142,16 @@ def healthy(url: str) -> bool:
 
 
 def prompt_tokens(url: str, model: str) -> int:
-    """Of a text that both are asked, to see that both split it alike."""
-    body = {"model": model, "prompt": "The quick brown fox, jumped over 17 lazy dogs.", "max_tokens": 1}
+    """Of one of the texts, to see that both split it alike."""
+    body = {"model": model, "prompt": text(np.random.default_rng(0)), "max_tokens": 1}
     request = Request(f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urlopen(request, timeout=60) as answer:
         return int(json.load(answer)["usage"]["prompt_tokens"])
 
 
-def summary(clients: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The median of the rounds."""
-
-    def of(name: str, part: str) -> float:
-        return round(float(median(run[name][part] for run in runs)), 1)
-
-    return {
-        "clients": clients,
-        "errors": sum(run["errors"] for run in runs),
-        "tokens_per_second": of("output_token_throughput", "avg"),
-        "first_token_ms": of("time_to_first_token", "p50"),
-        "first_token_p99_ms": of("time_to_first_token", "p99"),
-        "between_tokens_ms": of("inter_token_latency", "p50"),
-    }
+    return {name: median(run[name] for run in runs) for name in runs[0]}
 
 
 if __name__ == "__main__":
