@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.golden_families import ALL_CASES, CASES, Recorded, recorded
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import Activation, SandwichBlock
 from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.modules.connectors import PixelShuffle
 from vlm_trt.families.family import family_of
 from vlm_trt.verification.passages import Passage
 from vlm_trt.verification.streamed import StreamedReference, values_of
@@ -125,6 +127,20 @@ def test_a_knob_that_is_turned_shows(
 ) -> None:
     (one,) = recorded(name, CASES[name][0])
     assert furthest(family_checkpoint(name), one, turn, asked) > ABSOLUTE
+
+
+def test_neighbours_in_a_row_instead_of_squares_show(
+    family_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain reshape for the pixel shuffle: as many values, of other patches."""
+
+    def reshaped(self: PixelShuffle, vision_features: torch.Tensor) -> torch.Tensor:
+        joined = vision_features.reshape(len(vision_features), -1, self.side**2 * vision_features.shape[-1])
+        return self.projection(joined)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(PixelShuffle, "forward", reshaped)
+    (one,) = recorded("smolvlm2", CASES["smolvlm2"][0])
+    assert furthest(family_checkpoint("smolvlm2"), one) > 1
 
 
 def test_the_window_is_on_the_first_layer(family_checkpoint: Callable[[str], Path]) -> None:
