@@ -73,12 +73,13 @@ class _Shared:
         self._biases: dict[ir.Value, ir.Value] = {}
         self._scales: dict[ir.Value, ir.Value] = {}
         ids, written, window = (self._inputs[name] for name in ("input_ids", "write_index", "kv_positions"))
-        seq = self._made("Shape", [ids], {"start": 1, "end": 2})
-        behind = self._made("Add", [written, seq])
+        seq = self._made("Shape", [ids], ir.DataType.INT64, {"start": 1, "end": 2})
+        behind = self._made("Add", [written, seq], ir.DataType.INT64)
         # [batch]: the last position of each sequence; and how many positions are looked at.
-        self.last = self._int32(self._made("Sub", [behind, self._constant("one", np.array([1]))]))
-        size = self._made("Shape", [window], {"start": 0, "end": 1})
-        self.total = self._int32(self._made("Squeeze", [size, self._constant("axis_0", np.array([0]))]))
+        self.last = self._int32(self._made("Sub", [behind, self._constant("one", np.array([1]))], ir.DataType.INT64))
+        size = self._made("Shape", [window], ir.DataType.INT64, {"start": 0, "end": 1})
+        axis = self._constant("axis_0", np.array([0]))
+        self.total = self._int32(self._made("Squeeze", [size, axis], ir.DataType.INT64))
         self._axis_2 = self._constant("axis_2", np.array([2]))
 
     def bias(self, mask: ir.Value) -> ir.Value:
@@ -86,10 +87,11 @@ class _Shared:
         if mask not in self._biases:
             seen, hidden = (self._constant(name, np.float32(one)) for name, one in (("seen", 0), ("hidden", -np.inf)))
             node = ir.node("Where", [mask, seen, hidden], name="grouped_bias")
-            maker = mask.producer()
+            maker, bias = mask.producer(), node.outputs[0]
             assert maker is not None
             self._graph.insert_after(maker, node)
-            self._biases[mask] = node.outputs[0]
+            bias.type, bias.shape = ir.TensorType(ir.DataType.FLOAT), mask.shape
+            self._biases[mask] = bias
         return self._biases[mask]
 
     def scale(self, scale: ir.Value) -> ir.Value:
@@ -99,16 +101,20 @@ class _Shared:
             source = _input(source.producer(), 0)
         assert source is not None
         if source not in self._scales:
-            self._scales[source] = self._made("Unsqueeze", [source, self._axis_2])
+            self._scales[source] = self._made("Unsqueeze", [source, self._axis_2], ir.DataType.FLOAT)
         return self._scales[source]
 
-    def _made(self, op: str, inputs: Sequence[ir.Value], attributes: dict[str, int] | None = None) -> ir.Value:
+    def _made(
+        self, op: str, inputs: Sequence[ir.Value], dtype: ir.DataType, attributes: dict[str, int] | None = None
+    ) -> ir.Value:
+        """What that node makes. Its type is noted, since graphs are run in parts too."""
         node = ir.node(op, inputs, attributes or {}, name=f"grouped_{op}_{len(self._graph)}")
         self._graph.insert_before(self._first, node)
+        node.outputs[0].type = ir.TensorType(dtype)
         return node.outputs[0]
 
     def _int32(self, value: ir.Value) -> ir.Value:
-        return self._made("Cast", [value], {"to": ir.DataType.INT32})
+        return self._made("Cast", [value], ir.DataType.INT32, {"to": ir.DataType.INT32})
 
     def _constant(self, name: str, array: np.ndarray | np.generic) -> ir.Value:
         """A number as an initializer."""
@@ -157,7 +163,7 @@ def _unsplit(graph: ir.Graph, value: ir.Value | None, shared: _Shared) -> ir.Val
             return whole
         case "Mul":  # log-n attention
             inputs = [_unsplit(graph, node.inputs[0], shared), shared.scale(_given(node, 1))]
-            return _inserted(graph, node, inputs)
+            return _inserted(graph, node, inputs, {})
         case "RotaryEmbedding":
             inputs = [_unsplit(graph, node.inputs[0], shared), _given(node, 1), _given(node, 2)]
             return _inserted(
@@ -166,12 +172,11 @@ def _unsplit(graph: ir.Graph, value: ir.Value | None, shared: _Shared) -> ir.Val
     raise AssertionError(f"{node.op_type} between split heads and attention")
 
 
-def _inserted(
-    graph: ir.Graph, node: ir.Node, inputs: Sequence[ir.Value], attributes: dict[str, ir.Attr] | None = None
-) -> ir.Value:
+def _inserted(graph: ir.Graph, node: ir.Node, inputs: Sequence[ir.Value], attributes: dict[str, ir.Attr]) -> ir.Value:
     """What the node makes of values whose heads are together."""
-    made = ir.Node("", node.op_type, inputs, list((attributes or {}).values()), name=f"{node.name}_together")
+    made = ir.Node("", node.op_type, inputs, list(attributes.values()), name=f"{node.name}_together")
     graph.insert_after(node, made)
+    made.outputs[0].type = node.outputs[0].type
     return made.outputs[0]
 
 

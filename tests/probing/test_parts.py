@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from vlm_trt.bundle.errors import BundleError
-from vlm_trt.bundle.signature import WEIGHTED, Precision
+from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.probing import in_parts
@@ -85,25 +85,33 @@ def test_nodes_out_of_order_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "part_bytes", "precision"),
+    ("variant", "part_bytes", "precision", "grouped"),
     [
-        ("ntk-256", 200_000, "fp32"),
-        ("ntk-256", 200_000, "fp16"),
-        ("ntk-256", 200_000, "bf16"),
-        ("paligemma2", 20_000, "fp32"),
-        ("paligemma2", 20_000, "fp16"),
+        ("ntk-256", 200_000, "fp32", False),
+        ("ntk-256", 200_000, "fp32", True),
+        ("ntk-256", 200_000, "fp16", False),
+        ("ntk-256", 200_000, "bf16", False),
+        ("paligemma2", 20_000, "fp32", False),
+        ("paligemma2", 20_000, "fp16", False),
     ],
 )
 def test_parts_compute_what_the_whole_computes(
-    variant: str, part_bytes: int, precision: str, exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    variant: str,
+    part_bytes: int,
+    precision: str,
+    grouped: bool,
+    exported: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every run of a verification: prefills, decode steps and all slots together, on one cache."""
+    """Every run of a verification: prefills, decode steps and all slots together, on one cache, with attention in the
+    form that large decoders have on a CPU and without."""
     bundle, chosen = Bundle.open(exported(variant, precision)), Precision(precision)
     manifest, kind = bundle.manifest, family(bundle.manifest.model.family)
     tokenizer = kind.load_tokenizer(bundle.path / manifest.tokenizer.path, manifest.model)
     passages, pixels = asked(kind, tokenizer, manifest.model, manifest.limits)
     told: list[str] = []
     monkeypatch.setattr(in_parts, "cut", lambda model: cut(model, part_bytes=part_bytes))
+    monkeypatch.setattr(InParts, "groups", lambda _, graph: grouped and graph.stem == Component.DECODER)
     apart = InParts(chosen is not Precision.FP32, told.append)
     found = []
     for backend in (apart, as_stored(chosen)):
