@@ -31,11 +31,8 @@ def load(url: str, model: str, clients: int, requests: int, new_tokens: int, see
     """
     started = perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        every = [
-            one
-            for own in pool.map(lambda at: asks(url, model, at, requests, new_tokens), range(clients))
-            for one in own
-        ]
+        own = pool.map(lambda at: asks(url, model, (seed, at), requests, new_tokens), range(clients))
+        every = [one for client in own for one in client]
     seconds = perf_counter() - started
     first = [1000 * (pieces[0] - asked) for asked, pieces in every]
     between = [1000 * (pieces[-1] - pieces[0]) / (new_tokens - 1) for _, pieces in every]
@@ -61,15 +58,8 @@ def text(random: np.random.Generator) -> str:
 
 def asked(url: str, model: str, prompt: str, new_tokens: int) -> Asked:
     """One streamed completion."""
-    body = {
-        "model": model,
-        "prompt": prompt,
-        "max_tokens": new_tokens,
-        "temperature": 0,
-        "stream": True,
-        "ignore_eos": True,
-    }
-    body["stream_options"] = {"include_usage": True}
+    body = {"model": model, "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True}
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
     connection = HTTPConnection(urlsplit(url).netloc, timeout=600)
     begun, pieces, counted = perf_counter(), [], 0
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})

@@ -32,6 +32,7 @@ _EXTRAS = {
 }
 
 _SHOWN = ("--image", "--video")
+SHOWN_ORDER = "vlm_trt.shown"  # in a context's `meta`: those options, as they were typed
 
 
 class Main(click.Group):
@@ -80,7 +81,7 @@ class InOrder(click.Command):
     """A command that keeps the order in which pictures and videos are typed: click keeps that of each option alone."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta["vlm_trt.shown"] = [one for one in (word.partition("=")[0] for word in args) if one in _SHOWN]
+        ctx.meta[SHOWN_ORDER] = [one for one in (word.partition("=")[0] for word in args) if one in _SHOWN]
         return super().parse_args(ctx, args)
 
 

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import click
 
+from vlm_trt.commands.group import SHOWN_ORDER
 from vlm_trt.families.clips import Video
 from vlm_trt.families.images import decode_image, read_picture
 from vlm_trt.families.messages import AS_IT_IS, Image, Look
 from vlm_trt.families.videos import read_video, require_decodable
-
-ORDER = "vlm_trt.shown"  # in a context's `meta`: the options of pictures and videos, as they were typed
 
 
 def read_shown(images: Sequence[Path], videos: Sequence[Path], look: Look) -> list[Image | Video]:
@@ -26,7 +25,7 @@ def read_shown(images: Sequence[Path], videos: Sequence[Path], look: Look) -> li
     pictures: Iterator[Image | Video] = iter(read_images(images, look))
     clips: Iterator[Image | Video] = iter(read_videos(videos))
     context = click.get_current_context(silent=True)
-    order = [] if context is None else context.meta.get(ORDER, [])
+    order = [] if context is None else context.meta.get(SHOWN_ORDER, [])
     if (order.count("--image"), order.count("--video")) != (len(images), len(videos)):
         return [*pictures, *clips]  # one of the words was another option's value
     return [next(pictures if name == "--image" else clips) for name in order]

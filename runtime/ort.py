@@ -101,6 +101,9 @@ class CpuBackend:
         # Other installations than the extra `cpu` may lack the editor; the numbers are the same without.
         if graph.stem != Component.DECODER or find_spec("onnx_ir") is None:
             return False
+        precision = precision_of(graph)
+        if precision is not None and precision.dtype != "float32":
+            return False
         return _weight_bytes(graph) >= GROUP_FROM_BYTES if self._grouped is None else self._grouped
 
     def options(self, graph: Path) -> onnxruntime.SessionOptions:
