@@ -1,6 +1,7 @@
 """What a decode step of the official shape costs on a GPU, computed from sizes and from the figures in `GIVEN`."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -100,7 +101,7 @@ def official() -> ModelConfig:
 
 
 @cache
-def weights_of(precision: Precision) -> dict[Component, int]:
+def weights_of(precision: Precision) -> Mapping[Component, int]:
     return weight_bytes(official(), precision)
 
 

@@ -5,8 +5,10 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -134,12 +136,13 @@ def _fits(stages: Sequence[Stage], machine: Machine) -> str:
     return f"{'; '.join(parts) or 'exported and verified already'}" + (f" ({', '.join(more)})" if more else "")
 
 
-def weight_bytes(model: ModelConfig, precision: Precision) -> dict[Component, int]:
+@cache
+def weight_bytes(model: ModelConfig, precision: Precision) -> Mapping[Component, int]:
     """Bytes of each graph's weights, quantized as the shipped recipe of that kind does it."""
     found = dict.fromkeys(Component, 0)
     for weight in family(model.family).weight_map(model).weights:
         found[weight.component] += _bytes_of(weight, precision)
-    return found
+    return MappingProxyType(found)
 
 
 def _bytes_of(weight: Weight, precision: Precision) -> int:
@@ -155,30 +158,42 @@ def _bytes_of(weight: Weight, precision: Precision) -> int:
 
 
 def _alternatives(asked: Asked, precision: Precision) -> Iterator[tuple[str, Plan]]:
-    """Other settings, the nearest first: fewer sequences, a shorter cache, smaller pictures, half precision, 8 and 4
-    bits, and those together."""
+    """Other settings, the nearest first: smaller limits, half precision, 8 and 4 bits, and those together."""
     limits = asked.limits
     narrower = (Precision.FP16, *(() if precision is Precision.FP32 else (precision,)))
     others = (*(narrower if precision.quantization is None else ()), Precision.INT8_WEIGHT_FP16, Precision.INT4_FP16)
+    smaller = list(dict.fromkeys(_smaller(asked)))
+    for one in dict.fromkeys((precision, *others)):
+        for less in smaller:
+            words = [f"--precision {one}"] if one is not precision else []
+            words += [f"--max-batch {less.max_batch}"] if less.max_batch != limits.max_batch else []
+            words += [f"--max-seq-tokens {less.max_seq_tokens}"] if less.max_seq_tokens != limits.max_seq_tokens else []
+            words += [f"--max-pixels {less.max_pixels}"] if less.max_pixels != limits.max_pixels else []
+            if words:
+                yield " ".join(words), asked.plan(one, less)
+
+
+def _smaller(asked: Asked) -> Iterator[Limits]:
+    """Limits as asked for and then smaller: fewer sequences, a shorter cache, smaller pictures, and those together."""
+    limits = asked.limits
     batches = [*(limits.max_batch >> halvings for halvings in range(5) if limits.max_batch >> halvings > _EACH_BATCH)]
     batches += range(min(limits.max_batch, _EACH_BATCH), 0, -1)
-    lengths = [limits.max_seq_tokens // (1 << halvings) // 64 * 64 for halvings in range(8)]
-    lengths = [n for n in lengths if n >= within(asked.model, limits).most_picture_tokens + 64]
-    for one in dict.fromkeys((precision, *others)):
-        tried = [(batch, limits.max_seq_tokens) for batch in batches] + [(limits.max_batch, n) for n in lengths]
-        for batch, length in dict.fromkeys((*tried, *((1, n) for n in lengths))):
-            words = [f"--precision {one}"] if one is not precision else []
-            words += [f"--max-batch {batch}"] if batch != limits.max_batch else []
-            words += [f"--max-seq-tokens {length}"] if length != limits.max_seq_tokens else []
-            if words:
-                yield " ".join(words), asked.plan(one, replace(limits, max_batch=batch, max_seq_tokens=length))
-        for pixels in _smaller(asked):
-            words = [f"--precision {one}"] if one is not precision else []
-            words.append(f"--max-pixels {pixels}")
-            yield " ".join(words), asked.plan(one, replace(limits, max_pixels=pixels))
+    yield from (replace(limits, max_batch=batch) for batch in batches)
+    yield from _shorter(asked, limits)
+    yield from _shorter(asked, replace(limits, max_batch=1))
+    areas = [replace(limits, max_pixels=pixels) for pixels in _smaller_areas(asked)]
+    yield from areas
+    yield from (one for less in areas for one in _shorter(asked, replace(less, max_batch=1)))
 
 
-def _smaller(asked: Asked) -> Iterator[int]:
+def _shorter(asked: Asked, limits: Limits) -> Iterator[Limits]:
+    """The limits, and shorter caches that still hold a picture."""
+    least = within(asked.model, limits).most_picture_tokens + 64
+    lengths = (limits.max_seq_tokens // (1 << halvings) // 64 * 64 for halvings in range(8))
+    yield from (replace(limits, max_seq_tokens=length) for length in lengths if length >= least)
+
+
+def _smaller_areas(asked: Asked) -> Iterator[int]:
     """Smaller bounds of pictures of any size, the largest first: in steps of an eighth, whole tokens."""
     rule = within(asked.model, asked.limits).pictures
     if not isinstance(rule, AnySize):

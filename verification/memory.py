@@ -1,6 +1,7 @@
 """What a verification takes, asked before it starts: the system would kill it in the middle."""
 
 import os
+from functools import cache
 from math import prod
 
 from vlm_trt.bundle.config import Limits, ModelConfig, within
@@ -69,7 +70,7 @@ def verification_needs(family: Family, model: ModelConfig, limits: Limits, preci
 
 def needed_bytes(family: Family, model: ModelConfig, limits: Limits, precision: Precision) -> int:
     """The model's largest weight as it is made, or the graphs: whole where they are small, else their largest part."""
-    largest = max(prod(weight.shape) for weight in family.weight_map(model).weights)
+    largest = max(count for _, count in _weights(family, model))
     stored = DTYPE_BYTES[precision.dtype]
     cache = 2 * limits.max_batch * model.decoder.kv_heads * limits.max_seq_tokens * model.decoder.head_dim * stored
     if not runs_in_parts(family, model):
@@ -81,5 +82,10 @@ def needed_bytes(family: Family, model: ModelConfig, limits: Limits, precision: 
 
 def _values(family: Family, model: ModelConfig, component: Component | None = None) -> int:
     """Weights of the whole model, or of one component."""
-    weights = family.weight_map(model).weights
-    return sum(prod(weight.shape) for weight in weights if component in (None, weight.component))
+    return sum(count for of, count in _weights(family, model) if component in (None, of))
+
+
+@cache
+def _weights(family: Family, model: ModelConfig) -> tuple[tuple[Component, int], ...]:
+    """Component and number of values of each weight; `plan` asks for hundreds of settings of one model."""
+    return tuple((weight.component, prod(weight.shape)) for weight in family.weight_map(model).weights)

@@ -70,6 +70,17 @@ def test_a_picture_that_the_host_cannot_hold_names_one_that_it_can(small: Path) 
     assert accepted.exit_code == 0 and "fp32: cpu fits this host" in accepted.stderr
 
 
+def test_smaller_pictures_are_tried_with_fewer_sequences_too(small: Path) -> None:
+    """Neither alone is enough for this host."""
+    asked = ("--precision", "int4", "--for", "cpu", "--max-pixels", 12_845_056, "--max-batch", 8, "--ram-gib", 6)
+    refused = vlm_trt("plan", small, *asked)
+    assert refused.exit_code == 8, refused.output
+    setting = refused.stderr.rpartition(". ")[2].removesuffix(" would fit\n").split()
+    assert "--max-pixels" in setting and "--max-batch" in setting
+    accepted = vlm_trt("plan", small, *asked, *setting)
+    assert accepted.exit_code == 0 and "cpu fits this host" in accepted.stderr
+
+
 def test_a_device_that_cannot_hold_the_scores(small: Path) -> None:
     asked = ("--precision", "fp32", "--target", "L4", "--max-pixels", 12_845_056, *ROOM)
     refused = vlm_trt("plan", small, *asked)
