@@ -1,13 +1,14 @@
 """A component's torch module → its ONNX graph, without any weight in memory.
 
-Tracing runs on the meta device; while the graph is optimized its weights stand as graph inputs, so that no pass can
-read, fold or merge them. Source of the recipe: docs/architecture.md, "Export".
+Tracing runs on the meta device, and of layers that are alike on two alone; while the graph is optimized its weights
+stand as graph inputs, so that no pass can read, fold or merge them. Source: docs/architecture.md, "Export".
 """
 
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from inspect import signature as signature_of
 
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.signature import Axis, Component, Precision, Signature, axis_step, signature
+from vlm_trt.exporter.layer_stack import SCOPES, restored, shorten
 from vlm_trt.exporter.modules.build import build_module
 from vlm_trt.exporter.modules.decoder import Decoder
 from vlm_trt.exporter.modules.onnx_operators import translation_table
@@ -54,9 +56,24 @@ def trace(component: Component, model: ModelConfig, limits: Limits, precision: P
         A model of opset 24, standard domain only, whose inputs and outputs are exactly the signature and whose
         initializers have the names, shapes and types of the module's parameters and no data yet.
     """
-    contract = signature(component, model, limits, precision)
     with torch.device("meta"):
         module = build_module(component, model, precision)
+    parameters = {name: tuple(value.shape) for name, value in module.named_parameters()}
+    looks_like = shorten(module)
+    few = max(looks_like, default=-1) + 1
+    graph = traced(component, module, _of_layers(component, model, few), limits, precision)
+    if few < len(looks_like):
+        graph = restored(graph, looks_like, signature(component, model, limits, precision))
+    graph.graph.name, graph.producer_name = "vlm_trt", "vlm-trt"
+    _check(graph, parameters)
+    return graph
+
+
+def traced(
+    component: Component, module: torch.nn.Module, model: ModelConfig, limits: Limits, precision: Precision
+) -> ir.Model:
+    """The graph of a module as it is, optimized, with the names of the contract."""
+    contract = signature(component, model, limits, precision)
     arguments, dynamic = _arguments(component, contract, model, limits)
     with _quiet():
         program = torch.onnx.export(
@@ -75,8 +92,14 @@ def trace(component: Component, model: ModelConfig, limits: Limits, precision: P
     graph = program.model
     _optimize(graph)
     _name_after_contract(graph, contract)
-    _check(graph, module)
     return graph
+
+
+def _of_layers(component: Component, model: ModelConfig, layers: int) -> ModelConfig:
+    """The model whose decoder has a cache for so many layers."""
+    if component is not Component.DECODER:
+        return model
+    return replace(model, decoder=replace(model.decoder, layers=layers))
 
 
 def _arguments(
@@ -127,20 +150,23 @@ def _optimize(graph: ir.Model) -> None:
 
 
 def _name_after_contract(graph: ir.Model, contract: Signature) -> None:
-    """Gives inputs and outputs the contract's names, types and axes; an alien one is our mistake."""
+    """Gives inputs and outputs the contract's names, types and axes; an alien one is our mistake.
+
+    Of what the exporter says of a node, the modules that it comes from stay.
+    """
     for values, tensors in ((graph.graph.inputs, contract.inputs), (graph.graph.outputs, contract.outputs)):
         assert len(values) == len(tensors), f"{len(values)} traced, {len(tensors)} in the contract"
         for value, tensor in zip(values, tensors, strict=True):
             assert value.dtype == _IR_DTYPES[tensor.dtype], f"{tensor.name}: {value.dtype}"
             value.name = tensor.name
             value.shape = ir.Shape(tensor.axes)
-    graph.graph.name = "vlm_trt"
-    graph.producer_name = "vlm-trt"
+    for node in graph.graph.all_nodes():  # where the exporter's source lies differs from machine to machine
+        for key in [key for key in node.metadata_props if key != SCOPES]:
+            del node.metadata_props[key]
 
 
-def _check(graph: ir.Model, module: torch.nn.Module) -> None:
+def _check(graph: ir.Model, parameters: dict[str, tuple[int, ...]]) -> None:
     """The graph holds the module's weights and nothing heavier, in the standard domain, untransposed."""
-    parameters = {name: tuple(p.shape) for name, p in module.named_parameters()}
     stored = {name: tuple(value.shape or ()) for name, value in graph.graph.initializers.items() if name in parameters}
     assert stored == parameters, sorted(set(parameters) ^ set(stored))
     for node in graph.graph.all_nodes():
