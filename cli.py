@@ -18,6 +18,7 @@ from vlm_trt.commands.options import (
     export_options,
     json_option,
     load_options,
+    pack_options,
     plan_options,
     profile_options,
     quantize_options,
@@ -117,6 +118,25 @@ def diagnose(bundle: Path, **options: Any) -> None:
       vlm-trt diagnose bundle --precision int8 --samples photos.jsonl
     """
     from vlm_trt.commands.diagnose import run
+
+    run(bundle, **options)
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@pack_options
+def pack(bundle: Path, **options: Any) -> None:
+    """Store BUNDLE's graphs as ONNX Runtime computes them on this CPU.
+
+    Packed graphs load in about a second, at full speed, and processes share their memory. They are used where version
+    and CPU are those of this machine, and made again by the same command. They take up to twice the graphs' room.
+
+    \b
+    Example:
+      vlm-trt pack bundle
+      vlm-trt pack bundle --precision int4
+    """
+    from vlm_trt.commands.pack import run
 
     run(bundle, **options)
 

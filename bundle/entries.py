@@ -45,6 +45,23 @@ class GraphEntry:
 
 
 @dataclass(frozen=True)
+class PackedEntry:
+    """A graph as ONNX Runtime computes it on one kind of CPU, its weights in the kernels' layout, to be mapped."""
+
+    component: Component
+    precision: Precision
+    made_of: str  # identity of the graph
+    runtime: str  # version of ONNX Runtime
+    processor: str  # what its kernels are chosen by
+    graph: FileEntry
+    weights: FileEntry
+
+    @property
+    def files(self) -> tuple[FileEntry, FileEntry]:
+        return (self.graph, self.weights)
+
+
+@dataclass(frozen=True)
 class Quantization:
     """How quantized graphs were made: what decides whether they may answer, and by which questions that is told."""
 

@@ -1,7 +1,8 @@
 """What killed runs left of a bundle, shown, and removed by the next command that writes into it.
 
-Beside the bundle and in it: staging folders and temporary files that nobody holds (`bundle/stale.py`). In it: graphs
-and engines at our paths that the manifest does not name, as a kill leaves them between two steps of publication.
+Beside the bundle and in it: staging folders and temporary files that nobody holds (`bundle/stale.py`). In it: graphs,
+engines and packed graphs at our paths that the manifest does not name, as a kill leaves them between two steps of
+publication.
 """
 
 import os
@@ -15,11 +16,22 @@ from vlm_trt.bundle.lock import AT_WORK
 from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
 from vlm_trt.bundle.staging import ASKED, in_turn, require_folder
 from vlm_trt.bundle.stale import LOCK, is_held, remove_unheld, staged_folders, temporary_files
-from vlm_trt.bundle.store import MANIFEST, NEW, Bundle, graph_path, require_text, weights_path
+from vlm_trt.bundle.store import MANIFEST, NEW, Bundle, graph_path, packed_paths, require_text, weights_path
 
 Say = Callable[[str], None]
 _OF_THE_DISK = {"lost+found"}  # in the root of a new file system
-_WRITTEN = ("graphs", "graphs/*", "engines", "engines/*", "reports", "reports/*", "tokenizer", ".calibration")
+_WRITTEN = (
+    "graphs",
+    "graphs/*",
+    "engines",
+    "engines/*",
+    "packed",
+    "packed/*",
+    "reports",
+    "reports/*",
+    "tokenizer",
+    ".calibration",
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,12 @@ def _orphans(bundle: Bundle) -> list[Path]:
     """Files where only graphs and engines lie, and the manifest knows nothing of them."""
     known = {file.path for file in bundle.manifest.files()}
     graphs = {graph_path(component, precision) for precision in Precision for component in Component}
-    graphs |= {weights_path(component, precision) for precision in Precision for component in WEIGHTED}
+    graphs |= {
+        path
+        for precision in Precision
+        for component in WEIGHTED
+        for path in (weights_path(component, precision), *packed_paths(component, precision))
+    }
     plans = {
         plan.relative_to(bundle.path).as_posix()
         for component in Component

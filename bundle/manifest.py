@@ -14,13 +14,13 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from vlm_trt.bundle.config import Limits, ModelConfig
-from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, Quantization
+from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, PackedEntry, Quantization
 from vlm_trt.bundle.errors import BundleError, IncompatibleError
 from vlm_trt.bundle.fields import ANYTHING, Origin
 from vlm_trt.bundle.reading import parse_json, shown
 from vlm_trt.bundle.signature import Component, Precision
 
-SCHEMA = 6
+SCHEMA = 7
 SEAL = "sha256"  # the field that holds the hash of all others
 
 
@@ -59,6 +59,7 @@ class Manifest:
     engines: tuple[EngineEntry, ...] = ()
     quantizations: tuple[Quantization, ...] = ()
     verifications: tuple[Verification, ...] = ()
+    packed: tuple[PackedEntry, ...] = ()
 
     def graph(self, component: Component, precision: Precision) -> GraphEntry | None:
         """The entry of that graph, if the bundle has it."""
@@ -170,7 +171,7 @@ class Manifest:
 
     def alone(self, graphs: tuple[GraphEntry, ...]) -> "Manifest":
         """The manifest of a bundle that holds only those graphs, of which nothing is known yet."""
-        return replace(self, graphs=graphs, engines=(), quantizations=(), verifications=())
+        return replace(self, graphs=graphs, engines=(), quantizations=(), verifications=(), packed=())
 
     def without_engines(self, paths: set[str]) -> "Manifest":
         """The manifest without the engines whose plans lie there, and without verdicts that named them."""
@@ -184,6 +185,15 @@ class Manifest:
         base = self.without_engines({engine.plan.path for engine in engines})
         return replace(base, engines=(*base.engines, *engines))
 
+    def with_packed(self, packed: tuple[PackedEntry, ...]) -> "Manifest":
+        """The manifest with those packed graphs, in place of all others of their precisions."""
+        precisions = {one.precision for one in packed}
+        return replace(self, packed=(*(one for one in self.packed if one.precision not in precisions), *packed))
+
+    def without_packed(self, precision: Precision) -> "Manifest":
+        """The manifest without the packed graphs of that precision."""
+        return replace(self, packed=tuple(one for one in self.packed if one.precision is not precision))
+
     def with_verification(self, verdict: Verification) -> "Manifest":
         """The manifest with that verdict in place of an older one on the same graphs or engines."""
         about = verdict.precision, verdict.engines
@@ -193,7 +203,8 @@ class Manifest:
     def files(self) -> tuple[FileEntry, ...]:
         """Every file the manifest vouches for."""
         graphs = (file for entry in self.graphs for file in entry.files)
-        return (self.tokenizer, *graphs, *(engine.plan for engine in self.engines))
+        packed = (file for entry in self.packed for file in entry.files)
+        return (self.tokenizer, *graphs, *(engine.plan for engine in self.engines), *packed)
 
     def to_json(self) -> dict[str, Any]:
         """What stands in the file, the hash of the rest included."""

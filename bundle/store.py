@@ -6,6 +6,7 @@ graphs/<precision>/<component>.onnx         the graph, and beside it its <compon
                                             has none; of a quantized one also what made it of the float one,
                                             <component>.calibration.json
 engines/<variant>/<component>.plan          an engine; the variant names backend, version, GPU, precision and graphs
+packed/<precision>/<component>.onnx         the graph as ONNX Runtime computes it on one kind of CPU, and its .weights
 reports/                                    what verification found
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vlm_trt.bundle.digests import DigestCache, sha256_of
-from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, Quantization
+from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, PackedEntry, Quantization
 from vlm_trt.bundle.errors import BundleError, StorageError, UsageError
 from vlm_trt.bundle.manifest import Manifest, Verification, loads
 from vlm_trt.bundle.reading import read_bytes, require_regular
@@ -72,7 +73,7 @@ class Bundle:
             )
         return entry
 
-    def check(self, entries: Iterable[GraphEntry | EngineEntry]) -> None:
+    def check(self, entries: Iterable[GraphEntry | EngineEntry | PackedEntry]) -> None:
         """Compares the sha256 of those graphs or engines, and of the tokenizer, with the manifest.
 
         Raises:
@@ -146,7 +147,8 @@ def require_text(path: Path) -> None:
 
 
 def _remedy(file: FileEntry) -> str:
-    return "build it again: vlm-trt build" if file.path.startswith("engines/") else "export the checkpoint again"
+    made_by = {"engines": "build it again: vlm-trt build", "packed": "pack it again: vlm-trt pack"}
+    return made_by.get(file.path.partition("/")[0], "export the checkpoint again")
 
 
 def how_to_make(precision: Precision, bundle: Path | str = "BUNDLE") -> str:
@@ -167,6 +169,11 @@ def weights_path(component: Component, precision: Precision) -> str:
     """Where the weights of a graph lie that has any."""
     assert component.has_weights
     return f"graphs/{precision}/{component}.weights"
+
+
+def packed_paths(component: Component, precision: Precision) -> tuple[str, str]:
+    """Where the packed form of a graph lies, and its weights."""
+    return f"packed/{precision}/{component}.onnx", f"packed/{precision}/{component}.weights"
 
 
 def calibration_path(component: Component, precision: Precision) -> str:
@@ -244,6 +251,18 @@ def publish_engines(bundle: Bundle, staging: Path, engines: tuple[EngineEntry, .
         _exchange(bundle, staging, bare, bare.with_engines(engines), files)
         for path in outdated.difference(files):
             (bundle.path / path).unlink(missing_ok=True)
+
+
+def publish_packed(bundle: Bundle, staging: Path, packed: tuple[PackedEntry, ...]) -> None:
+    """Moves staged packed graphs into an existing bundle, as `publish_graphs` moves graphs."""
+    files = [file.path for one in packed for file in one.files]
+    for path in files:
+        sync(staging / path)
+    with in_turn(bundle.path), storage_errors(bundle.path):
+        bare = _read_manifest(bundle.path)
+        for one in packed:
+            bare = bare.without_packed(one.precision)
+        _exchange(bundle, staging, bare, bare.with_packed(packed), files)
 
 
 def _exchange(bundle: Bundle, staging: Path, bare: Manifest, full: Manifest, files: Iterable[str]) -> None:

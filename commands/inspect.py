@@ -48,6 +48,7 @@ def _description(bundle: Bundle) -> list[str]:
         "",
         *(_precision_line(bundle.path, manifest, precision) for precision in manifest.precisions()),
         *(_engine_lines(bundle.path, manifest) if manifest.engines else []),
+        *(_packed_lines(manifest) if manifest.packed else []),
         *_left_lines(bundle),
     ]
 
@@ -119,6 +120,19 @@ def _engine_lines(path: Path, manifest: Manifest) -> list[str]:
     ]
     hints = [hint for variant in manifest.variants().values() if (hint := _next(path, manifest, variant))]
     return ["", table(rows, ("engines", "component", " size", "state")), "", *dict.fromkeys(hints)]
+
+
+def _packed_lines(manifest: Manifest) -> list[str]:
+    """A row per packed graph, with what it was made for."""
+    rows = []
+    for one in manifest.packed:
+        graph = manifest.graph(one.component, one.precision)
+        fits = graph is not None and graph.identity == one.made_of
+        state = (
+            f"for ONNX Runtime {one.runtime} on {one.processor}" if fits else "stale: its graph changed; pack it again"
+        )
+        rows.append((one.component.value, one.precision.value, size(one.weights.size), state))
+    return ["", table(rows, ("packed", "precision", " size", "state"))]
 
 
 def _next(path: Path, manifest: Manifest, variant: tuple[EngineEntry, ...]) -> str | None:

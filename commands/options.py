@@ -275,6 +275,10 @@ quantize_options = with_options(
     click.option("--unverified", is_flag=True, help="Quantize graphs that are not shown equal to the model."),
     json_option,
 )
+pack_options = with_options(
+    click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: those that the CPU prefers]"),
+    json_option,
+)
 build_options = with_options(
     click.option("--backend", type=BUILDERS, help="The builder.  [default: the one installed, tensorrt of both]"),
     click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: fp16, bf16, fp32, the first there]"),

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.entries import EngineEntry, GraphEntry, PackedEntry
 from vlm_trt.bundle.signature import DTYPE_BYTES, Precision
 from vlm_trt.bundle.store import Bundle
 
@@ -157,6 +157,9 @@ class Backend(Protocol):
         Raises:
             IncompatibleError: it runs engines, and none fits.
         """
+
+    def packed(self, bundle: Bundle, graph: GraphEntry) -> PackedEntry | None:
+        """The form of a graph that was made for this machine; None where it runs the graph itself."""
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """Zeroed memory where the backend computes."""

@@ -52,7 +52,7 @@ def choose_backend(
     if name == "auto" and bundle is not None and (found := _with_engines(bundle)) is not None:
         return found
     try:
-        from vlm_trt.runtime.ort import CpuBackend
+        from vlm_trt.runtime.packed import PackedCpuBackend
     except ImportError as error:
         installed = [other for other, module in MODULES.items() if find_spec(module) is not None]
         if name == "auto" and installed:
@@ -62,7 +62,7 @@ def choose_backend(
 
     if name in ("cuda", "cuda-graph") or (name == "auto" and can_start()):
         return _cuda(graphs=name == "cuda-graph")
-    return CpuBackend(threads, prepack=prepack)
+    return PackedCpuBackend(threads, prepack=prepack)
 
 
 def _no_onnxruntime(name: str, error: ImportError) -> str:

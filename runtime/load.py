@@ -27,8 +27,9 @@ def open_engine(bundle: Bundle, precision: Precision, backend: Backend) -> Engin
         sessions = {one.component: backend.open(bundle.path / one.plan.path, one) for one in engines}
     else:
         graphs = {component: bundle.graph(component, precision) for component in Component}
-        bundle.check(graphs.values())
-        sessions = {component: backend.open(bundle.path / one.graph.path) for component, one in graphs.items()}
+        files = {component: backend.packed(bundle, one) or one for component, one in graphs.items()}
+        bundle.check(files.values())
+        sessions = {component: backend.open(bundle.path / one.graph.path) for component, one in files.items()}
     return Engine(manifest.model, limits, precision, backend, sessions, cache)
 
 

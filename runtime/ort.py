@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.entries import EngineEntry, GraphEntry, PackedEntry
 from vlm_trt.bundle.errors import ResourceError, VlmTrtError
 from vlm_trt.bundle.host import available_bytes
 from vlm_trt.bundle.picture_memory import cpu_bytes, fitting_pixels
@@ -56,6 +56,9 @@ class CpuBackend:
             grouped: attention as GroupQueryAttention, the same numbers in less time; None: that of large decoders.
         """
         self.threads, self._prepack, self._grouped = threads, prepack, grouped
+
+    def packed(self, bundle: Bundle, graph: GraphEntry) -> PackedEntry | None:
+        return None
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> "HostBuffer":
         try:

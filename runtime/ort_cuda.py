@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.entries import EngineEntry, GraphEntry, PackedEntry
 from vlm_trt.bundle.errors import IncompatibleError, VlmTrtError
 from vlm_trt.bundle.installation import how_to_install
 from vlm_trt.bundle.signature import Precision
@@ -47,6 +47,9 @@ class CudaBackend:
 
     def engines(self, bundle: Bundle, precision: Precision) -> tuple[EngineEntry, ...]:
         return ()
+
+    def packed(self, bundle: Bundle, graph: GraphEntry) -> PackedEntry | None:
+        return None
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
         return self._memory.buffer(shape, dtype)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.entries import EngineEntry
+from vlm_trt.bundle.entries import EngineEntry, GraphEntry, PackedEntry
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.runtime.backend import Array, Binding, StepShapes
@@ -44,6 +44,9 @@ class TensorRtBackend:
         decodes = engine.component in (Component.DECODER, Component.SAMPLER)
         stream = self._decoding if decodes else self._seeing
         return EngineSession(self._memory, plan, engine.profiles, stream, str(engine.component))
+
+    def packed(self, bundle: Bundle, graph: GraphEntry) -> PackedEntry | None:
+        return None
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
         return self._memory.buffer(shape, dtype)

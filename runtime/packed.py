@@ -1,0 +1,46 @@
+"""Graphs packed for this machine: as ONNX Runtime optimized them, weights in its kernels' layout, mapped from a file.
+
+A packed graph loads in about a second whatever its size, and processes share its memory. It holds for the version of
+ONNX Runtime that made it and for the instructions of the CPU; elsewhere the graph itself is loaded.
+"""
+
+import platform
+import re
+from functools import cache
+from pathlib import Path
+
+from vlm_trt.bundle.entries import EngineEntry, GraphEntry, PackedEntry
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.runtime.ort import CpuBackend, OrtSession
+from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
+
+CPUINFO = Path("/proc/cpuinfo")
+_INSTRUCTIONS = re.compile(r"avx\w*|amx\w*|fma|f16c|asimd\w*|sve\w*|i8mm|bf16")
+
+
+class PackedCpuBackend(CpuBackend):
+    """The CPU, with the packed form of every graph of which the bundle has one that fits."""
+
+    def packed(self, bundle: Bundle, graph: GraphEntry) -> PackedEntry | None:
+        if self._prepack is False:
+            return None
+        here = graph.identity, onnxruntime.__version__, processor()
+        return next((one for one in bundle.manifest.packed if (one.made_of, one.runtime, one.processor) == here), None)
+
+    def open(self, file: Path, engine: EngineEntry | None = None) -> OrtSession:
+        if file.parent.parent.name != "packed":
+            return super().open(file, engine)
+        options = self.options(file)
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it has been optimized
+        return OrtSession(file, options)
+
+    def prepacks(self, graph: Path) -> bool:
+        return graph.parent.parent.name == "packed" or super().prepacks(graph)
+
+
+@cache
+def processor() -> str:
+    """The instructions by which ONNX Runtime chooses its kernels, such as "x86_64 avx avx2 f16c fma"."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return " ".join([platform.machine(), *sorted(flag for flag in flags if _INSTRUCTIONS.fullmatch(flag))])
