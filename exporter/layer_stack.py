@@ -54,14 +54,20 @@ def restored(short: ir.Model, looks_like: Sequence[int], contract: Signature) ->
     before, layers, behind = _by_layer(short.graph)
     assert len(layers) == max(looks_like) + 1, f"{len(layers)} layers traced"
     residuals = [_residual(layer, copied=looks_like.count(place) > 1) for place, layer in enumerate(layers)]
+    given = residuals[-1].name
+    if not behind:  # the last of all layers makes what the graph gives, and not the last of those traced
+        residuals[-1].name = f"{given}_within"
     copies = _Copies()
     copies.add(before)
     for index, place in enumerate(looks_like):
         if index:
             copies.values[residuals[place - 1]] = copies.values[residuals[looks_like[index - 1]]]
         copies.add(layers[place], _Number(place, index, again=place in looks_like[:index]))
-    copies.values[residuals[-1]] = copies.values[residuals[looks_like[-1]]]
+    end = copies.values[residuals[looks_like[-1]]]
+    copies.values[residuals[-1]] = end
     copies.add(behind)
+    if not behind:
+        end.name = given
     named = copies.outer | {str(value.name): value for node in copies.nodes for value in node.outputs}
     inputs = [named[tensor.name] for tensor in contract.inputs]
     graph = ir.Graph(
@@ -77,9 +83,11 @@ def restored(short: ir.Model, looks_like: Sequence[int], contract: Signature) ->
 def _by_layer(graph: ir.Graph) -> tuple[list[ir.Node], list[list[ir.Node]], list[ir.Node]]:
     """The nodes before the layers, those of each layer, and those behind them."""
     runs = [(layer, list(nodes)) for layer, nodes in groupby(graph, _layer_of)]
+    before = runs.pop(0)[1] if runs[0][0] is None else []
+    behind = runs.pop()[1] if runs[-1][0] is None else []
     order = [layer for layer, _ in runs]
-    assert order == [None, *range(len(runs) - 2), None], f"nodes of layers in the order {order}"
-    return runs[0][1], [nodes for _, nodes in runs[1:-1]], runs[-1][1]
+    assert order == list(range(len(runs))), f"nodes of layers in the order {order}"
+    return before, [nodes for _, nodes in runs], behind
 
 
 def _layer_of(node: ir.Node) -> int | None:

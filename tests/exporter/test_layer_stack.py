@@ -69,6 +69,10 @@ def _of(node: ir.Node, known: dict[ir.Value, str]) -> object:
     return attributes, [None if value is None else known[value] for value in node.inputs]
 
 
+# In fp32 nothing is left behind the layers of a tower that ends with them.
+PRECISIONS = {"qwen2_vl": Precision.FP32}
+
+
 @pytest.mark.parametrize(("component", "family"), CASES)
 def test_copied_layers_are_traced_ones(
     component: Component, family: str, family_checkpoint: Callable[[str], Path]
@@ -76,11 +80,11 @@ def test_copied_layers_are_traced_ones(
     checkpoint = family_checkpoint(family)
     layers, others = (BLOCKS if component is Component.DECODER else TOWERS)[family]
     model = deeper(component, family_of(checkpoint).read_config(checkpoint), layers, others)
-    limits = Limits(MAX_SEQ_TOKENS, 3, 2)
+    limits, precision = Limits(MAX_SEQ_TOKENS, 3, 2), PRECISIONS.get(family, Precision.FP16)
     with torch.device("meta"):
-        module = build_module(component, model, Precision.FP16)
-    whole = traced(component, module, model, limits, Precision.FP16)
-    made = trace(component, model, limits, Precision.FP16)
+        module = build_module(component, model, precision)
+    whole = traced(component, module, model, limits, precision)
+    made = trace(component, model, limits, precision)
     assert described(made) == described(whole)
     names = [value.name for node in made.graph for value in node.outputs]
     assert len(set(names)) == len(names)
