@@ -6,7 +6,7 @@ Tracing is Python and writing is the disk: for the 9.6 B shape each takes more t
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -43,9 +43,18 @@ def graph_plan(component: Component, precision: Precision, weights: Sequence[Wei
     return GraphPlan(component, precision, plan_weights(weights, precision)[0], file)
 
 
-@lru_cache(maxsize=64)  # a process that exports and audits, as tests do, traces once
 def graph_file(plan: GraphPlan, model: ModelConfig, limits: Limits) -> bytes:
-    """The ONNX file of one graph, its weights as references into `plan.weights_file`."""
+    """The ONNX file of one graph, its weights as references into `plan.weights_file`.
+
+    Of the limits only the decoder's graph has one, the length of its cache; the sampler is the same in every precision.
+    """
+    own = replace(plan, precision=plan.precision if plan.component.has_weights else Precision.FP32)
+    return remembered(own, model, Limits(limits.max_seq_tokens if plan.component is Component.DECODER else 1, 1, 1))
+
+
+@lru_cache(maxsize=64)  # a process that exports and audits, as tests do, traces once
+def remembered(plan: GraphPlan, model: ModelConfig, limits: Limits) -> bytes:
+    """`graph_file`, given nothing that makes no difference."""
     graph = trace(plan.component, model, limits, plan.precision)
     if plan.weights_file is not None:
         _refer(graph, plan.places, plan.weights_file)

@@ -1,10 +1,9 @@
 """Golden data and bundles that many tests share, each exported once per run."""
 
-import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.golden_families import FAMILIES, MAX_SEQ_TOKENS, write_checkpoint
+from tests.once_per_run import alone, remembered, run_folder
 from vlm_trt.bundle.signature import Component, Precision
 
 ROOT = Path(__file__).parent.parent
@@ -56,16 +56,26 @@ def shared() -> Path:
 Export = Callable[..., Path]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Graphs are traced in earnest, and each once per run: it takes torch some seconds of each, however small."""
+    from vlm_trt.exporter import graph_files
+
+    folder = run_folder(tmp_path_factory) / "traced"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_files, "remembered", remembered(folder, graph_files.remembered))
+        yield
+
+
 @pytest.fixture(scope="session")
 def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function: a key of FAMILIES → its golden checkpoint, made once per run."""
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if base.name.startswith("popen-") else base) / "checkpoints"
+    root = run_folder(tmp_path_factory) / "checkpoints"
     root.mkdir(exist_ok=True)
 
     def checkpoint(name: str) -> Path:
-        with (root / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(root / name):
             return root / name if (root / name).exists() else write_checkpoint(name, root / name)
 
     return checkpoint
@@ -80,8 +90,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, family_checkpoint: Callab
     from vlm_trt.bundle.store import Bundle
     from vlm_trt.exporter.export import Choices, export
 
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if base.name.startswith("popen-") else base) / "bundles"
+    root = run_folder(tmp_path_factory) / "bundles"
     root.mkdir(exist_ok=True)
 
     def bundle(variant: str, precision: str = "fp32", max_seq_tokens: int = 700, max_batch: int = 3) -> Path:
@@ -89,8 +98,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, family_checkpoint: Callab
         max_seq_tokens = MAX_SEQ_TOKENS if variant in FAMILIES else max_seq_tokens
         name = f"{variant}-{precision}-{max_seq_tokens}-{max_batch}"
         target = root / hashlib.sha256(name.encode()).hexdigest()[:8] / variant
-        with (root / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(root / name):
             if not target.exists():
                 choices = Choices(
                     Precision(precision), tuple(Component), max_seq_tokens=max_seq_tokens, max_batch=max_batch
@@ -124,8 +132,7 @@ def verified(exported: Export) -> Export:
     def bundle(variant: str, precision: str = "fp32", **limits: int) -> Path:
         unverified = exported(variant, precision, **limits)
         target = unverified.parent / "verified" / variant
-        with (unverified.parent / "verify.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(unverified.parent / "verify"):
             if not target.exists():
                 shutil.copytree(unverified, target)
             if Bundle.open(target).manifest.verification(Precision(precision)) is None:
@@ -142,13 +149,9 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     from vlm_trt.exporter.export import Choices, export
     from vlm_trt.verification.verify import verify
 
-    base = tmp_path_factory.getbasetemp()
-    root = base.parent if base.name.startswith("popen-") else base
-
     def bundle(precision: str) -> Path:
-        target = root / f"demo-{precision}"
-        with (root / f"demo-{precision}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        target = run_folder(tmp_path_factory) / f"demo-{precision}"
+        with alone(target):
             if not target.exists():
                 export(ROOT / "examples" / "demo_model" / "checkpoint", target, Choices(Precision(precision)))
             if Bundle.open(target).manifest.verification(Precision(precision)) is None:

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import onnx
-import onnx_ir as ir
 
 from tests.conftest import GOLDEN
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.signature import Component, Precision
-from vlm_trt.exporter.trace import trace
+from vlm_trt.exporter.graph_files import graph_file, graph_plan
 from vlm_trt.families.qwen_vl.config import read_config
 from vlm_trt.runtime.ort import CpuBackend
 from vlm_trt.runtime.sampling_run import SamplerRun
@@ -28,11 +26,9 @@ def model_of(vocab: int) -> ModelConfig:
     return replace(model, decoder=replace(model.decoder, vocab_size=vocab))
 
 
-@cache
 def graph_of(vocab: int) -> bytes:
     """The ONNX file."""
-    graph = trace(Component.SAMPLER, model_of(vocab), LIMITS, Precision.FP32)
-    return bytes(ir.serde.serialize_model(graph).SerializeToString())
+    return graph_file(graph_plan(Component.SAMPLER, Precision.FP32, ()), model_of(vocab), LIMITS)
 
 
 def sampler_of(vocab: int, folder: Path, change: Callable[[onnx.ModelProto], None] = lambda _: None) -> SamplerRun:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import unwrap
 from pathlib import Path
 
 import onnx
@@ -127,7 +128,7 @@ def test_a_graph_with_wrong_references_is_not_published(
         right(graph, (*others, replace(last, offset=offset)), file)
 
     monkeypatch.setattr(graph_files, "_refer", wrong)
-    monkeypatch.setattr(graph_files, "graph_file", graph_files.graph_file.__wrapped__)  # none that is remembered
+    monkeypatch.setattr(graph_files, "remembered", unwrap(graph_files.remembered))
     sentence = {"beyond": r"is at bytes .* of .*resampler\.weights, which has", "overlapping": "overlap in resampler.w"}
     with pytest.raises(BundleError, match=sentence[reference]):
         export(CHECKPOINT, tmp_path / "bundle", Choices(Precision.FP16, (Component.RESAMPLER,), **SMALL))
