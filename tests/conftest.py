@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 
 from tests.golden_families import FAMILIES, MAX_SEQ_TOKENS, write_checkpoint
 from tests.once_per_run import alone, remembered, run_folder
+from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.signature import Component, Precision
+
+if TYPE_CHECKING:
+    from vlm_trt.exporter.graph_files import GraphPlan
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "qwen_vl"
@@ -64,8 +68,24 @@ def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = run_folder(tmp_path_factory) / "traced"
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph_files, "remembered", remembered(folder, graph_files.remembered))
+        patch.setattr(graph_files, "remembered", remembered(folder, graph_files.remembered, _traced_of))
         yield
+
+
+def _traced_of(plan: "GraphPlan", model: ModelConfig, limits: Limits) -> object:
+    """What a graph is made of: models that share a part share its graph, and each is held to golden values of its own.
+
+    Source: exporter/modules/build.py.
+    """
+    match plan.component:
+        case Component.VISION_ENCODER:
+            return plan, model.vision
+        case Component.RESAMPLER:
+            return plan, model.vision, model.connector
+        case Component.DECODER:
+            return plan, model.decoder, limits
+        case Component.SAMPLER:
+            return plan, model.decoder.vocab_size
 
 
 @pytest.fixture(scope="session")
@@ -143,17 +163,31 @@ def verified(exported: Export) -> Export:
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function: precision → a verified bundle of the demo model, made once per run and shared by all workers."""
-    from vlm_trt.bundle.store import Bundle
+def demo_graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function: precision → a bundle of the demo model, unverified, made once per run and shared by all workers."""
     from vlm_trt.exporter.export import Choices, export
+
+    def bundle(precision: str) -> Path:
+        target = run_folder(tmp_path_factory) / f"demo-graphs-{precision}"
+        with alone(target):
+            if not target.exists():
+                export(ROOT / "examples" / "demo_model" / "checkpoint", target, Choices(Precision(precision)))
+        return target
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory, demo_graphs: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Like `demo_graphs`, verified."""
+    from vlm_trt.bundle.store import Bundle
     from vlm_trt.verification.verify import verify
 
     def bundle(precision: str) -> Path:
         target = run_folder(tmp_path_factory) / f"demo-{precision}"
         with alone(target):
             if not target.exists():
-                export(ROOT / "examples" / "demo_model" / "checkpoint", target, Choices(Precision(precision)))
+                shutil.copytree(demo_graphs(precision), target)
             if Bundle.open(target).manifest.verification(Precision(precision)) is None:
                 verify(target, precision=precision, backend_name="cpu")
         return target

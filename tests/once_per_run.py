@@ -25,12 +25,12 @@ def alone(name: Path) -> Iterator[None]:
         yield
 
 
-def remembered(folder: Path, work: Callable[..., bytes]) -> Callable[..., bytes]:
-    """The same function, called once per run for the same arguments; they are told apart by how they print."""
+def remembered(folder: Path, work: Callable[..., bytes], asks: Callable[..., object]) -> Callable[..., bytes]:
+    """The same function, called once per run for arguments of which `asks` makes something that prints alike."""
 
     @wraps(work)
     def asked(*given: Any) -> bytes:
-        file = folder / hashlib.sha256(repr(given).encode()).hexdigest()[:16]
+        file = folder / hashlib.sha256(repr(asks(*given)).encode()).hexdigest()[:16]
         if not file.exists():
             with alone(file):
                 if not file.exists():

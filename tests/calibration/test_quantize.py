@@ -20,8 +20,9 @@ from PIL import Image
 from tests.calibration.drawn import write_samples
 from tests.conftest import ROOT
 from tests.manifests import edit_manifest, set_field
+from tests.once_per_run import alone, run_folder
 from vlm_trt.bundle.errors import BundleError, DataSetError, PromptError, StorageError, UsageError, VerificationError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.calibration import planning, state
 from vlm_trt.calibration.linears import find_linears
@@ -51,6 +52,21 @@ def questions() -> DataSet:
 def samples(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Sixteen of the drawn samples, as a user's file."""
     return write_samples(tmp_path_factory.mktemp("samples"))
+
+
+@pytest.fixture(scope="module")
+def in_int8(
+    tmp_path_factory: pytest.TempPathFactory, demo_bundle: Callable[[str], Path], questions: DataSet, samples: str
+) -> Path:
+    """Observed, rewritten and judged, once per run; not written into."""
+    target = run_folder(tmp_path_factory) / "in-int8"
+    with alone(target):
+        if not target.exists():
+            path = target.with_name("becomes-int8")
+            shutil.copytree(demo_bundle("fp32"), path)
+            quantize(path, Choices(read_recipe("int8"), samples=samples, max_drop=0.25), questions)
+            path.rename(target)
+    return target
 
 
 @pytest.fixture
@@ -101,11 +117,10 @@ def test_room_is_asked_for_what_is_written(
     quantize(path, replace(choices, force=True), None)
 
 
-def test_the_same_samples_give_the_same_bytes(bundle: Copy, questions: DataSet, samples: str) -> None:
-    path, choices = bundle(), Choices(read_recipe("int8"), samples=samples, max_drop=0.25)
-    quantize(path, choices, questions)
+def test_the_same_samples_give_the_same_bytes(in_int8: Path, tmp_path: Path, questions: DataSet, samples: str) -> None:
+    path = shutil.copytree(in_int8, tmp_path / "bundle")
     first = {entry.identity for entry in Bundle.open(path).manifest.graphs}
-    quantize(path, replace(choices, force=True), questions)
+    quantize(path, Choices(read_recipe("int8"), samples=samples, max_drop=0.25, force=True), questions)
     assert {entry.identity for entry in Bundle.open(path).manifest.graphs} == first
 
 
@@ -116,7 +131,10 @@ def test_half_precision_graphs_become_engines(bundle: Copy, questions: DataSet, 
     quantize(path, Choices(read_recipe("int4"), Precision.FP16, samples, max_drop=0.25), questions)
     for precision in (Precision.INT8, Precision.INT4):
         entries = build(
-            path, BuildChoices(backend="tensorrt-rtx", precision=precision, targets=("sm80", "sm89", "sm120"))
+            path,
+            BuildChoices(
+                backend="tensorrt-rtx", precision=precision, targets=("sm80", "sm89", "sm120"), components=WEIGHTED
+            ),
         )
         assert {entry.precision for entry in entries} == {Precision.of(precision.quantization, Precision.FP16)}
         decoder = next(entry for entry in entries if entry.component is Component.DECODER)
@@ -228,11 +246,11 @@ def test_an_activation_that_is_not_finite_is_named(
 
 
 def test_a_calibration_that_was_ended_goes_on_where_it_was(
-    bundle: Copy, questions: DataSet, samples: str, monkeypatch: pytest.MonkeyPatch
+    in_int8: Path, tmp_path: Path, questions: DataSet, samples: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And ends with the same bytes as one that was not."""
-    path, choices = bundle(), Choices(read_recipe("int8"), samples=samples, max_drop=0.25)
-    quantize(path, choices, questions)
+    path = shutil.copytree(in_int8, tmp_path / "bundle")
+    choices = Choices(read_recipe("int8"), samples=samples, max_drop=0.25)
     whole = {entry.identity for entry in Bundle.open(path).manifest.graphs}
     monkeypatch.setattr(planning, "_SAVED_EVERY_SECONDS", 0)
     real, begun = planning.observe, list[int]()
@@ -265,10 +283,9 @@ def test_a_calibration_that_was_ended_goes_on_where_it_was(
 
 
 def test_pictures_that_were_calibrated_on_do_not_judge_later_either(
-    bundle: Copy, questions: DataSet, samples: str
+    in_int8: Path, tmp_path: Path, questions: DataSet, samples: str
 ) -> None:
-    path = bundle()
-    quantize(path, Choices(read_recipe("int8"), samples=samples), None)
+    path = shutil.copytree(in_int8, tmp_path / "bundle")
     (path / "reports" / "quantization-int8.json").unlink()  # a report is for readers, and decides nothing
     known = read_samples(Path(samples))[0]
     example = replace(questions.examples[0], images=known.images, history=())

@@ -16,9 +16,9 @@ from vlm_trt.runtime.ort import CpuBackend
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.BF16])
-def test_what_is_shown_is_what_comes_out(precision: Precision, demo_bundle: Callable[[str], Path]) -> None:
+def test_what_is_shown_is_what_comes_out(precision: Precision, demo_graphs: Callable[[str], Path]) -> None:
     """An inner tensor, an input and an output of the vision encoder, whatever their type."""
-    bundle = Bundle.open(demo_bundle(precision.value))
+    bundle = Bundle.open(demo_graphs(precision.value))
     seen: dict[tuple[Component, str], np.ndarray] = {}
 
     def choose(component: Component, model: ir.Model) -> list[str]:
