@@ -11,8 +11,8 @@ from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.host import give_back_memory
 from vlm_trt.bundle.leftovers import open_to_write
 from vlm_trt.bundle.progress import MakeBar, no_bar
-from vlm_trt.bundle.signature import Precision
-from vlm_trt.bundle.store import Bundle
+from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.store import Bundle, graph_path
 from vlm_trt.exporter.references import require_references
 from vlm_trt.families.family import Family, family
 from vlm_trt.probing.in_parts import InParts
@@ -105,6 +105,7 @@ def verify(
         # What was compared as it is stored already; large graphs are not worth another quarter of an hour.
         shown = expected.of_one_picture() if at and isinstance(one, InParts) else expected
         outcomes += check_engine(open_engine(bundle, chosen, one), members, shown, label, progress)
+        outcomes += _form(bundle, chosen, one)
     report = _report(chosen, backend.name, outcomes, started)
     _publish(bundle, report, engines)
     return report
@@ -123,6 +124,15 @@ def _backends(backend: Backend, bundle: Bundle, precision: Precision, progress: 
     stored: Backend = InParts(True, progress) if in_parts else Rounding()
     runs_here = {"": here} if precision in CpuBackend.precisions else {}
     return {" rounded as stored": stored, **runs_here}
+
+
+def _form(bundle: Bundle, precision: Precision, backend: Backend) -> list[Outcome]:
+    """What was run in the graph's place, said in the report."""
+    decoder = bundle.path / graph_path(Component.DECODER, precision)
+    if not (isinstance(backend, CpuBackend) and backend.groups(decoder)):
+        return []
+    note = "the decoder ran as it answers on this backend: its attention as ONNX Runtime's GroupQueryAttention"
+    return [Outcome(notes=(note,))]
 
 
 def _audited(bundle: Bundle, against: Path | None, precision: Precision, byte_bar: MakeBar) -> Outcome:

@@ -11,11 +11,13 @@ from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape
+from vlm_trt.runtime import ort
 from vlm_trt.runtime.engine import Engine, Step
 from vlm_trt.runtime.grouped_attention import group_attention
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import GROUP_FROM_BYTES, CpuBackend
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
+from vlm_trt.verification.verify import verify
 
 # Log-n attention, few key heads with a prefix that attends both ways, few key heads, heads turned by three numbers.
 ROUNDING = 2e-6  # sums over the filled part of the cache, and over all that a step looks at
@@ -92,6 +94,14 @@ def test_only_a_step_s_own_positions_are_written(exported: Callable[..., Path]) 
     for array in arrays:
         assert (array[:, :, 100:] == 7).all() and (array[0, :, :100] == 0).all()
         assert (array[1, :, :41] != 0).any(axis=(0, 2)).all() and (array[1, :, 41:100] == 0).all()
+
+
+def test_the_report_says_which_form_was_verified(copied: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = copied()
+    monkeypatch.setattr(ort, "GROUP_FROM_BYTES", 0)
+    report = verify(bundle, precision="fp32", backend_name="cpu")
+    assert report.passed
+    assert any("attention as ONNX Runtime's GroupQueryAttention" in note for note in report.notes)
 
 
 def test_small_decoders_are_loaded_as_they_are(tmp_path: Path) -> None:
