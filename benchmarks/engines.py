@@ -23,14 +23,14 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from benchmarks import other_engines
 from benchmarks.make_checkpoint import SIZES
-from benchmarks.other_engines import run
+from benchmarks.other_engines import Fed, run
 from benchmarks.quantized_speed import quantized
 from benchmarks.qwen2_checkpoint import write_qwen2
 from benchmarks.stages import PROMPT_TOKENS, exported, progress
@@ -122,8 +122,8 @@ def prepared(arguments: argparse.Namespace) -> tuple[Work, "Ours"]:
     work = Work(bundle, prompt, greedy(baseline, prompt), threads, arguments.python, theirs)
     if not (theirs / "qwen2").exists():
         write_qwen2(theirs / "qwen2", Checkpoint(checkpoint), bundle.manifest.model.decoder)
-    asked = {"prompt": prompt, "forced": work.forced, "threads": threads}
-    (theirs / "prompt.json").write_text(json.dumps(asked))
+    given = {"prompt": prompt, "forced": work.forced, "threads": threads}
+    (theirs / "prompt.json").write_text(json.dumps(given))
     return work, baseline
 
 
@@ -144,7 +144,7 @@ class Ours:
         return int(self._engine.prefill(0, np.array(ids, np.int64), rows, None, self._table).argmax())
 
 
-def greedy(decoder: Ours, prompt: Sequence[int]) -> list[int]:
+def greedy(decoder: Fed, prompt: Sequence[int]) -> list[int]:
     decoder.forget()
     chosen = [decoder.feed(prompt)]
     while len(chosen) < NEW_TOKENS:
@@ -173,10 +173,10 @@ def our_run(work: Work, precision: Precision, backend: CpuBackend) -> Iterator[t
 @contextmanager
 def torch_run(work: Work, *, compiled: bool) -> Iterator[tuple[Once, Said]]:
     model = TorchBaseline(work.bundle.manifest, compiled=compiled)
-    asked = [Asked((), Prompt(tuple(work.prompt), (), ()))]
+    requests = [Asked((), Prompt(tuple(work.prompt), (), ()))]
 
     def once() -> Run:
-        (request,) = model.once(asked, NEW_TOKENS).requests
+        (request,) = model.once(requests, NEW_TOKENS).requests
         steps = [(after - before) * 1000 for before, after in pairwise(request.tokens)]
         return {"prefill_ms": request.first_token_ms, "decode_ms": median(steps), "ids": list(request.ids)}
 
@@ -185,44 +185,73 @@ def torch_run(work: Work, *, compiled: bool) -> Iterator[tuple[Once, Said]]:
 
 @contextmanager
 def other_run(work: Work, engine: str, variant: str) -> Iterator[tuple[Once, Said]]:
-    """A process of the other environment, isolated: the project is out of its reach."""
-    with subprocess.Popen(
-        command(work, engine, variant), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with asked(command(work, engine, variant)) as (ask, said):
+        yield partial(ask, "run"), said
+
+
+@contextmanager
+def asked(line: list[str]) -> Iterator[tuple[Callable[[str], Run], Said]]:
+    """A process that answers line by line, and what it said first."""
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         answers, asks = process.stdout, process.stdin
         assert answers is not None and asks is not None
 
-        def once() -> Run:
-            print("run", file=asks, flush=True)
-            answered: Run = json.loads(answers.readline())
-            return answered
+        def answered() -> Run:
+            if not (line := answers.readline()):
+                raise RuntimeError(f"its process ended with {process.wait()}")
+            found: Run = json.loads(line)
+            return found
 
-        yield once, json.loads(answers.readline())
+        def ask(what: str) -> Run:
+            print(what, file=asks, flush=True)
+            return answered()
+
+        yield ask, answered()
         asks.close()
 
 
 def command(work: Work, name: str, variant: str) -> list[str]:
-    return [str(work.python), "-I", other_engines.__file__, name, variant, str(work.folder)]
+    return other_engines.command(work.python, other_engines.__name__, name, variant, work.folder)
 
 
 def beside(mine: Once, opened: Opened, pairs: int) -> Said:
     """Medians of its milliseconds, and of the paired ratios to ours; or why it cannot run."""
+
+    def measured(other: Once) -> Said:
+        runs = paired(mine, other, pairs)
+        return ratios(runs, "prefill") | ratios(runs, "decode") | {"same_tokens": same_tokens(runs)}
+
+    return or_why_not(opened, measured)
+
+
+Other = TypeVar("Other")
+
+
+def or_why_not(
+    opened: Callable[[], AbstractContextManager[tuple[Other, Said]]], measured: Callable[[Other], Said]
+) -> Said:
+    """What was measured of an engine and what it said of itself, or why it cannot run."""
     try:
         with opened() as (other, said):
-            if "skipped" in said:
-                return dict(said)
-            runs = paired(mine, other, pairs)
+            return dict(said) if "skipped" in said else measured(other) | said
     except Exception as error:  # a compiler's or an engine's failure is its result, and the others go on
         return {"skipped": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-    found: dict[str, Any] = {}
-    for phase in ("prefill", "decode"):
-        key = f"{phase}_ms"
-        found[key] = round(median(b[key] for _, b in runs), 2)
-        found[f"ours_fp32_{key}"] = round(median(a[key] for a, _ in runs), 2)
-        found[f"{phase}_ratio"] = round(median(b[key] / a[key] for a, b in runs), 3)
+
+
+def ratios(runs: Sequence[tuple[Run, Run]], phase: str) -> Said:
+    """Medians of a phase's milliseconds, and of the paired ratios to ours, which come first."""
+    key = f"{phase}_ms"
+    return {
+        key: round(median(b[key] for _, b in runs), 2),
+        f"ours_fp32_{key}": round(median(a[key] for a, _ in runs), 2),
+        f"{phase}_ratio": round(median(b[key] / a[key] for a, b in runs), 3),
+    }
+
+
+def same_tokens(runs: Sequence[tuple[Run, Run]]) -> float:
+    """How often both find the same token likeliest."""
     ours, theirs = (one["ids"] for one in runs[0])
-    found["same_tokens"] = round(sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours), 3)
-    return found | said
+    return float(round(np.mean([a == b for a, b in zip(ours, theirs, strict=True)]), 3))
 
 
 def paired(mine: Once, other: Once, pairs: int) -> list[tuple[Run, Run]]:
@@ -238,8 +267,8 @@ def paired(mine: Once, other: Once, pairs: int) -> list[tuple[Run, Run]]:
 def what_reads(work: Work) -> dict[str, str]:
     """What other engines say to the decoder's graph itself."""
     graph = work.bundle.path / work.bundle.graph(Component.DECODER, Precision.FP32).graph.path
-    asked = subprocess.run(command(work, "reads", str(graph)), stdout=subprocess.PIPE, check=True)
-    said: dict[str, str] = json.loads(asked.stdout)
+    process = subprocess.run(command(work, "reads", str(graph)), stdout=subprocess.PIPE, check=True)
+    said: dict[str, str] = json.loads(process.stdout)
     return {name: text.replace(str(graph), graph.name) for name, text in said.items()}
 
 

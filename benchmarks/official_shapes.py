@@ -56,7 +56,7 @@ from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.contract import patch_count, tile_count, tiles
 from vlm_trt.families.family import family, family_of
 from vlm_trt.families.images import decode_image
-from vlm_trt.families.messages import ImageSpan, PromptShape
+from vlm_trt.families.messages import AS_IT_IS, ImageSpan, Look, PromptShape
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.environment import environment
 from vlm_trt.runtime.load import open_engine
@@ -233,11 +233,11 @@ def _write_tokenizer(path: Path, shape: Shape) -> None:
 class PicturePrompt(Prompt):
     """A picture, the size of a small photograph, and some text."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, look: Look = AS_IT_IS) -> None:
         random, model = np.random.default_rng(0), engine.model
         kind = family(model.family)
-        noise = Image.fromarray(random.integers(0, 256, (*PICTURE_ROWS_COLUMNS, 3), dtype=np.uint8))
-        inputs, step = kind.preprocess(noise, model), engine.limits.max_images
+        self.picture = Image.fromarray(random.integers(0, 256, (*PICTURE_ROWS_COLUMNS, 3), dtype=np.uint8))
+        inputs, step = kind.preprocess(self.picture, model, look), engine.limits.max_images
         self.runs = [[tiles(inputs, at, at + step)] for at in range(0, tile_count(inputs), step)]
         tokens = tile_count(inputs) * model.tokens_of(patch_count(inputs, model))
         count = tokens + TEXT_TOKENS

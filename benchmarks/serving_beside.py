@@ -101,8 +101,8 @@ def weights(arguments: argparse.Namespace, bundle: Bundle, checkpoint: Path, kin
         write_qwen2(folder / "qwen2", Checkpoint(checkpoint), bundle.manifest.model.decoder)
     if not source.exists():
         ranks = bundle.path / bundle.manifest.tokenizer.path
-        line = [arguments.python, "-I", other_engines.__file__, "gguf", ranks, folder]
-        subprocess.run(list(map(str, line)), check=True, stdout=sys.stderr)
+        writing = other_engines.command(arguments.python, other_engines.__name__, "gguf", ranks, folder)
+        subprocess.run(writing, check=True, stdout=sys.stderr)
     if not target.exists():
         line = [arguments.llama / "llama-quantize", "--pure", source, target, kind]
         subprocess.run(list(map(str, line)), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
