@@ -1,8 +1,8 @@
 """One other engine with a Qwen2 checkpoint, asked line by line: what benchmarks/engines.py starts elsewhere.
 
 Of the project nothing but files like this one is imported, which need no more than the standard library and numpy, and
-what the engines bring. The folder holds `qwen2`, a checkpoint, and `prompt.json`; what the engine makes of
-the checkpoint is kept beside them. The first line said tells versions and settings, or why the engine cannot run; every
+what the engines bring. The folder holds `qwen2`, a checkpoint, and `prompt.json`; what the engine makes of the
+checkpoint is kept beside them. The first line said tells versions and settings, or why the engine cannot run; every
 line read is answered with the times of one run.
 """
 
@@ -59,8 +59,10 @@ def openvino_settings(variant: str, threads: int) -> dict[str, Any]:
 
 def openvino_bits(variant: str) -> Any:
     """How optimum-intel compresses weights, in smaller groups where its 128 do not divide them; None: it does not."""
-    options = {"int8": {"bits": 8}, "int4": {"bits": 4, "group_size_fallback": "adjust"}}.get(variant)
-    return None if options is None else import_module("optimum.intel").OVWeightQuantizationConfig(**options)
+    if variant == "fp32":
+        return None
+    options: dict[str, Any] = {"bits": 4, "group_size_fallback": "adjust"} if variant == "int4" else {"bits": 8}
+    return import_module("optimum.intel").OVWeightQuantizationConfig(**options)
 
 
 def keep_last_row(openvino: Any, model: Any) -> None:
