@@ -20,6 +20,7 @@ from vlm_trt.profiling.measure import once
 from vlm_trt.profiling.workload import Workload, requests
 from vlm_trt.runtime.choice import Choice
 from vlm_trt.runtime.ort import CpuBackend, OrtSession
+from vlm_trt.runtime.packed import PackedCpuBackend
 from vlm_trt.runtime.session import EngineSession
 from vlm_trt.runtime.trt import TensorRtBackend
 
@@ -72,10 +73,11 @@ def layers(choice: Choice, workload: Workload) -> tuple[Layer, ...]:
     """
     if isinstance(choice.backend, TensorRtBackend):
         return _engine_layers(choice, workload)
-    if type(choice.backend) is not CpuBackend:
+    backend = choice.backend
+    if not isinstance(backend, CpuBackend) or type(backend) not in (CpuBackend, PackedCpuBackend):
         return ()
     with TemporaryDirectory() as folder:
-        timed = _Timed(Path(folder), choice.backend.threads)
+        timed = _Timed(Path(folder), backend.threads)
         model = Choice(choice.bundle, timed, choice.precision, 0).load()
         asked = requests(model, Workload(workload.images, workload.prompt_tokens, _NEW_TOKENS, 1))
         once(model, asked, 1)  # warm up
