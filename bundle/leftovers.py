@@ -16,22 +16,23 @@ from vlm_trt.bundle.lock import AT_WORK
 from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
 from vlm_trt.bundle.staging import ASKED, in_turn, require_folder
 from vlm_trt.bundle.stale import LOCK, is_held, remove_unheld, staged_folders, temporary_files
-from vlm_trt.bundle.store import MANIFEST, NEW, Bundle, graph_path, packed_paths, require_text, weights_path
+from vlm_trt.bundle.store import (
+    MANIFEST,
+    NEW,
+    Bundle,
+    forget_lost,
+    graph_path,
+    packed_paths,
+    require_text,
+    weights_path,
+)
 
 Say = Callable[[str], None]
 _OF_THE_DISK = {"lost+found"}  # in the root of a new file system
 _WRITTEN = (
-    "graphs",
-    "graphs/*",
-    "engines",
-    "engines/*",
-    "packed",
-    "packed/*",
-    "reports",
-    "reports/*",
-    "tokenizer",
-    ".calibration",
-)
+    "graphs", "graphs/*", "engines", "engines/*", "packed", "packed/*", "reports", "reports/*",
+    "tokenizer", ".calibration",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,17 @@ def leftovers(bundle: Bundle) -> tuple[Leftover, ...]:
 
 
 def open_to_write(path: Path, say: Say) -> Bundle:
-    """The bundle in that folder, ready to be written into: what killed runs left is removed, and said.
+    """The bundle in that folder, ready to be written into: what killed runs left is removed, and said. So is what the
+    manifest has of engines and packed graphs that are lost, which could not be made again otherwise.
 
     Raises:
         BundleError, IncompatibleError: as `Bundle.open`.
         StorageError: the folder cannot be written.
     """
+    if (path / MANIFEST).is_file():
+        require_folder(path)
+        for lost in forget_lost(path):
+            say(f"{path / lost} is missing or not as it was made, so the bundle does not list it any more")
     bundle = Bundle.open(path)
     require_folder(path)
     _clear([*_beside(path), *_inside(path)], say)

@@ -185,14 +185,14 @@ class Manifest:
         base = self.without_engines({engine.plan.path for engine in engines})
         return replace(base, engines=(*base.engines, *engines))
 
-    def with_packed(self, packed: tuple[PackedEntry, ...]) -> "Manifest":
-        """The manifest with those packed graphs, in place of all others of their precisions."""
-        precisions = {one.precision for one in packed}
-        return replace(self, packed=(*(one for one in self.packed if one.precision not in precisions), *packed))
+    def without_packed(self, paths: set[str]) -> "Manifest":
+        """The manifest without the packed graphs that lie there."""
+        return replace(self, packed=tuple(one for one in self.packed if one.graph.path not in paths))
 
-    def without_packed(self, precision: Precision) -> "Manifest":
-        """The manifest without the packed graphs of that precision."""
-        return replace(self, packed=tuple(one for one in self.packed if one.precision is not precision))
+    def with_packed(self, packed: tuple[PackedEntry, ...]) -> "Manifest":
+        """The manifest with those packed graphs added, or in place of those at the same paths."""
+        base = self.without_packed({one.graph.path for one in packed})
+        return replace(base, packed=(*base.packed, *packed))
 
     def with_verification(self, verdict: Verification) -> "Manifest":
         """The manifest with that verdict in place of an older one on the same graphs or engines."""

@@ -21,6 +21,9 @@ from vlm_trt.bundle.parts import (
 
 Axis = int | str
 
+# The modules that a node comes from, outermost first, as torch's exporter writes them into a graph.
+SCOPES = "pkg.torch.onnx.name_scopes"
+
 
 class Component(StrEnum):
     """The four graphs of a bundle, in the order data flows through them."""

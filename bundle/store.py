@@ -94,6 +94,14 @@ class Bundle:
         for file in self.manifest.files():
             self._compare(file, sha256_of(self._require(file)))
 
+    def lacks(self, file: FileEntry) -> bool:
+        """Whether a file is missing, or not as the manifest says."""
+        try:
+            self._require(file)
+        except BundleError:
+            return True
+        return False
+
     def record(self, verdict: Verification, report: str) -> None:
         """Stores a verdict and its report."""
         with in_turn(self.path):
@@ -259,10 +267,23 @@ def publish_packed(bundle: Bundle, staging: Path, packed: tuple[PackedEntry, ...
     for path in files:
         sync(staging / path)
     with in_turn(bundle.path), storage_errors(bundle.path):
-        bare = _read_manifest(bundle.path)
-        for one in packed:
-            bare = bare.without_packed(one.precision)
+        bare = _read_manifest(bundle.path).without_packed({one.graph.path for one in packed})
         _exchange(bundle, staging, bare, bare.with_packed(packed), files)
+
+
+def forget_lost(path: Path) -> tuple[str, ...]:
+    """Takes engines and packed graphs out of a manifest whose files are missing, or not as it says: those can be made
+    again, by commands that could not even open the bundle. Their paths."""
+    with in_turn(path), storage_errors(path):
+        bundle = Bundle(path, _read_manifest(path))
+        manifest = bundle.manifest
+        files = [file for engine in manifest.engines for file in engine.files]
+        files += [file for one in manifest.packed for file in one.files]
+        lost = {file.path for file in files if bundle.lacks(file)}
+        packed = {one.graph.path for one in manifest.packed if lost & {file.path for file in one.files}}
+        if lost:
+            replace_file(path / MANIFEST, manifest.without_engines(lost).without_packed(packed).dumps())
+    return tuple(sorted(lost))
 
 
 def _exchange(bundle: Bundle, staging: Path, bare: Manifest, full: Manifest, files: Iterable[str]) -> None:

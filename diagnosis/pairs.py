@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from vlm_trt.bundle.errors import VerificationError
-from vlm_trt.bundle.signature import Component
+from vlm_trt.bundle.signature import SCOPES, Component
 from vlm_trt.probing.widen import HALVES
 
 FLOATING = (ir.DataType.FLOAT, *HALVES)
 # What a precision adds: it changes how a value is stored, not which value it is.
 _STORING = ("Cast", "QuantizeLinear", "DequantizeLinear")
-_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True)
@@ -89,5 +88,5 @@ def _stored(value: ir.Value) -> ir.Value:
 
 def _part(component: Component, node: ir.Node) -> str:
     """The module of the model that a node was traced from."""
-    scopes = literal_eval(node.metadata_props.get(_SCOPES, "['']"))
+    scopes = literal_eval(node.metadata_props.get(SCOPES, "['']"))
     return ".".join(part for part in (component.value, scopes[-2] if len(scopes) > 1 else "") if part)

@@ -13,9 +13,8 @@ from itertools import groupby
 import onnx_ir as ir
 from torch import nn
 
-from vlm_trt.bundle.signature import Signature
+from vlm_trt.bundle.signature import SCOPES, Signature
 
-SCOPES = "pkg.torch.onnx.name_scopes"  # the modules that a node comes from, as torch's exporter writes them
 _TRACED_OF_A_KIND = 2
 
 
@@ -36,6 +35,7 @@ def shorten(module: nn.Module) -> tuple[int, ...]:
 
 def _likeness(layer: nn.Module) -> str:
     """Equal for two layers whose forward passes are: modules, what they were made with, and shapes of parameters."""
+    assert not any(True for _ in layer.buffers()), "what a buffer holds is not compared"
     made = [
         (name, type(part), sorted((key, value) for key, value in vars(part).items() if not key.startswith("_")))
         for name, part in layer.named_modules()

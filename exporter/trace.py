@@ -17,8 +17,8 @@ from onnxscript import optimizer
 from torch import Tensor
 
 from vlm_trt.bundle.config import Limits, ModelConfig
-from vlm_trt.bundle.signature import Axis, Component, Precision, Signature, axis_step, signature
-from vlm_trt.exporter.layer_stack import SCOPES, restored, shorten
+from vlm_trt.bundle.signature import SCOPES, Axis, Component, Precision, Signature, axis_step, signature
+from vlm_trt.exporter.layer_stack import restored, shorten
 from vlm_trt.exporter.modules.build import build_module
 from vlm_trt.exporter.modules.decoder import Decoder
 from vlm_trt.exporter.modules.onnx_operators import translation_table
@@ -92,6 +92,7 @@ def traced(
     graph = program.model
     _optimize(graph)
     _name_after_contract(graph, contract)
+    _keep_modules_alone(graph)
     return graph
 
 
@@ -150,17 +151,18 @@ def _optimize(graph: ir.Model) -> None:
 
 
 def _name_after_contract(graph: ir.Model, contract: Signature) -> None:
-    """Gives inputs and outputs the contract's names, types and axes; an alien one is our mistake.
-
-    Of what the exporter says of a node, the modules that it comes from stay.
-    """
+    """Gives inputs and outputs the contract's names, types and axes; an alien one is our mistake."""
     for values, tensors in ((graph.graph.inputs, contract.inputs), (graph.graph.outputs, contract.outputs)):
         assert len(values) == len(tensors), f"{len(values)} traced, {len(tensors)} in the contract"
         for value, tensor in zip(values, tensors, strict=True):
             assert value.dtype == _IR_DTYPES[tensor.dtype], f"{tensor.name}: {value.dtype}"
             value.name = tensor.name
             value.shape = ir.Shape(tensor.axes)
-    for node in graph.graph.all_nodes():  # where the exporter's source lies differs from machine to machine
+
+
+def _keep_modules_alone(graph: ir.Model) -> None:
+    """Of what torch's exporter says of a node: where its source lies differs from machine to machine."""
+    for node in graph.graph.all_nodes():
         for key in [key for key in node.metadata_props if key != SCOPES]:
             del node.metadata_props[key]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from vlm_trt.bundle.errors import BundleError
+from vlm_trt.bundle.signature import SCOPES
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _TENSORS = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
 
@@ -230,7 +230,7 @@ def _shown(value: ir.Value | None) -> str:
 def _called(node: ir.Node) -> str:
     """Operator, and the module of the model it was traced from, or else its name."""
     try:
-        scopes: Sequence[str] = literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        scopes: Sequence[str] = literal_eval(node.metadata_props.get(SCOPES, "[]"))
         part = scopes[-2] if len(scopes) > 1 else ""
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         part = ""

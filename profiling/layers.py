@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from vlm_trt.bundle.entries import EngineEntry
-from vlm_trt.bundle.signature import Component
+from vlm_trt.bundle.signature import SCOPES, Component
 from vlm_trt.profiling.measure import once
 from vlm_trt.profiling.workload import Workload, requests
 from vlm_trt.runtime.choice import Choice
@@ -24,7 +24,6 @@ from vlm_trt.runtime.packed import PackedCpuBackend
 from vlm_trt.runtime.session import EngineSession
 from vlm_trt.runtime.trt import TensorRtBackend
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
 _WORDS = re.compile(r"[\w.]+")
 # Timed are so many answers of so many tokens, after one that warms up: two single runs name other parts first.
 _ANSWERS, _NEW_TOKENS = 5, 8
@@ -215,7 +214,7 @@ def parts_of(graph: Path) -> dict[str, tuple[str, str]]:
     model = onnx.load(graph, load_external_data=False)
     found: dict[str, tuple[str, str]] = {}
     for node in model.graph.node:
-        scopes = next((one.value for one in node.metadata_props if one.key == _SCOPES), "['']")
+        scopes = next((one.value for one in node.metadata_props if one.key == SCOPES), "['']")
         part = _named(literal_eval(scopes))
         for name in (node.name, *node.output):
             found[name] = part

@@ -28,14 +28,19 @@ class PackedCpuBackend(CpuBackend):
         return next((one for one in bundle.manifest.packed if (one.made_of, one.runtime, one.processor) == here), None)
 
     def open(self, file: Path, engine: EngineEntry | None = None) -> OrtSession:
-        if file.parent.parent.name != "packed":
+        if not _is_packed(file):
             return super().open(file, engine)
         options = self.options(file)
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it has been optimized
         return OrtSession(file, options)
 
     def prepacks(self, graph: Path) -> bool:
-        return graph.parent.parent.name == "packed" or super().prepacks(graph)
+        return _is_packed(graph) or super().prepacks(graph)
+
+
+def _is_packed(file: Path) -> bool:
+    """Whether it lies where `packed_paths` says."""
+    return file.parent.parent.name == "packed"
 
 
 @cache

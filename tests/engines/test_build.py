@@ -136,6 +136,11 @@ def test_a_damaged_plan_is_named_with_what_mends_it(copied: Copy) -> None:
     plan.unlink()
     with pytest.raises(BundleError, match=r"resampler\.plan is missing; build it again: vlm-trt build"):
         Bundle.open(path)
+    said: list[str] = []
+    build(path, Choices(backend=RTX, targets=("sm89",), components=(Component.RESAMPLER,)), said.append)
+    assert f"{plan} is missing or not as it was made, so the bundle does not list it any more" in said
+    (again,) = Bundle.open(path).manifest.engines
+    assert again.plan.path == entry.plan.path
 
 
 def test_two_builders_at_once(copied: Copy) -> None:

@@ -112,6 +112,21 @@ def test_a_byte_that_changed_is_noticed(copied: Callable[..., Path]) -> None:
     weights.write_bytes(content)
     with pytest.raises(BundleError, match=r"decoder\.weights was changed .*; pack it again: vlm-trt pack"):
         opened(bundle, PackedCpuBackend())
+    assert pack(bundle, "fp32") == entries
+
+
+def test_what_was_lost_is_packed_again(copied: Callable[..., Path]) -> None:
+    """The command that a refusal names does what it says, though nothing else opens the bundle."""
+    bundle, said = copied(), list[str]()
+    entries = pack(bundle, "fp32")
+    (bundle / entries[0].graph.path).unlink()
+    (bundle / entries[1].weights.path).write_bytes(b"short")
+    with pytest.raises(BundleError, match=r"vision_encoder\.onnx is missing; pack it again: vlm-trt pack"):
+        Bundle.open(bundle)
+    assert pack(bundle, "fp32", said.append) == entries
+    for lost in (entries[0].graph.path, entries[1].weights.path):
+        assert f"{bundle / lost} is missing or not as it was made, so the bundle does not list it any more" in said
+    assert Bundle.open(bundle).manifest.packed == entries
 
 
 def test_what_computes_otherwise_is_not_published(copied: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
