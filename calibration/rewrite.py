@@ -174,7 +174,12 @@ def _replace(
     stored = file.append(linear.scale_name, scales, tensor.dtype)
     scale = _initializer(model, linear.scale_name, stored)
     attributes = {"axis": 1} if done.block is None else {"axis": 0, "block_size": done.block}
-    restored = ir.node("DequantizeLinear", [integers, scale], attributes, name=f"{linear.node}_weight")
+    zeros = []
+    if _on_integer_kernels(plan, tensor.dtype):
+        name = f"{linear.weight}.zeros"  # one for each matrix: of shared ones ONNX Runtime makes the same name twice
+        stored = file.append(name, np.zeros(scales.shape, np.int8), ir.DataType.INT8)
+        zeros.append(_initializer(model, name, stored))
+    restored = ir.node("DequantizeLinear", [integers, scale, *zeros], attributes, name=f"{linear.node}_weight")
     _name(restored, f"{linear.weight}.restored", tensor.dtype)
     node = next(node for node in model.graph if node.name == linear.node)
     source = node.inputs[0]
@@ -185,6 +190,12 @@ def _replace(
     assert isinstance(integers.const_value, ir.ExternalTensor) and integers.const_value.length is not None
     size = integers.const_value.length + scales.nbytes
     return LayerError(linear.name, treatment.kind, error, tensor.nbytes, size)
+
+
+def _on_integer_kernels(plan: Plan, dtype: ir.DataType) -> bool:
+    """Whether ONNX Runtime multiplies 8 bits by 8 in that graph: where it then makes unsigned integers of signed ones
+    (`runtime/ort.py`), it gives weights without zero points a single one, and refuses it."""
+    return dtype is ir.DataType.FLOAT and any(one.kind is Kind.INT8 for one in plan.treatments)
 
 
 def _quantized(

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper, save
 
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Backend, Session
-from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.runtime.ort import CpuBackend, multiply_8_bits_exactly
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 
 _RUNS, _WARM_UP = 12, 2
@@ -78,6 +78,7 @@ def cpu_integer_operations(options: onnxruntime.SessionOptions) -> float:
     ]
     node = helper.make_node("MatMulInteger", ["a", "b"], ["y"])
     model = _model(helper.make_graph([node], "product", ends[:1], ends[1:], [constant]))
+    multiply_8_bits_exactly(options)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = {"a": random.integers(0, 255, shape, dtype=np.uint8)}
     return 2 * _SIDE**3 / _seconds(lambda: session.run(None, feeds))

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from vlm_trt.bundle.errors import IncompatibleError, ResourceError, VlmTrtError
 from vlm_trt.bundle.signature import DTYPE_BYTES
+from vlm_trt.runtime.ort import CpuBackend
 
 Bytes = NDArray[np.uint8]
 _TYPES = {"tensor(float)": ("float32", 1), "tensor(float16)": ("float16", 10), "tensor(int64)": ("int64", 7)}
@@ -185,7 +186,7 @@ class HostPlan:
     def __init__(self, gpu: HostGpu, graph: str, profiles: list[dict[str, list[list[int]]]]) -> None:
         self._gpu, self._profiles = gpu, profiles
         self.layers = [node.name for node in onnx.load(graph, load_external_data=False).graph.node]
-        options = onnxruntime.SessionOptions()
+        options = CpuBackend().options(Path(graph))
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self.inputs = tuple(one.name for one in self.session.get_inputs())

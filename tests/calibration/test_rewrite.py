@@ -19,6 +19,7 @@ from vlm_trt.calibration.rewrite import Activation, LayerError, Plan, Treatment,
 from vlm_trt.calibration.rounding import by_output
 from vlm_trt.calibration.weight_file import WeightFile
 from vlm_trt.exporter.references import require_references
+from vlm_trt.runtime.ort import CpuBackend
 
 Exported = Callable[..., Path]
 
@@ -56,14 +57,14 @@ def plan_of(graph: Path, component: Component, kind: Kind, limit: float | None =
 
 
 def run(graph: Path, **inputs: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(graph), CpuBackend().options(graph), providers=["CPUExecutionProvider"])
     found: np.ndarray = session.run(None, inputs)[0]
     return found
 
 
 def fused(graph: Path, folder: Path) -> Counter[str]:
     """Operators after ONNX Runtime's own optimizations."""
-    options = onnxruntime.SessionOptions()
+    options = CpuBackend().options(graph)
     options.log_severity_level = 3
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.runtime.sequences import engine_of
 from vlm_trt.bundle.errors import IncompatibleError, VlmTrtError
@@ -123,6 +125,34 @@ def test_quantized_weights_are_prepacked_however_large(tmp_path: Path) -> None:
     graphs = [tmp_path / precision / "decoder.onnx" for precision in ("fp16", "int8-weight", "int4-fp16")]
     assert [CpuBackend().prepacks(graph) for graph in graphs] == [False, True, True]
     assert not CpuBackend(prepack=False).prepacks(graphs[1])
+
+
+@pytest.mark.parametrize("rows", [1, 4, 64])  # one, a batch, a prompt: other kernels
+def test_sums_of_products_of_8_bits_are_not_cut_off(rows: int, tmp_path: Path) -> None:
+    """All that is said holds for the largest integers, too: 256 × 127 × 127, which 16 bits do not hold."""
+    inputs, outputs, scale = 256, 64, np.float32(0.5)
+    constants = {
+        "weight": np.full((inputs, outputs), 127, np.int8),
+        "scales": np.full(outputs, scale),
+        "zeros": np.zeros(outputs, np.int8),
+        "scale": scale,
+        "zero": np.int8(0),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["activation"]),
+        helper.make_node("DequantizeLinear", ["weight", "scales", "zeros"], ["matrix"], axis=1),
+        helper.make_node("MatMul", ["activation", "matrix"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [rows, k]) for n, k in (("x", inputs), ("y", outputs))]
+    weights = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "product", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "x.onnx")
+    backend = CpuBackend()
+    x = backend.upload(np.full((rows, inputs), 127 * scale, np.float32), "float32")
+    y = backend.upload(np.zeros((rows, outputs), np.float32), "float32")
+    backend.open(tmp_path / "x.onnx").run({"x": x.rows(0, rows)}, {"y": y.rows(0, rows)})
+    assert np.array_equal(y.array, np.full((rows, outputs), inputs * 127 * 127 * scale * scale))
 
 
 def test_no_cuda_is_said() -> None:
