@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import onnx_ir as ir
 
 from vlm_trt.bundle.children import deaf_to_interrupts
 from vlm_trt.bundle.config import Limits, ModelConfig
-from vlm_trt.bundle.errors import ResourceError
+from vlm_trt.bundle.errors import ResourceError, UsageError, VlmTrtError
 from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import weights_path
 from vlm_trt.exporter.trace import trace
@@ -79,6 +80,7 @@ def graph_files(
 
     Raises:
         ResourceError: the process that traces was ended, as the system does when memory runs out.
+        UsageError: it ended by itself.
     """
     if weight_bytes < AHEAD_ABOVE_BYTES:
         yield lambda plan: graph_file(plan, model, limits)
@@ -90,7 +92,7 @@ def graph_files(
         process.start()
     theirs.close()  # the only one left is the child's: wherever its end strikes, even within a file, reading ends, too
     with ours, ThreadPoolExecutor(1, "traced graphs") as reading:
-        files = {plan.component: reading.submit(_received, ours, plan) for plan in plans}
+        files = {plan.component: reading.submit(_received, ours, plan, process) for plan in plans}
         try:
             yield lambda plan: files[plan.component].result()
         finally:
@@ -106,14 +108,25 @@ def _trace_all(results: Connection, plans: Sequence[GraphPlan], model: ModelConf
             results.send(error)
 
 
-def _received(results: Connection, plan: GraphPlan) -> bytes:
+def _received(results: Connection, plan: GraphPlan, process: BaseProcess) -> bytes:
     try:
         result: bytes | Exception = results.recv()
     except (EOFError, OSError) as error:
-        raise ResourceError(
-            f"the process that traces the {plan.component} was ended, most likely for lack of memory; "
-            "free some and export again"
-        ) from error
+        process.join()  # its end of the pipe is closed, by its end
+        raise _ended(process.exitcode, plan) from error
     if isinstance(result, Exception):
         raise result
     return result
+
+
+def _ended(exit_code: int | None, plan: GraphPlan) -> VlmTrtError:
+    if exit_code is not None and exit_code > 0:
+        return UsageError(
+            f"the process that traces the {plan.component} ended with code {exit_code}, as it does where a script "
+            "exports as soon as it is read, which that process does again; put the call below "
+            'if __name__ == "__main__":'
+        )
+    return ResourceError(
+        f"the process that traces the {plan.component} was ended, most likely for lack of memory; "
+        "free some and export again"
+    )

@@ -111,8 +111,28 @@ def test_an_end_within_a_file_is_an_end_too() -> None:
     os.write(theirs.fileno(), struct.pack("!i", 1000) + b"half")
     theirs.close()
     plan = graph_files.graph_plan(Component.RESAMPLER, Precision.FP16, ())
+    process = multiprocessing.get_context("spawn").Process()
+    process.start()
+    process.join()
     with pytest.raises(ResourceError, match="process that traces the resampler was ended"):
-        graph_files._received(ours, plan)
+        graph_files._received(ours, plan, process)
+
+
+def test_a_script_that_exports_as_soon_as_it_is_read_is_told_what_to_do(tmp_path: Path) -> None:
+    """The process that traces reads the script again, and must not export again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from vlm_trt.bundle.signature import Component, Precision\n"
+        "from vlm_trt.exporter import graph_files\n"
+        "from vlm_trt.exporter.export import Choices, export\n"
+        "graph_files.AHEAD_ABOVE_BYTES = 0\n"
+        f"choices = Choices(Precision.FP16, (Component.RESAMPLER,), **{SMALL})\n"
+        f"export(Path({str(CHECKPOINT)!r}), Path({str(tmp_path / 'bundle')!r}), choices)\n"
+    )
+    found = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=Path.cwd())
+    assert "ended with code 1, as it does where a script exports as soon as it is read" in found.stderr
+    assert "below if __name__" in found.stderr and not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize("reference", ["beyond", "overlapping"])
