@@ -21,8 +21,8 @@ ABSOLUTE = 2e-4  # fp32: what the recorded runs differ by among themselves, and 
 RELATIVE_FEATURES = 1e-4  # of the largest magnitude
 
 
-def engine_of(bundle: Path) -> Engine:
-    return open_engine(Bundle.open(bundle), Precision.FP32, CpuBackend(threads=1))
+def engine_of(bundle: Path, precision: Precision = Precision.FP32) -> Engine:
+    return open_engine(Bundle.open(bundle), precision, CpuBackend(threads=1))
 
 
 def continued(engine: Engine, one: Recorded) -> Continuation:

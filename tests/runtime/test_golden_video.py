@@ -16,6 +16,7 @@ from tests.runtime.test_golden_families import ABSOLUTE, RELATIVE_FEATURES, engi
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.bundle.parts import WindowTower
 from vlm_trt.bundle.picture_rules import AnySize
+from vlm_trt.bundle.signature import Precision
 from vlm_trt.families.clips import Clip, Frames, Video
 from vlm_trt.families.messages import Detail, Image, ImageSpan, Message, Prompt
 from vlm_trt.families.qwen2_vl.pictures import tower_inputs
@@ -51,22 +52,45 @@ def recorded(video: dict[str, np.ndarray]) -> Recorded:
     )
 
 
-def test_patches_to_features(video: dict[str, np.ndarray], exported: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", RELATIVE_FEATURES), ("fp16", 5e-3)])
+def test_patches_to_features(
+    precision: str, tolerance: float, video: dict[str, np.ndarray], exported: Callable[..., Path]
+) -> None:
     """A tile for two frames each, alone and all in one run."""
-    engine, one = engine_of(exported("qwen2_5_vl")), recorded(video)
+    engine, one = engine_of(exported("qwen2_5_vl", precision), Precision(precision)), recorded(video)
     rule, tower = engine.model.pictures, engine.model.vision
     assert isinstance(rule, AnySize) and isinstance(tower, WindowTower)
     _, rows, columns = video["in.video_grid_thw"][0]
     blank = Pillow.new("RGB", (int(columns) * tower.patch_size, int(rows) * tower.patch_size))
     tiles = [{**tower_inputs([[blank]], rule, tower), "pixel_values": pixels[None]} for pixels in one.pixels]
-    found = [to_float32(engine.resample(engine.encode_vision([tile])).read(), "float32")[0] for tile in tiles]
-    assert relative(np.concatenate(found), one.features) <= RELATIVE_FEATURES
+    runs = [engine.resample(engine.encode_vision([tile])).read() for tile in tiles]
+    found = [to_float32(one, engine.precision.dtype)[0] for one in runs]
+    assert relative(np.concatenate(found), one.features) <= tolerance
 
 
-def test_logits_and_tokens(video: dict[str, np.ndarray], exported: Callable[..., Path]) -> None:
-    engine, one = engine_of(exported("qwen2_5_vl")), recorded(video)
-    assert np.abs(prompt_logits(engine, one) - one.logits).max() <= ABSOLUTE
-    assert [ids for ids, _ in greedy(engine, [one])] == [one.generated]
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", ABSOLUTE), ("fp16", 5e-2)])
+def test_logits_and_tokens(
+    precision: str, tolerance: float, video: dict[str, np.ndarray], exported: Callable[..., Path]
+) -> None:
+    engine, one = engine_of(exported("qwen2_5_vl", precision), Precision(precision)), recorded(video)
+    assert np.abs(prompt_logits(engine, one) - one.logits).max() <= tolerance
+    if precision == "fp32":
+        assert [ids for ids, _ in greedy(engine, [one])] == [one.generated]
+
+
+@pytest.mark.parametrize("name", WATCHING)
+def test_half_precision_sees_what_fp32_sees(name: str, exported: Callable[..., Path]) -> None:
+    """From a file: the first token of an answer about it is as likely."""
+    likely = []
+    for precision in ("fp32", "fp16"):
+        model = load(exported(name, precision), precision=precision, backend="cpu", allow_unverified=True)
+        asked = [Message("user", [Video(encoded_video(50, (32, 24)), "a.mp4"), "What?"])]
+        sequence = model.scheduler.submit(model.request(model.build_prompt(asked), GREEDY, top_logprobs=5))
+        while not sequence.tokens:
+            model.scheduler.step()
+        likely.append(dict(sequence.tokens[0].top))
+    shared = likely[0].keys() & likely[1].keys()
+    assert len(shared) >= 4 and all(abs(likely[0][one] - likely[1][one]) < 0.02 for one in shared)
 
 
 def png(value: int, size: tuple[int, int] = (40, 24)) -> bytes:
