@@ -28,6 +28,7 @@ import numpy as np
 
 from benchmarks import other_engines
 from benchmarks.build_full_size import INT4, command
+from benchmarks.quantization import write_samples
 from benchmarks.qwen2_checkpoint import write_qwen2
 from benchmarks.server import running
 from benchmarks.stages import exported, progress
@@ -38,7 +39,8 @@ from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.runtime.environment import environment
 
 # Ours, and what llama.cpp calls about the same.
-PAIRS = {Precision.INT8_WEIGHT: "q8_0", Precision.INT4: "q4_0"}
+# llama.cpp rounds activations to 8 bits too, as int8 does.
+PAIRS = {Precision.INT8: "q8_0", Precision.INT8_WEIGHT: "q8_0", Precision.INT4: "q4_0"}
 SLOTS, POSITIONS, THREADS, NEW_TOKENS = 8, 1024, 2, 64
 _PORT = 18_080
 Served = Callable[[], AbstractContextManager[str]]
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 4, 8])
     parser.add_argument("--requests", type=int, default=3, help="of each client, in a round")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--precision", nargs="*", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--precision", nargs="*", default=["int8", "int4"], choices=list(PAIRS))
     arguments = parser.parse_args()
     found: dict[str, Any] = {"environment": environment(), "new_tokens": NEW_TOKENS, "runs": []}
     for precision in arguments.precision:
@@ -85,7 +87,10 @@ def contenders(arguments: argparse.Namespace, precision: Precision) -> dict[str,
         without_samples = arguments.folder / "int4.toml"
         without_samples.write_text(INT4)
         recipe = without_samples if precision is Precision.INT4 else precision
-        command("quantize", bundle.path, "--recipe", recipe, "--evaluate", "none", "--unverified")
+        shown: list[str | Path] = []
+        if precision is Precision.INT8:
+            shown = ["--samples", write_samples(arguments.folder / "samples", noise=False, count=16)]
+        command("quantize", bundle.path, "--recipe", recipe, *shown, "--evaluate", "none", "--unverified")
     theirs = weights(arguments, bundle, checkpoint, PAIRS[precision])
     return {
         f"ours, {precision}": partial(ours, arguments.model, bundle.path, precision),
