@@ -20,10 +20,11 @@ from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape
-from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.environment import environment
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.runtime.step_inputs import Step
 
 POSITIONS, BATCHES, FORMS = 300, (1, 4, 8), ("apart", "grouped")
 

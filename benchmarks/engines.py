@@ -41,10 +41,10 @@ from vlm_trt.families.family import family
 from vlm_trt.families.messages import Prompt, PromptShape
 from vlm_trt.profiling.torch_baseline import TorchBaseline
 from vlm_trt.profiling.workload import Asked
-from vlm_trt.runtime.engine import Step
 from vlm_trt.runtime.environment import environment
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.runtime.step_inputs import Step
 
 NEW_TOKENS = 32
 PAUSE_SECONDS = 0.3  # threads that wait for more work have gone to sleep by then

@@ -16,9 +16,9 @@ from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.contract import patch_count, tile_count
 from vlm_trt.families.messages import Detail, Look
-from vlm_trt.runtime.engine import Step
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.runtime.step_inputs import Step
 
 QUANTIZED = (Precision.INT8_WEIGHT, Precision.INT4)
 Grid = tuple[int, int]  # rows and columns

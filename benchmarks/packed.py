@@ -26,12 +26,12 @@ from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape
-from vlm_trt.runtime.engine import Step
 from vlm_trt.runtime.environment import environment
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import CpuBackend
 from vlm_trt.runtime.packed import PackedCpuBackend
 from vlm_trt.runtime.packing import pack
+from vlm_trt.runtime.step_inputs import Step
 
 PROMPT_TOKENS, PREFILLS, STEPS = 298, 3, 31
 FORMS = {"graph": CpuBackend, "packed": PackedCpuBackend, "packed at load": lambda: CpuBackend(prepack=True)}

@@ -29,10 +29,11 @@ from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape
 from vlm_trt.profiling.torch_baseline import TorchDecoder
 from vlm_trt.runtime.backend import Buffer
-from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.environment import environment
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.runtime.step_inputs import Step
 from vlm_trt.verification.reference import Reference
 
 PROMPT_TOKENS, PICTURE_AT, NEW_TOKENS = 298, 20, 16

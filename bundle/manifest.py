@@ -20,7 +20,7 @@ from vlm_trt.bundle.fields import ANYTHING, Origin
 from vlm_trt.bundle.reading import parse_json, shown
 from vlm_trt.bundle.signature import Component, Precision
 
-SCHEMA = 7
+SCHEMA = 8
 SEAL = "sha256"  # the field that holds the hash of all others
 
 

@@ -103,6 +103,8 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 CANDIDATES = 128
 # Tokens whose logits a row may change beside those that it has seen: the suppressed ones.
 OTHER_EDITS = 64
+# Tokens that a step may check beside the one it computes (`runtime/speculation.py`).
+DRAFT_TOKENS = 7
 
 
 @dataclass(frozen=True)
@@ -240,10 +242,10 @@ def _decoder(model: ModelConfig, limits: Limits, dtype: str) -> Signature:
         inputs.append(Tensor("attend_from", "int64", ("batch", "seq")))
     inputs += [
         Tensor("kv_positions", "int64", ("window",)),
-        Tensor("logits_index", "int64", ("batch",)),
+        Tensor("logits_index", "int64", ("scored",)),
     ]
     inputs += [Tensor(name, dtype, cache) for i in range(decoder.layers) for name in past_names(i)]
-    outputs = [Tensor("logits", "float32", ("batch", decoder.vocab_size))]
+    outputs = [Tensor("logits", "float32", ("scored", decoder.vocab_size))]
     outputs += [Tensor(name, dtype, cache) for i in range(decoder.layers) for name in present_names(i)]
     return Signature(tuple(inputs), tuple(outputs))
 

@@ -154,6 +154,12 @@ load_options = with_options(
     click.option("--unverified", is_flag=True, help="Answer from graphs that are not shown equal to the model."),
 )
 # What sampling values may be stands in `runtime/sampler.py`, and they are refused before a bundle is loaded.
+_speculation = click.option(
+    "--speculation/--no-speculation",
+    default=True,
+    show_default=True,
+    help="Greedy: several tokens a step where the answer repeats what was said.",
+)
 answer_options = with_options(
     click.option(
         "--detail",
@@ -176,6 +182,7 @@ answer_options = with_options(
         "--stop", "stop_strings", type=TEXT, multiple=True, help="End the answer at this text; may be repeated."
     ),
     click.option("--ignore-eos", is_flag=True, help="Generate on to --max-new-tokens, whatever comes."),
+    _speculation,
 )
 serve_options = with_options(
     click.option(
@@ -216,6 +223,7 @@ serve_options = with_options(
         help="Seconds of one step, from which on it is not ready.",
     ),
     click.option("--page/--no-page", default=True, show_default=True, help="A page to try it in a browser, at /."),
+    _speculation,
 )
 profile_options = with_options(
     click.option("--batch", type=BATCHES, help="Sequences at once; 1,2,4 sweeps.  [default: 1]"),

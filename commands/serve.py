@@ -139,6 +139,7 @@ def _settings(keys: tuple[bytes, ...], rest: Mapping[str, Any]) -> Any:
         media_hosts=frozenset(rest["media_hosts"]),
         key_digests=keys,
         page=rest["page"],
+        speculation=rest["speculation"],
         stuck_after_s=rest["stuck_after"],
         drain_delay_s=rest["drain_delay"],
         drain_timeout_s=rest["drain_timeout"],

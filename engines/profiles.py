@@ -5,15 +5,16 @@ from math import ceil, isqrt
 from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.entries import Profile, Range
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.bundle.signature import Component, Precision, Tensor, axis_step, most_edits, signature
+from vlm_trt.bundle.signature import DRAFT_TOKENS, Component, Precision, Tensor, axis_step, most_edits, signature
 
 
 def profiles(component: Component, model: ModelConfig, limits: Limits, precision: Precision) -> tuple[Profile, ...]:
     """The profiles of one engine.
 
     Vision encoder and resampler have one, for 1…max_images pictures, and the sampler one, for 1…max_batch rows. The
-    decoder has two in one engine, which share the weights: decode pins seq = 1 and the window to the whole cache, so
-    that attention reads the cache in place; prefill takes one sequence of any length.
+    decoder has three in one engine, which share the weights: decode pins seq = 1 and the window to the whole cache, so
+    that attention reads the cache in place; prefill takes one sequence of any length; check a token of one sequence and
+    those drafted after it. For more than one position TensorRT copies the window, so that of both is what is filled.
     Source: docs/architecture.md, facts 3 and 19.
     """
     model = within(model, limits)
@@ -32,14 +33,19 @@ def profiles(component: Component, model: ModelConfig, limits: Limits, precision
         "seq": (1, 1, 1),
         "window": (longest, longest, longest),
         "image_tokens": (1, 1, 1),
+        "scored": (1, limits.max_batch, limits.max_batch),
     }
     prefill = {
         "batch": (1, 1, 1),
         "seq": (1, min(512, longest), longest),
         "window": (1, min(512, longest), longest),
         "image_tokens": (1, tokens, most_rows),
+        "scored": (1, 1, 1),
     }
-    return _profile("decode", contract.inputs, decode), _profile("prefill", contract.inputs, prefill)
+    drafted = (2, 1 + min(DRAFT_TOKENS, longest - 1), 1 + min(DRAFT_TOKENS, longest - 1))
+    check = {**prefill, "seq": drafted, "scored": drafted, "image_tokens": (1, 1, 1)}
+    named = {"decode": decode, "prefill": prefill, "check": check}
+    return tuple(_profile(name, contract.inputs, ranges) for name, ranges in named.items())
 
 
 def _sizes(model: ModelConfig) -> dict[str, Range]:

@@ -27,6 +27,7 @@ OPSET = 24
 # Example sizes of the dynamic axes: distinct, and above one, since torch specializes axes of size 0 and 1.
 _EXAMPLE_SIZES = {
     "images": 2, "batch": 3, "seq": 5, "image_tokens": 7, "window": 11, "edits": 13, "patches": 17, "slots": 19,
+    "scored": 23,
 }  # fmt: skip
 _TORCH_DTYPES = {
     "float32": torch.float32,

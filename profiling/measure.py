@@ -110,7 +110,7 @@ def _submitted(model: VisionLanguageModel, asked: Asked, new_tokens: int) -> Gen
     clock = StageClock()
     with clock.stage("tokenization"):
         model.build_prompt(asked.conversation)
-    request = Request(asked.prompt, _GREEDY, new_tokens, ignore_eos=True)
+    request = Request(asked.prompt, _GREEDY, new_tokens, ignore_eos=True, speculation=False)
     return model.scheduler.submit(request, clock)
 
 

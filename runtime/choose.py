@@ -17,6 +17,26 @@ def next_tokens(engine: Engine, sequences: Sequence[Generation]) -> list[Token |
     return [_next_token(engine, one, rows[one.place.index], found.get(one.place.index)) for one in sequences]
 
 
+def checked_tokens(
+    engine: Engine, sequence: Generation, logits: Floats, draft: Sequence[int]
+) -> list[Token | Exception]:
+    """The next tokens of a sequence: one, and those drafted after it as far as they would have been drawn.
+
+    Args:
+        logits: [1 + draft, vocab], on the host: of the position before the draft and of each of its own.
+    """
+    found: list[Token | Exception] = []
+    for row, drafted in zip(logits, (*draft, None), strict=True):
+        try:
+            token = _drawn(engine, sequence, sequence.sampler.row(), row)
+        except Exception as error:  # a constraint's
+            return [*found, error]
+        found.append(token)
+        if token.id != drafted:
+            break
+    return found
+
+
 def _on_graph(engine: Engine, sequence: Generation) -> bool:
     """Not where a grammar says what may come; nor where the logits lie on the host and only the likeliest id is asked
     for, which numpy finds in a tenth of the time."""
@@ -26,26 +46,35 @@ def _on_graph(engine: Engine, sequence: Generation) -> bool:
 
 
 def _next_token(engine: Engine, sequence: Generation, row: Row, found: Drawn | None) -> Token | Exception:
-    constraint, top = sequence.request.constraint, sequence.request.top_logprobs
+    top = sequence.request.top_logprobs
     # The graph's candidates are the likeliest after penalties, and those that are told are the model's own.
     told_are_others = bool(top) and bool(row.seen.size or row.suppressed.size)
     if found is not None and not found.finite:
         return engine.not_finite()
+    if found is not None and found.decided and not told_are_others:
+        sequence.sampler.observe((found.token,))
+        return _told(found, top)
     try:
-        if found is not None and found.decided and not told_are_others:
-            token = _told(found, top)
-        else:
-            logits = engine.logits_of(sequence.place.index)
-            if not np.isfinite(logits).all():
-                return engine.not_finite()
-            allowed = None if constraint is None else constraint.allowed()
-            token = _token(choose(logits, row, allowed), logits, top)
-        if constraint is not None:
-            constraint.accept(token.id)
-        sequence.sampler.observe((token.id,))
-        return token
+        return _drawn(engine, sequence, row, engine.logits_of(sequence.place.index))
     except Exception as error:  # a constraint's, of this sequence alone
         return error
+
+
+def _drawn(engine: Engine, sequence: Generation, row: Row, logits: Floats) -> Token:
+    """The next token, drawn on the host.
+
+    Raises:
+        NotFiniteError: the logits are not. Exception: of a constraint.
+    """
+    if not np.isfinite(logits).all():
+        raise engine.not_finite()
+    constraint = sequence.request.constraint
+    allowed = None if constraint is None else constraint.allowed()
+    token = _token(choose(logits, row, allowed), logits, sequence.request.top_logprobs)
+    if constraint is not None:
+        constraint.accept(token.id)
+    sequence.sampler.observe((token.id,))
+    return token
 
 
 def _told(found: Drawn, top: int | None) -> Token:

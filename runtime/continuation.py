@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from vlm_trt.families.messages import Prompt
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.backend import from_float32
-from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.features import Features
+from vlm_trt.runtime.step_inputs import Step
 
 Floats = NDArray[np.float32]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.errors import NotFiniteError, PromptError, VlmTrtError
-from vlm_trt.bundle.signature import Component, Precision, signature
+from vlm_trt.bundle.signature import DRAFT_TOKENS, Component, Precision, signature
 from vlm_trt.families.contract import PictureInputs, patch_count, stacked, tile_count
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host, rounded_window
@@ -18,18 +18,10 @@ from vlm_trt.runtime.cache import KVCache
 from vlm_trt.runtime.in_use import InUse
 from vlm_trt.runtime.sampler import Drawn, Row
 from vlm_trt.runtime.sampling_run import SamplerRun
+from vlm_trt.runtime.step_inputs import Step, StepInputs
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One sequence's next token, written at the end of its slot."""
-
-    slot: int
-    token_id: int
-    table: PositionTable
 
 
 class Engine:
@@ -52,19 +44,11 @@ class Engine:
         self._positions = backend.host((limits.max_seq_tokens,), "int64")
         self._positions[:] = np.arange(limits.max_seq_tokens)
         self._no_image = backend.upload(self._zeros(1, decoder.hidden), precision.dtype)
-        self._no_rows = backend.host((batch, 1), "int64")
-        self._no_rows[:] = -1
         # [max_batch, vocab], a row per slot, where the backend computes: they are sampled there.
         self.logits = backend.allocate((batch, decoder.vocab_size), "float32")
-        # A decode step's inputs live at fixed addresses: nothing but the window is bound anew.
-        self._ids = backend.host((batch, 1), "int64")
-        self._write_index, self._logits_index = (backend.host((batch,), "int64") for _ in range(2))
-        half = decoder.rotary_dim // 2
-        self._cos, self._sin = (backend.host((batch, 1, half), "float32") for _ in range(2))
-        self._query_scale = backend.host((batch, 1), "float32")
-        self._query_scale[:] = 1
-        self._attend_from = backend.host((batch, 1), "int64")
+        self._step_inputs = StepInputs(backend, decoder, batch)
         self._sampler = SamplerRun(sessions[Component.SAMPLER], backend, decoder.vocab_size, batch)
+        self._checked: Buffer | None = None  # [1 + DRAFT_TOKENS, vocab]
         contract = signature(Component.DECODER, model, limits, precision)
         self._inputs = frozenset(tensor.name for tensor in contract.inputs)
 
@@ -129,6 +113,36 @@ class Engine:
         Raises:
             PromptError: the slot has no room for them. After any failed run the slot is cleared.
         """
+        self._append(slot, ids, image_rows, features, table, np.array([ids.shape[0] - 1]), self.logits.rows(slot, 1))
+
+    def check(self, slot: int, ids: Ints, table: PositionTable) -> Floats:
+        """Logits [seq, vocab] of every one of a few tokens that are appended to a slot, on the host.
+
+        Args:
+            slot: the sequence's row of the cache; `cache.truncate` takes back what turns out to be wrong.
+            ids: token ids [seq], at most 1 + DRAFT_TOKENS.
+            table: the sequence's positions.
+        Raises:
+            PromptError: the slot has no room for them. After any failed run the slot is cleared.
+        """
+        if self._checked is None:
+            self._checked = self.backend.allocate((1 + DRAFT_TOKENS, self.model.decoder.vocab_size), "float32")
+        seq = len(ids)
+        rows = self._checked.rows(0, seq)
+        self._append(slot, ids, np.full(seq, -1), None, table, np.arange(seq), rows)
+        return np.asarray(self.backend.read(rows))
+
+    def _append(
+        self,
+        slot: int,
+        ids: Ints,
+        image_rows: Ints,
+        features: Binding | None,
+        table: PositionTable,
+        scored: Ints,
+        logits: Binding,
+    ) -> None:
+        """Appends tokens to a slot, and writes logits of the `scored` ones among them."""
         start, seq = self.cache.lengths[slot], ids.shape[0]
         self.cache.require_room(slot, seq)
         stop = start + seq
@@ -143,10 +157,11 @@ class Engine:
             "write_index": np.array([start], dtype=np.int64),
             "attend_until": table.attend_until[None, start:stop],
             "attend_from": table.attend_from[None, start:stop],
-            "logits_index": np.array([seq - 1], dtype=np.int64),
+            "logits_index": scored,
         }
+        window = rounded_window(stop, self.limits.max_seq_tokens)
         try:
-            self.run_decoder(slot, 1, inputs, features, rounded_window(stop, self.limits.max_seq_tokens))
+            self.run_decoder(slot, 1, inputs, features, window, logits=logits)
         except Exception:
             self.clear([slot])
             raise
@@ -241,27 +256,7 @@ class Engine:
         return wider, more
 
     def _decode_run(self, first: int, count: int, run: Sequence[Step]) -> None:
-        lengths = self.cache.lengths[first : first + count]
-        self._write_index[:count] = lengths
-        self._attend_from[:count] = 0
-        self._ids[:count] = 0
-        for step in run:
-            row, at = step.slot - first, self.cache.lengths[step.slot]
-            self._ids[row, 0] = step.token_id
-            self._cos[row, 0], self._sin[row, 0] = step.table.cos[at], step.table.sin[at]
-            self._query_scale[row, 0] = step.table.query_scale[at]
-            self._attend_from[row, 0] = step.table.attend_from[at]
-        inputs: dict[str, Array] = {
-            "input_ids": self._ids[:count],
-            "image_rows": self._no_rows[:count],
-            "rope_cos": self._cos[:count],
-            "rope_sin": self._sin[:count],
-            "query_scale": self._query_scale[:count],
-            "write_index": self._write_index[:count],
-            "attend_until": self._write_index[:count, None],
-            "attend_from": self._attend_from[:count],
-            "logits_index": self._logits_index[:count],
-        }
+        inputs = self._step_inputs.filled(first, self.cache.lengths[first : first + count], run)
         needed = max(self.cache.lengths[step.slot] for step in run) + 1  # what rides along may look at less
         window = self.backend.steps.window(needed, self.limits.max_seq_tokens)
         self.run_decoder(first, count, inputs, None, window, repeats=True)
@@ -275,8 +270,9 @@ class Engine:
         window: int,
         *,
         repeats: bool = False,
+        logits: Binding | None = None,
     ) -> None:
-        """Writes the slots' rows of `logits` and of the cache, whose lengths stay.
+        """Writes logits and the slots' rows of the cache, whose lengths stay.
 
         Args:
             first, count: the slots, by whose rows of the cache the graph is bound.
@@ -285,6 +281,7 @@ class Engine:
             features: image features, where the backend computes; None where no row refers to them.
             window: how many positions of the cache are looked at.
             repeats: whether the run will come again with the same shapes and addresses.
+            logits: where a row for each of `logits_index` goes; None: the slots' rows of `logits`.
         """
         past, present = self.cache.bindings(first, count)
         # Contiguous copies of slices must live until the run ends; slices of whole rows are not copied.
@@ -292,7 +289,7 @@ class Engine:
         kept |= {name: np.ascontiguousarray(array) for name, array in arrays.items() if name in self._inputs}
         inputs = {name: _bound(array) for name, array in kept.items()}
         inputs["image_features"] = self._no_image.rows(0, 1) if features is None else flat(features)
-        outputs = {"logits": self.logits.rows(first, count), **present}
+        outputs = {"logits": self.logits.rows(first, count) if logits is None else logits, **present}
         self.sessions[Component.DECODER].run({**inputs, **past}, outputs, repeats=repeats)
 
     def _finite_logits(self, slot: int) -> Floats:

@@ -1,6 +1,7 @@
 """What happens to one sequence or to several together: reserved, prefilled in chunks, decoded, ended."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 from math import prod
 from time import perf_counter
 
@@ -9,15 +10,17 @@ import numpy as np
 from vlm_trt.bundle.errors import PromptError, VlmTrtError
 from vlm_trt.families.family import Family, Tokenizer
 from vlm_trt.families.messages import Prompt
-from vlm_trt.runtime.choose import next_tokens
+from vlm_trt.runtime.choose import checked_tokens, next_tokens
 from vlm_trt.runtime.continuation import Continuation, prefill_runs
-from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.features import FeatureCache, ImageFeatures, together
 from vlm_trt.runtime.generation import Generation, Phase
 from vlm_trt.runtime.pictures import Pictures
 from vlm_trt.runtime.requests import Request, Token
 from vlm_trt.runtime.sampler import Sampler
 from vlm_trt.runtime.slots import Key, SlotTable
+from vlm_trt.runtime.speculation import Drafts, Pays
+from vlm_trt.runtime.step_inputs import Step
 from vlm_trt.runtime.text_stream import TextStream
 from vlm_trt.runtime.timing import StageClock
 
@@ -31,6 +34,7 @@ class Generator:
         self.features = FeatureCache(engine, family)
         self.pictures = Pictures(self.features, overlaps=engine.backend.overlaps)
         self.slots = SlotTable(engine.cache)
+        self._pays = Pays()
 
     def open(self, request: Request, clock: StageClock) -> Generation:
         """A sequence that waits. All that may be refused is refused here, before it takes any room.
@@ -71,9 +75,12 @@ class Generator:
             self._take([sequence])
 
     def decode(self, sequences: Sequence[Generation]) -> None:
-        """One decode step of all of them together; each gains a token and may end."""
+        """One decode step of all of them together; each gains a token and may end. One alone may gain several."""
         active = [sequence for sequence in sequences if self._has_cache(sequence)]
         if not active:
+            return
+        if len(active) == 1 and (draft := self._draft(active[0])):
+            self._check(active[0], draft)
             return
         steps = [Step(one.place.index, one.ids[-1], one.table) for one in active]
         clock = StageClock()
@@ -83,6 +90,8 @@ class Generator:
                 failures = self.engine.step_each(steps)
         except Exception as error:
             failures = [error] * len(steps)
+        if len(active) == 1:
+            self._pays.step(clock.spans[-1].seconds)
         for failure, sequence in zip(failures, active, strict=True):
             sequence.clock.spans += clock.spans
             if failure is not None:
@@ -147,6 +156,41 @@ class Generator:
         engine.extend(slot.index, ids, rows, features, sequence.table)
         slot.keys += sequence.keys[part]
 
+    def _draft(self, sequence: Generation) -> list[int]:
+        """What may come after the token that the next step computes; empty where that is not known, or does not pay."""
+        request, place = sequence.request, sequence.place.index
+        room = self.engine.limits.max_seq_tokens - self.engine.cache.lengths[place]
+        most = min(request.max_new_tokens - len(sequence.ids) - 1, room - 2)
+        if not (request.speculation and request.sampling.greedy and most > 0 and self._pays.worth_trying()):
+            return []
+        if sequence.drafts is None:
+            sequence.drafts = Drafts(request.prompt.ids)
+        sequence.drafts.extend(sequence.ids[sequence.drafted_from :])
+        sequence.drafted_from = len(sequence.ids)
+        return list(takewhile(lambda one: one not in self._tokenizer.stop_ids, sequence.drafts.draft(most)))
+
+    def _check(self, sequence: Generation, draft: list[int]) -> None:
+        """A step that computes the next token and, where drafted ones are right, those behind it."""
+        engine, place, clock = self.engine, sequence.place, StageClock()
+        ids, before = [sequence.ids[-1], *draft], len(sequence.place.keys)
+        try:
+            with clock.stage("decode_step"):
+                logits = engine.check(place.index, np.array(ids, dtype=np.int64), sequence.table)
+            with clock.stage("sampling"):
+                chosen = checked_tokens(engine, sequence, logits, draft)
+        except Exception as error:  # a backend raises whatever it stumbles over
+            engine.clear([place.index])
+            self.end(sequence, "error", error)
+            return
+        finally:
+            sequence.clock.spans += clock.spans
+        self._pays.check(clock.spans[0].seconds, len(chosen))
+        engine.cache.truncate(place.index, before + len(chosen))
+        place.keys += ids[: len(chosen)]
+        for token in chosen:
+            if sequence.phase is Phase.DECODE:
+                self._accept(sequence, token)
+
     def _has_cache(self, sequence: Generation) -> bool:
         """Whether the slot holds what its sequence wrote; a failed or interrupted step may have taken it away."""
         if self.engine.cache.lengths[sequence.place.index] == len(sequence.place.keys):
@@ -166,14 +210,18 @@ class Generator:
             chosen = [error] * len(sequences)
         for token, sequence in zip(chosen, sequences, strict=True):
             sequence.clock.spans += clock.spans
-            if isinstance(token, Exception):
-                self.engine.clear([sequence.place.index])
-                self.end(sequence, "error", token)
-                continue
-            try:
-                self._append(sequence, token)
-            except Exception as error:  # a tokenizer's, of this sequence alone
-                self.end(sequence, "error", error)
+            self._accept(sequence, token)
+
+    def _accept(self, sequence: Generation, token: Token | Exception) -> None:
+        """The next token of a sequence, or why it has none."""
+        if isinstance(token, Exception):
+            self.engine.clear([sequence.place.index])
+            self.end(sequence, "error", token)
+            return
+        try:
+            self._append(sequence, token)
+        except Exception as error:  # a tokenizer's, of this sequence alone
+            self.end(sequence, "error", error)
 
     def _append(self, sequence: Generation, token: Token) -> None:
         request = sequence.request

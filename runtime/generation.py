@@ -10,6 +10,7 @@ from vlm_trt.runtime.pictures import Asked
 from vlm_trt.runtime.requests import Request, Token
 from vlm_trt.runtime.sampler import Sampler
 from vlm_trt.runtime.slots import Key, Slot
+from vlm_trt.runtime.speculation import Drafts
 from vlm_trt.runtime.text_stream import TextStream
 from vlm_trt.runtime.timing import StageClock
 
@@ -43,6 +44,8 @@ class Generation:
     keys: list[Key] = field(default_factory=list)  # what the positions of the prompt hold
     reused_tokens: int = 0  # positions of the prompt that were in the cache already
     ids: list[int] = field(default_factory=list)
+    drafts: Drafts | None = None  # from the first that was asked for
+    drafted_from: int = 0  # so many of `ids` it knows
     tokens: list[Token] = field(default_factory=list)  # where log-probabilities were asked for
     text: str = ""
     finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"

@@ -234,6 +234,7 @@ class VisionLanguageModel:
             max_new_tokens=defaults.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
             stop_strings=tuple(options.stop_strings),
             ignore_eos=options.ignore_eos,
+            speculation=options.speculation,
         )
 
     def _answer(self, sequence: Generation) -> Answer:
@@ -256,7 +257,7 @@ class VisionLanguageModel:
             image_sizes=sizes,
             malformed_places=parsed.malformed,
             first_token_ms=sequence.clock.first_token_ms,
-            output_tokens_per_second=sequence.clock.tokens_per_second,
+            output_tokens_per_second=sequence.clock.tokens_per_second(len(sequence.ids)),
             queue_ms=sequence.queue_ms,
             tokens=tuple(sequence.tokens),
         )

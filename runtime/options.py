@@ -27,6 +27,7 @@ class Options:
     seed: int = 0
     stop_strings: Sequence[str] = ()
     ignore_eos: bool = False
+    speculation: bool = True  # several tokens a step where a greedy answer repeats what was said; never other ones
 
     def __post_init__(self) -> None:
         """

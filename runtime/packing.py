@@ -21,10 +21,11 @@ from vlm_trt.families.messages import PromptShape
 from vlm_trt.runtime.backend import Array
 from vlm_trt.runtime.backends import choose_precision
 from vlm_trt.runtime.cache import KVCache
-from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.ort import CpuBackend
 from vlm_trt.runtime.packed import PackedCpuBackend, processor
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
+from vlm_trt.runtime.step_inputs import Step
 
 # Of the weights, measured: 1.7 times those of fp32, which stay beside their packed form, 1.4 of 4 bits.
 _OF_THE_WEIGHTS = 2

@@ -79,13 +79,12 @@ class StageClock:
         sampled = self.token_times
         return (sampled[0] - self.spans[0].start) * 1000 if sampled else 0.0
 
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Of those after the first; None where there are none."""
+    def tokens_per_second(self, tokens: int) -> float | None:
+        """Of so many tokens those after the first; None where there are none."""
         sampled = self.token_times
-        return (len(sampled) - 1) / (sampled[-1] - sampled[0]) if len(sampled) > 1 else None
+        return (tokens - 1) / (sampled[-1] - sampled[0]) if len(sampled) > 1 else None
 
     @property
     def token_times(self) -> list[float]:
-        """When each token was there, seconds of `time.perf_counter`."""
+        """When each token was there, or several that one step gave; seconds of `time.perf_counter`."""
         return [span.start + span.seconds for span in self.spans if span.stage == "sampling"]

@@ -86,7 +86,7 @@ class Chat:
         model = served.loop.model
         return model.request(
             model.build_prompt(conversation(asked.messages, pictures)),
-            asked.options(),
+            asked.options(speculation=served.speculation),
             top_logprobs=asked.likeliest,
             constraint=served.grammars.constraint(asked.response_format),
             deadline_s=deadline_s,

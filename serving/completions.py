@@ -73,7 +73,10 @@ class Completions:
     def ask(self, asked: CompletionRequest, served: Served, pictures: Sequence[Picture], deadline_s: float) -> Request:
         model = served.loop.model
         return model.request(
-            model.text_prompt(asked.prompt), asked.options(), top_logprobs=asked.likeliest, deadline_s=deadline_s
+            model.text_prompt(asked.prompt),
+            asked.options(speculation=served.speculation),
+            top_logprobs=asked.likeliest,
+            deadline_s=deadline_s,
         )
 
     def form(self, asked: CompletionRequest, served: Served, number: str) -> TextForm:

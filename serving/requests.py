@@ -156,7 +156,7 @@ class Sampled:
     def usage_at_the_end(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def options(self) -> Options:
+    def options(self, *, speculation: bool = True) -> Options:
         """As the runtime takes them. A temperature of 0 is greedy whatever else is said, as clients expect it; without
         a seed every answer is drawn anew."""
         greedy = self.temperature == 0
@@ -169,6 +169,7 @@ class Sampled:
             seed=randbits(63) if self.seed is None else self.seed % (1 << 64),
             stop_strings=(self.stop,) if isinstance(self.stop, str) else self.stop,
             ignore_eos=self.ignore_eos,
+            speculation=speculation,
         )
 
 

@@ -30,12 +30,14 @@ class Served:
     name: str
     loop: EngineLoop
     grammars: Grammars
+    speculation: bool = True
     created: int = field(default_factory=lambda: int(time()))
 
     @classmethod
-    def of(cls, name: str, loop: EngineLoop) -> "Served":
+    def of(cls, name: str, loop: EngineLoop, settings: Settings) -> "Served":
         model = loop.model
-        return cls(name, loop, Grammars(model.tokenizer, model.engine.model.decoder.vocab_size))
+        grammars = Grammars(model.tokenizer, model.engine.model.decoder.vocab_size)
+        return cls(name, loop, grammars, settings.speculation)
 
 
 class Services:
@@ -43,7 +45,7 @@ class Services:
 
     def __init__(self, models: Mapping[str, EngineLoop], settings: Settings) -> None:
         self.settings = settings
-        self.models = {name: Served.of(name, loop) for name, loop in models.items()}
+        self.models = {name: Served.of(name, loop, settings) for name, loop in models.items()}
         self.lifecycle = Lifecycle(models, settings)
         self.metrics = Metrics()
         self.metrics.watch(models)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.config import Limits, ModelConfig, within
+from vlm_trt.bundle.signature import DRAFT_TOKENS
 from vlm_trt.families.messages import Prompt, PromptShape
 from vlm_trt.verification.samples import Sample
 
@@ -39,7 +40,8 @@ SHORT = Extent(64, 2, (1, 24, 5, 37))
 
 @dataclass(frozen=True)
 class Passage:
-    """One sequence; a run of one text token is a decode step, any other a prefill."""
+    """One sequence; a run of one text token is a decode step, any other a prefill. In stage "check" all ids behind the
+    first run are one step, with logits of every position."""
 
     name: str
     stage: str  # of its prefills, in figures and failures
@@ -93,6 +95,7 @@ def passages(
         )
     made.append(_most_pictures(model, limits, tokens, rng))
     made.append(_to_the_end(model, limits, extent.chunks, rng))
+    made.append(_checked(model, limits, rng))
     return [*made, *(_in_slot(slot, model, rng) for slot in range(limits.max_batch))]
 
 
@@ -173,6 +176,23 @@ def _to_the_end(model: ModelConfig, limits: Limits, chunks: Sequence[int], rng: 
     )
 
 
+def _checked(model: ModelConfig, limits: Limits, rng: np.random.Generator) -> Passage:
+    """A few tokens of any text, and as many as a step may check at once."""
+    start = 5
+    length = min(start + 1 + DRAFT_TOKENS, limits.max_seq_tokens)
+    return Passage(
+        name="drafts",
+        stage="check",
+        slot=limits.max_batch - 1,
+        ids=tuple(int(one) for one in rng.integers(0, model.decoder.vocab_size, length)),
+        positions=np.arange(length),
+        rows=np.full(length, -1, dtype=np.int64),
+        pictures=(),
+        shape=PromptShape(length),
+        ends=tuple(range(start, length + 1)),
+    )
+
+
 def _in_slot(slot: int, model: ModelConfig, rng: np.random.Generator) -> Passage:
     """A few tokens of any text, and two to be decoded beside those of all other slots."""
     start, length = 3 + slot % 4, 9
@@ -194,4 +214,4 @@ def positions(model: ModelConfig, limits: Limits, extent: Extent) -> int:
     tokens = within(model, limits).most_tile_tokens
     prompts = 2 * (model.most_tiles * min(extent.picture_rows, tokens) + 50) + 40 + 3 * extent.new_tokens
     pictures = most_pictures(limits, tokens) * (min(tokens, _ROWS_OF_EACH) + 1)
-    return prompts + pictures + sum(extent.chunks) + 9 * limits.max_batch
+    return prompts + pictures + sum(extent.chunks) + 13 + 9 * limits.max_batch

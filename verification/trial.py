@@ -15,7 +15,8 @@ from vlm_trt.families.positions import PositionTable
 from vlm_trt.probing.in_parts import DeferredSession
 from vlm_trt.runtime.backend import Array, Backend, Binding, Session, to_float32
 from vlm_trt.runtime.continuation import uploaded
-from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.step_inputs import Step
 from vlm_trt.verification.passages import PICTURES, Passage, pattern
 
 Floats = NDArray[np.float32]
@@ -96,8 +97,8 @@ class Trial:
             if one.stage == "batch":
                 together.append((number, one))
                 continue
-            runs = self._runs(one, features)
-            asked += [(stage, number, run, place) for run, (stage, place) in enumerate(runs)]
+            made = self._drafts(one) if one.stage == "check" else self._runs(one, features)
+            asked += [(stage, number, run, place) for run, (stage, place) in enumerate(made)]
         asked += self._all_slots(together)
         self._decoder.finish()
         return [
@@ -132,6 +133,22 @@ class Trial:
                 failed = True
             yield stage, (at, 0)
             start = end
+        engine.cache.truncate(one.slot, 0)
+
+    def _drafts(self, one: Passage) -> Iterator[tuple[str, tuple[int, int] | None]]:
+        """A prefill, and the rest of the passage in one step with logits of every position."""
+        engine, table, start = self._engine, self._table(one), one.ends[0]
+        ids = np.array(one.ids, dtype=np.int64)
+        engine.cache.truncate(one.slot, 0)
+        at = self._decoder.count
+        try:
+            engine.prefill(one.slot, ids[:start], one.rows[:start], None, table)
+            engine.check(one.slot, ids[start:], table)
+            yield "prefill", (at, 0)
+            yield from (("check", (at + 1, row)) for row in range(len(ids) - start))
+        except NotFiniteError:
+            yield "prefill", (at, 0)
+            yield from (("check", None) for _ in ids[start:])
         engine.cache.truncate(one.slot, 0)
 
     def _apart(self, one: Passage, start: int, end: int, table: PositionTable) -> None:

@@ -24,9 +24,9 @@ from vlm_trt.exporter.trace import OPSET
 from vlm_trt.families.family import PositionTable
 from vlm_trt.families.messages import PromptShape
 from vlm_trt.runtime.engine import Engine
-from vlm_trt.runtime.engine import Step as DecodeStep
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort_cuda import CudaSession
+from vlm_trt.runtime.step_inputs import Step as DecodeStep
 from vlm_trt.verification.asked import asked
 from vlm_trt.verification.expected import Expected, expect
 from vlm_trt.verification.streamed import StreamedReference

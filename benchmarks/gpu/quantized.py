@@ -14,9 +14,9 @@ from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape
 from vlm_trt.runtime.backend import Backend
 from vlm_trt.runtime.engine import Engine
-from vlm_trt.runtime.engine import Step as DecodeStep
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import CpuBackend
+from vlm_trt.runtime.step_inputs import Step as DecodeStep
 
 
 def steps(kit: Kit) -> Iterator[Step]:

@@ -11,7 +11,8 @@ from vlm_trt.bundle.signature import DTYPE_BYTES, Component
 from vlm_trt.commands.plan import weight_bytes
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape
-from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.step_inputs import Step
 
 WARM_UP = 3
 _CHUNK = 512

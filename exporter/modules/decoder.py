@@ -50,7 +50,7 @@ class Decoder(nn.Module):
         logits_index: Tensor,
         past: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Logits of one position per sequence, and the cache.
+        """Logits of the positions that are asked for, and the cache.
 
         Shapes: as in `bundle.signature`; past holds key and value of each layer in turn.
         """
@@ -64,7 +64,7 @@ class Decoder(nn.Module):
         for i, layer in enumerate(self.layers):
             residual, key, value = layer(residual, step, past[2 * i], past[2 * i + 1])
             present += (key, value)
-        return (self.logits(self.last(residual, logits_index)), *present)
+        return (self.logits(self.scored(residual, logits_index)), *present)
 
     def embed(self, input_ids: Tensor, image_features: Tensor, image_rows: Tensor) -> Tensor:
         """Token embeddings with image features in their places, fp32 [batch, seq, hidden]."""
@@ -75,10 +75,10 @@ class Decoder(nn.Module):
             return torch.where(shown, image, text).float()
         return torch.where(shown, image.float(), text.float() * self.embedding_scale)
 
-    def last(self, residual: Tensor, logits_index: Tensor) -> Tensor:
-        """The positions `logits_index` [batch] of the residual: one row of the head's product, not seq."""
-        index = logits_index[:, None, None].expand(-1, 1, residual.shape[-1])
-        return torch.gather(residual, 1, index)[:, 0]
+    def scored(self, residual: Tensor, logits_index: Tensor) -> Tensor:
+        """The positions `logits_index` [scored] of the residual, counted through all sequences: of the head's product
+        these rows alone."""
+        return residual.flatten(0, 1).index_select(0, logits_index)
 
     def logits(self, residual: Tensor) -> Tensor:
         """fp32 [rows, vocab] of rows of the residual [rows, hidden]."""

@@ -24,11 +24,12 @@ from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape
-from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import session_options
 from vlm_trt.runtime.ort_cuda import PROVIDER, CudaBackend, CudaSession, load_libraries
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
+from vlm_trt.runtime.step_inputs import Step
 
 PROMPT_TOKENS = 21  # of which only a rounded window can be attended to by a fused kernel
 _PRODUCT = re.compile(r"cublas(LtMatmul|[SD]gemm\w*|Gemm\w*Ex)")

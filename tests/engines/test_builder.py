@@ -25,11 +25,14 @@ SM89 = BuildOptions("tensorrt-rtx", "sm89")
 
 def test_the_decoders_profiles_are_the_designs(exported: Callable[..., Path]) -> None:
     manifest = Bundle.open(exported("ntk-256", "fp16")).manifest
-    decode, prefill = profiles(Component.DECODER, manifest.model, manifest.limits, Precision.FP16)
+    decode, prefill, check = profiles(Component.DECODER, manifest.model, manifest.limits, Precision.FP16)
     longest, batch = manifest.limits.max_seq_tokens, manifest.limits.max_batch
     assert decode.shapes["input_ids"] == ((1, batch, batch), (1, 1, 1))
     assert decode.shapes["kv_positions"] == ((longest, longest, longest),)
     assert prefill.shapes["input_ids"] == ((1, 1, 1), (1, 512, longest))
+    assert (decode.shapes["logits_index"], prefill.shapes["logits_index"]) == (((1, batch, batch),), ((1, 1, 1),))
+    assert check.shapes["input_ids"] == ((1, 1, 1), (2, 8, 8)) and check.shapes["logits_index"] == ((2, 8, 8),)
+    assert check.shapes["kv_positions"] == prefill.shapes["kv_positions"]
     assert prefill.corner("past_key_values.0.key", 2) == (1, 4, longest, 32)
     assert prefill.corner("image_features", 2)[0] == 512  # two pictures fit 700 positions
 
@@ -95,7 +98,7 @@ def test_what_the_parser_made_of_a_graph_is_looked_at(exported: Callable[..., Pa
 
 def fix_batch(model: onnx.ModelProto) -> None:
     for value in model.graph.input:
-        if value.name == "logits_index":
+        if value.name == "write_index":
             value.type.tensor_type.shape.dim[0].dim_value = 1
 
 

@@ -58,13 +58,13 @@ def test_a_good_decoder_has_nothing_to_find(decoder: tuple[Path, Expected]) -> N
     seen = inspect_plan(plan, wanted)
     assert seen.findings == ()
     assert (seen.source, seen.best_effort) == ("stored kernel program", True)
-    assert seen.fused_attentions == {"decode": 2, "prefill": 2}
+    assert seen.fused_attentions == {"decode": 2, "prefill": 2, "check": 2}
     assert 15 <= seen.kernels["decode"] <= 30  # of two layers: the measured 22 is of one version
 
 
 def test_a_decode_step_reads_and_writes_the_cache_in_place(decoder: tuple[Path, Expected]) -> None:
-    decode, prefill = read_programs(decoder[0])
-    assert (decode.profile, prefill.profile) == (0, 1)
+    decode, *others = read_programs(decoder[0])
+    assert [decode.profile, *(one.profile for one in others)] == [0, 1, 2]
     assert "logits" in decode.outputs and "input_ids" in decode.inputs
     writers = [kernel for kernel in decode.kernels if "present.1.key" in kernel.outputs]
     assert all("present.1.key" in kernel.inputs for kernel in writers) and len(writers) == 1
@@ -143,9 +143,9 @@ def test_fp32_prefill_is_not_fused_and_decode_is(exported: Exported, tmp_path: P
     path = exported(VARIANT, "fp32")
     wanted = expected(path, Component.DECODER, Precision.FP32)
     seen = inspect_plan(built(path, wanted, tmp_path / "fp32.plan"), wanted)
-    assert seen.fused_attentions == {"decode": 2, "prefill": 0}
-    (finding,) = seen.findings
-    assert (finding.rule, finding.severity) == ("attention-not-fused", "warning")
+    assert seen.fused_attentions == {"decode": 2, "prefill": 0, "check": 0}
+    finding, checked = seen.findings
+    assert (finding.rule, finding.severity) == (checked.rule, checked.severity) == ("attention-not-fused", "warning")
     assert "0 of the 2 attentions of the profile prefill are fused" in finding.sentence
     assert "fp32 has no fused kernel for more than one query, use fp16" in finding.sentence
 

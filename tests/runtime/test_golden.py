@@ -18,11 +18,12 @@ from vlm_trt.families.images import decode_image
 from vlm_trt.families.messages import Prompt
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.backend import Binding, Buffer, from_float32, to_float32
-from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import CpuBackend
 from vlm_trt.runtime.requests import Request
 from vlm_trt.runtime.sampler import Sampling
+from vlm_trt.runtime.step_inputs import Step
 
 # Relative to the array's largest magnitude. fp32: the golden promise. fp16: rounding of weights and activations.
 RELATIVE = {Precision.FP32: 1e-4, Precision.FP16: 5e-3}

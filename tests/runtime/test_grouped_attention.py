@@ -12,11 +12,12 @@ from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape
 from vlm_trt.runtime import ort
-from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.grouped_attention import group_attention
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import GROUP_FROM_BYTES, CpuBackend
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
+from vlm_trt.runtime.step_inputs import Step
 from vlm_trt.verification.verify import verify
 
 # Log-n attention, few key heads with a prefix that attends both ways, few key heads, heads turned by three numbers.

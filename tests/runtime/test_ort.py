@@ -17,9 +17,10 @@ from vlm_trt.families.messages import PromptShape
 from vlm_trt.families.qwen_vl.positions import position_table
 from vlm_trt.runtime.backend import Binding, bind_host
 from vlm_trt.runtime.backends import choose_backend
-from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.ort import PREPACK_BELOW_BYTES, CpuBackend, OrtSession
 from vlm_trt.runtime.ort_cuda import can_start
+from vlm_trt.runtime.step_inputs import Step
 
 COPY_WARNING = "in-place optimization not activated"
 

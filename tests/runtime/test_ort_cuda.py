@@ -18,13 +18,14 @@ from vlm_trt.families.messages import PromptShape
 from vlm_trt.families.qwen_vl.positions import position_table
 from vlm_trt.runtime.backend import NUMPY_DTYPES, StepShapes
 from vlm_trt.runtime.device_memory import DeviceMemory
-from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.generation import Phase
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.model import VisionLanguageModel
 from vlm_trt.runtime.ort import CpuBackend, OrtSession, session_options
 from vlm_trt.runtime.ort_cuda import CudaBackend, CudaSession, load_libraries
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
+from vlm_trt.runtime.step_inputs import Step
 from vlm_trt.runtime.timing import PARTS
 
 
@@ -49,6 +50,16 @@ def test_answers_are_those_of_the_cpu(graphs: bool, exported: Callable[..., Path
         answers[backend.name] = [one.ids for one in model.generate_batch(CONVERSATIONS, GREEDY)]
     one, other = answers.values()
     assert one == other and len(answers) == 2
+
+
+def test_a_check_gives_what_single_steps_give(exported: Callable[..., Path]) -> None:
+    engine = engine_on(exported("ntk-256"), OnTheHost(HostGpu(), graphs=True))
+    table = position_table(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
+    engine.prefill(1, np.arange(40), np.full(40, -1), None, table)
+    rows = engine.check(1, np.arange(1, 8), table).copy()
+    engine.cache.truncate(1, 40)
+    for row, one in zip(rows, range(1, 8), strict=True):
+        np.testing.assert_allclose(engine.decode([Step(1, one, table)])[0], row, rtol=0, atol=1e-4)
 
 
 def test_runs_that_repeat_are_given_a_graph(exported: Callable[..., Path]) -> None:

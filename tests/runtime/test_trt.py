@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from vlm_trt.families.messages import Image, Message, PromptShape, Text
 from vlm_trt.families.qwen_vl.positions import position_table
 from vlm_trt.runtime.backend import Binding
 from vlm_trt.runtime.chat import Chat
-from vlm_trt.runtime.engine import Engine, Step
+from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.load import open_engine, require_verified
 from vlm_trt.runtime.model import VisionLanguageModel
 from vlm_trt.runtime.options import Options
 from vlm_trt.runtime.ort import CpuBackend
 from vlm_trt.runtime.session import EngineSession
+from vlm_trt.runtime.step_inputs import Step
 from vlm_trt.runtime.trt import TensorRtBackend
 
 GREEDY = Options(greedy=True, max_new_tokens=8, ignore_eos=True)
@@ -78,6 +80,28 @@ def test_a_second_turn_is_answered_from_the_cache(bundle: Path) -> None:
         said[name] = [list(chat.stream(turn, GREEDY))[-1] for turn in turns]
     assert said["engines"][1].reused_tokens > 0  # type: ignore[union-attr]
     assert [one.ids for one in said["engines"]] == [one.ids for one in said["cpu"]]  # type: ignore[union-attr]
+
+
+def test_a_check_gives_what_single_steps_give(bundle: Path) -> None:
+    """In the profile of its own."""
+    engine = engine_on(bundle, HostGpu())
+    table = position_table(engine.model.decoder, PromptShape(1), engine.limits.max_seq_tokens)
+    decoder = engine.sessions[Component.DECODER]
+    assert isinstance(decoder, EngineSession)
+    engine.prefill(1, np.arange(40), np.full(40, -1), None, table)
+    ids, used = np.arange(1, 8), []
+    for phase in decoder._phases:
+        phase.run = partial(_noted, used, phase.name, phase.run)  # type: ignore[method-assign]
+    rows = engine.check(1, ids, table).copy()
+    assert used == ["check"] and engine.cache.lengths[1] == 47
+    engine.cache.truncate(1, 40)
+    for row, one in zip(rows, ids, strict=True):
+        np.testing.assert_allclose(engine.decode([Step(1, int(one), table)])[0], row, rtol=0, atol=1e-4)
+
+
+def _noted(used: list[str], name: str, run: Callable[..., None], *arguments: Any, **named: Any) -> None:
+    used.append(name)
+    run(*arguments, **named)
 
 
 def test_decode_steps_are_captured_once_and_replayed(bundle: Path) -> None:
@@ -219,10 +243,10 @@ def test_engines_of_other_profiles_than_the_manifest_says_are_refused(bundle: Pa
     backend = host_backend()
     decoder = next(one for one in backend.engines(opened, Precision.FP32) if one.component is Component.DECODER)
     file = bundle / decoder.plan.path
-    with pytest.raises(IncompatibleError, match=r"decoder has 2 profiles and the manifest lists 1; build it again"):
+    with pytest.raises(IncompatibleError, match=r"decoder has 3 profiles and the manifest lists 1; build it again"):
         backend.open(file, replace(decoder, profiles=decoder.profiles[:1]))
     swapped = replace(decoder, profiles=decoder.profiles[::-1])
-    with pytest.raises(IncompatibleError, match=r"decoder takes \S+ in the shapes .* in its profile prefill and the"):
+    with pytest.raises(IncompatibleError, match=r"decoder takes \S+ in the shapes .* in its profile check and the"):
         backend.open(file, swapped)
 
 

@@ -39,7 +39,7 @@ def audited(path: Path, precision: Precision = FP16, checkpoint: Path = CHECKPOI
 def test_what_was_exported_passes(precision: Precision, exported: Copied) -> None:
     found = audited(exported("ntk-256", precision), precision)
     assert (found.failures, found.notes) == ((), ())
-    assert (found.weights, found.constants) == (61, 224 if precision is FP32 else 258)
+    assert (found.weights, found.constants) == (61, 225 if precision is FP32 else 259)
     size = {FP32: "3.97 MB", FP16: "1.99 MB", BF16: "1.99 MB"}[precision]
     assert found.summary == f"audit: 61 weights, {size}, bit for bit; {found.constants} constants"
 
@@ -256,7 +256,7 @@ def test_a_failed_audit_is_a_failed_verification(copied: Copied, capsys: pytest.
     with pytest.raises(VerificationError, match=r"Their files hold something else than an export writes; .* --force$"):
         run(path, None, "fp16", "cpu", None, None, as_json=False)
     printed = capsys.readouterr().out
-    assert "audit: 61 weights, 1.99 MB, not as they should be; 258 constants" in printed
+    assert "audit: 61 weights, 1.99 MB, not as they should be; 259 constants" in printed
     assert "FAILED audit: layers.1.mlp.up.weight is not what transformer.h.1.mlp.w1.weight become" in printed
     verdict = Bundle.open(path).manifest.verification(FP16)
     assert verdict is not None and not verdict.passed

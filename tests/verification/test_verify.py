@@ -41,7 +41,8 @@ def test_good_graphs_pass(variant: str, precision: str, copied: Callable[..., Pa
     report = verify(path, precision=precision, backend_name="cpu")
     assert report.passed, report.failures
     stages = {one.stage for one in report.figures}
-    assert stages == {"vision_encoder", "resampler", "prefill", "chunked_prefill", "decode_step", "batch", "sampler"}
+    decoding = {"prefill", "chunked_prefill", "decode_step", "check", "batch"}
+    assert stages == {"vision_encoder", "resampler", *decoding, "sampler"}
     labels = {"fp32": [""], "fp16": [" rounded as stored", ""], "bf16": [" rounded as stored"]}[precision]
     agreed = [note for note in report.notes if "next tokens agree" in note]
     assert len(agreed) == len(labels)  # fp16: as it is stored, and as it runs here

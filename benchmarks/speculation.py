@@ -1,0 +1,133 @@
+"""Answers with and without drafted tokens, in turn: tokens per second, tokens a step, and whether they are the same.
+
+    python -m benchmarks.speculation BUNDLE [--precision fp32 …] > benchmarks/results/speculation.json
+    python -m benchmarks.speculation BUNDLE --ids 298 --new-tokens 128
+
+Without `--ids` the drawn scenes are asked about, by task: reading, grounding, and all else. With it the prompt is so
+many random ids, and what is drafted is an answer known beforehand, wrong at every eighth place: of a model without
+training it tells what checks cost, and what there is to gain.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.stages import progress
+from vlm_trt.bundle.signature import DRAFT_TOKENS, Precision
+from vlm_trt.evaluation.evaluate import conversation
+from vlm_trt.evaluation.synthetic import synthetic
+from vlm_trt.families.messages import Prompt
+from vlm_trt.runtime.choice import load
+from vlm_trt.runtime.environment import environment
+from vlm_trt.runtime.model import VisionLanguageModel
+from vlm_trt.runtime.options import Options
+from vlm_trt.runtime.speculation import Drafts
+
+
+@dataclass(frozen=True)
+class Run:
+    """One answer."""
+
+    seconds: float  # from its first token to its last
+    tokens: int  # after the first
+    steps: int
+    ids: tuple[int, ...]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--precision", nargs="+", type=Precision, default=[Precision.FP32], choices=list(Precision))
+    parser.add_argument("--count", type=int, default=96, help="questions")
+    parser.add_argument("--ids", type=int, help="a prompt of so many random ids instead")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=3)
+    arguments = parser.parse_args()
+    found: dict[str, Any] = {"environment": environment()}
+    for precision in arguments.precision:
+        model = load(arguments.bundle, precision=precision, backend="cpu", allow_unverified=True)
+        tasks = prompts(model, arguments.count) if arguments.ids is None else random_ids(model, arguments.ids)
+        found[precision] = {
+            task: compared(model, asked, arguments.new_tokens, arguments.turns, free=arguments.ids is not None)
+            for task, asked in tasks.items()
+        }
+        progress(json.dumps({precision: found[precision]}))
+    print(json.dumps(found, indent=1))
+
+
+def prompts(model: VisionLanguageModel, count: int) -> dict[str, list[Prompt]]:
+    found: dict[str, list[Prompt]] = defaultdict(list)
+    for example in synthetic(count, 0, model.engine.model).examples:
+        task = {"read": "read", "ground": "ground", "chat_ground": "ground"}.get(example.task, "others")
+        found[task].append(model.build_prompt(conversation(example)))
+    return dict(found)
+
+
+def random_ids(model: VisionLanguageModel, count: int) -> dict[str, list[Prompt]]:
+    ids = np.random.default_rng(0).integers(0, model.engine.model.decoder.vocab_size, count)
+    return {"known answer": [Prompt(tuple(map(int, ids)), (), ())]}
+
+
+def compared(
+    model: VisionLanguageModel, asked: Sequence[Prompt], new_tokens: int, turns: int, *, free: bool
+) -> dict[str, Any]:
+    """Both ways, a prompt after the other; the first turn is not counted."""
+    options = Options(greedy=True, max_new_tokens=new_tokens, ignore_eos=free)
+    runs: dict[bool, list[Run]] = {False: [], True: []}
+    for turn in range(1 + turns):
+        for prompt in asked:
+            known: tuple[int, ...] = ()
+            for speculation, found in runs.items():
+                drafts = Known(known) if free and speculation else None
+                run = answered(model, prompt, replace(options, speculation=speculation), drafts)
+                known = run.ids
+                if turn and run.tokens:
+                    found.append(run)
+    plain, drafted = runs.values()
+    return {
+        "answers": len(asked),
+        "same": sum(one.ids == other.ids for one, other in zip(plain, drafted, strict=True)) / len(plain),
+        "tokens_per_second": {name: rate(found) for name, found in (("plain", plain), ("drafted", drafted))},
+        "times_as_fast": round(sum(one.seconds for one in plain) / sum(one.seconds for one in drafted), 2),
+        "times_as_fast_paired": round(median(a.seconds / b.seconds for a, b in zip(plain, drafted, strict=True)), 2),
+        "tokens_a_step": round(sum(one.tokens for one in drafted) / sum(one.steps for one in drafted), 2),
+    }
+
+
+class Known(Drafts):
+    """Of an answer that is known, wrong at every eighth place."""
+
+    def __init__(self, answer: Sequence[int]) -> None:
+        self._answer, self._at = answer, 0
+
+    def extend(self, ids: Sequence[int]) -> None:
+        self._at += len(ids)
+
+    def draft(self, most: int) -> list[int]:
+        places = range(self._at, min(self._at + min(most, DRAFT_TOKENS), len(self._answer)))
+        return [self._answer[at] ^ (at % 8 == 7) for at in places]
+
+
+def answered(model: VisionLanguageModel, prompt: Prompt, options: Options, drafts: Drafts | None) -> Run:
+    sequence = model.scheduler.submit(model.request(prompt, options))
+    sequence.drafts = drafts
+    while sequence.finish_reason is None:
+        model.scheduler.step()
+    times = sequence.clock.token_times
+    steps = len(sequence.clock.decode_step_ms)
+    return Run(times[-1] - times[0], len(sequence.ids) - 1, steps, tuple(sequence.ids))
+
+
+def rate(runs: Sequence[Run]) -> float:
+    return round(sum(one.tokens for one in runs) / sum(one.seconds for one in runs), 1)
+
+
+if __name__ == "__main__":
+    main()

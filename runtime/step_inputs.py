@@ -1,0 +1,65 @@
+"""A decode step's inputs at fixed addresses: nothing but the window is bound anew."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlm_trt.bundle.config import DecoderConfig
+from vlm_trt.families.positions import PositionTable
+from vlm_trt.runtime.backend import Array, Backend
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sequence's next token, written at the end of its slot."""
+
+    slot: int
+    token_id: int
+    table: PositionTable
+
+
+class StepInputs:
+    """Memory for a row of every slot."""
+
+    def __init__(self, backend: Backend, decoder: DecoderConfig, batch: int) -> None:
+        self._no_rows = backend.host((batch, 1), "int64")
+        self._no_rows[:] = -1
+        self._ids = backend.host((batch, 1), "int64")
+        self._write_index, self._logits_index = (backend.host((batch,), "int64") for _ in range(2))
+        self._logits_index[:] = np.arange(batch)  # of each sequence its only position
+        half = decoder.rotary_dim // 2
+        self._cos, self._sin = (backend.host((batch, 1, half), "float32") for _ in range(2))
+        self._query_scale = backend.host((batch, 1), "float32")
+        self._query_scale[:] = 1
+        self._attend_from = backend.host((batch, 1), "int64")
+
+    def filled(self, first: int, lengths: Sequence[int], run: Sequence[Step]) -> dict[str, Array]:
+        """Inputs of the decoder by name; rows of slots that take no step write behind their end and hold nothing.
+
+        Args:
+            first: the slot of the first row.
+            lengths: of the slots from there on, a row each.
+            run: steps of some of them.
+        """
+        count = len(lengths)
+        self._write_index[:count] = lengths
+        self._attend_from[:count] = 0
+        self._ids[:count] = 0
+        for step in run:
+            row, at = step.slot - first, lengths[step.slot - first]
+            self._ids[row, 0] = step.token_id
+            self._cos[row, 0], self._sin[row, 0] = step.table.cos[at], step.table.sin[at]
+            self._query_scale[row, 0] = step.table.query_scale[at]
+            self._attend_from[row, 0] = step.table.attend_from[at]
+        return {
+            "input_ids": self._ids[:count],
+            "image_rows": self._no_rows[:count],
+            "rope_cos": self._cos[:count],
+            "rope_sin": self._sin[:count],
+            "query_scale": self._query_scale[:count],
+            "write_index": self._write_index[:count],
+            "attend_until": self._write_index[:count, None],
+            "attend_from": self._attend_from[:count],
+            "logits_index": self._logits_index[:count],
+        }
