@@ -13,8 +13,9 @@ from vlm_trt.bundle.signature import DRAFT_TOKENS
 _ALIKE = (3, 2)
 # How much of a new observation goes into an average.
 _WEIGHT = 0.25
-# Steps after which a draft is checked again where it did not pay. Words may repeat themselves later on.
-_PAUSE = 64
+# Steps after which a draft is checked again where it did not pay, since words may repeat themselves later on; twice as
+# many each time that it does not.
+_PAUSE, _LONGEST_PAUSE = 64, 1024
 
 
 class Drafts:
@@ -52,8 +53,8 @@ class Pays:
     def __init__(self) -> None:
         self._step_seconds: float | None = None
         self._check_seconds: float | None = None
-        self._kept = 1.0 + DRAFT_TOKENS  # tokens of a check, its own one among them; hopeful at first
-        self._pause = 0
+        self._kept: float | None = None  # tokens of a check, its own one among them, since it was last taken up
+        self._pause, self._next_pause = 0, _PAUSE
 
     def step(self, seconds: float) -> None:
         """What a step of one took."""
@@ -64,15 +65,14 @@ class Pays:
         """What a check took, and how many tokens it gave."""
         self._check_seconds = _average(self._check_seconds, seconds)
         self._kept = _average(self._kept, tokens)
-        if not self._faster():
-            self._pause = _PAUSE
+        if self._step_seconds is None or self._kept * self._step_seconds > self._check_seconds:
+            self._next_pause = _PAUSE
+            return
+        self._kept, self._pause = None, self._next_pause
+        self._next_pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     def worth_trying(self) -> bool:
         return self._step_seconds is not None and self._pause == 0
-
-    def _faster(self) -> bool:
-        assert self._step_seconds is not None and self._check_seconds is not None
-        return self._kept * self._step_seconds > self._check_seconds
 
 
 def _average(known: float | None, seen: float) -> float:
