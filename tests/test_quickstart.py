@@ -21,7 +21,8 @@ def root(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "scripts" / "quickstart", root / "scripts")
     (root / "scripts" / "environment").write_text('cd "$(dirname "${BASH_SOURCE[0]}")/.."\n')
     (root / ".venv").symlink_to(ROOT / ".venv")
-    (root / "examples").symlink_to(ROOT / "examples")
+    for folder in ("examples", "bundle"):
+        (root / folder).symlink_to(ROOT / folder)
     return root
 
 
@@ -44,7 +45,7 @@ def test_own_checkpoint_and_picture_twice(root: Path, tmp_path: Path) -> None:
     assert first.returncode == 0, first.stdout + first.stderr
     plan, export = first.stdout.index("$ vlm-trt plan"), first.stdout.index("$ vlm-trt export")
     assert plan < export < first.stdout.index("$ vlm-trt verify") < first.stdout.index("$ vlm-trt generate")
-    assert f"quickstart/{name} was not made here from the checkpoint as it is now; it stays" in first.stdout
+    assert f"quickstart/{name} was not made here from checkpoint and version as they are now; it stays" in first.stdout
     assert f"source {root}/.venv/bin/activate" in first.stdout
     second = quickstart(root, tmp_path, "mine", "photo.png", "What is this?")
     assert second.returncode == 0, second.stdout + second.stderr
