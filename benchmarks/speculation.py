@@ -78,18 +78,19 @@ def random_ids(model: VisionLanguageModel, count: int) -> dict[str, list[Prompt]
 def compared(
     model: VisionLanguageModel, asked: Sequence[Prompt], new_tokens: int, turns: int, *, free: bool
 ) -> dict[str, Any]:
-    """Both ways, a prompt after the other; the first turn is not counted."""
+    """Both ways, a prompt after the other; the first turn is not counted, and says what the known answers are."""
     options = Options(greedy=True, max_new_tokens=new_tokens, ignore_eos=free)
     runs: dict[bool, list[Run]] = {False: [], True: []}
+    answers: dict[int, tuple[int, ...]] = {}
     for turn in range(1 + turns):
-        for prompt in asked:
-            known: tuple[int, ...] = ()
-            for speculation, found in runs.items():
-                drafts = Known(known) if free and speculation else None
+        for at, prompt in enumerate(asked):
+            # The second of two finds more in the processor's caches, so each is that in turn.
+            for speculation in (False, True) if (turn + at) % 2 == 0 or not turn else (True, False):
+                drafts = Known(answers[at]) if free and speculation else None
                 run = answered(model, prompt, replace(options, speculation=speculation), drafts)
-                known = run.ids
+                answers.setdefault(at, run.ids)
                 if turn and run.tokens:
-                    found.append(run)
+                    runs[speculation].append(run)
     plain, drafted = runs.values()
     return {
         "answers": len(asked),
