@@ -95,4 +95,6 @@ def _answer(model: VisionLanguageModel, sample: Sample) -> None:
     """One at a time: a batch's idle slots would be looked at too."""
     chat_format = model.manifest.model.generation.chat_format
     model.generator.forget()  # so that what is seen of a sample does not depend on those before it
-    model.generate(turns(sample, chat_format), options=Options(greedy=True, max_new_tokens=_NEW_TOKENS))
+    # A step a token: of drafts that are wrong activations would be seen that no answer has.
+    options = Options(greedy=True, max_new_tokens=_NEW_TOKENS, speculation=False)
+    model.generate(turns(sample, chat_format), options=options)

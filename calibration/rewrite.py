@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from vlm_trt.bundle.signature import ZERO_POINTS
 from vlm_trt.calibration.linears import Group, Linear, matrix_columns, renamed
 from vlm_trt.calibration.recipe import Kind
 from vlm_trt.calibration.rounding import (
@@ -176,7 +177,7 @@ def _replace(
     attributes = {"axis": 1} if done.block is None else {"axis": 0, "block_size": done.block}
     zeros = []
     if _on_integer_kernels(plan, tensor.dtype):
-        name = f"{linear.weight}.zeros"  # one for each matrix: of shared ones ONNX Runtime makes the same name twice
+        name = f"{linear.weight}{ZERO_POINTS}"  # of each matrix: of shared ones ONNX Runtime makes one name twice
         stored = file.append(name, np.zeros(scales.shape, np.int8), ir.DataType.INT8)
         zeros.append(_initializer(model, name, stored))
     restored = ir.node("DequantizeLinear", [integers, scale, *zeros], attributes, name=f"{linear.node}_weight")

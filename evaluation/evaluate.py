@@ -80,7 +80,8 @@ def evaluate(
     try:
         for unasked in conversations():  # a long run must not end at a prompt that is too long
             model.build_prompt(unasked)
-        options = Options(greedy=True, max_new_tokens=max_new_tokens)
+        # A step a token: when drafts are checked depends on the clock, and with it how sums are rounded.
+        options = Options(greedy=True, max_new_tokens=max_new_tokens, speculation=False)
         for at, answer in model.answer_each(conversations(), options):
             if isinstance(answer, Exception):
                 about = data.examples[at].name

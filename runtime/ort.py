@@ -17,7 +17,7 @@ from vlm_trt.bundle.errors import ResourceError, VlmTrtError
 from vlm_trt.bundle.host import available_bytes
 from vlm_trt.bundle.picture_memory import cpu_bytes, fitting_pixels
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.signature import ZERO_POINTS, Component, Precision
 from vlm_trt.bundle.store import Bundle, precision_of
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding, StepShapes, bind_host, host_view
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
@@ -136,8 +136,8 @@ def _weight_bytes(graph: Path) -> int:
 
 
 def _rounds_activations(graph: Path) -> bool:
-    """Whether there are products of 8 bits by 8 in it; those of 8-bit weights alone have DequantizeLinear only."""
-    return graph.exists() and b"QuantizeLinear" in graph.read_bytes()
+    """Whether it was made for products of 8 bits by 8 (`calibration/rewrite.py`)."""
+    return graph.exists() and ZERO_POINTS.encode() in graph.read_bytes()
 
 
 def _grouped(file: Path) -> bytes | None:

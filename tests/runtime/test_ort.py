@@ -135,14 +135,14 @@ def test_sums_of_products_of_8_bits_are_not_cut_off(rows: int, tmp_path: Path) -
     constants = {
         "weight": np.full((inputs, outputs), 127, np.int8),
         "scales": np.full(outputs, scale),
-        "zeros": np.zeros(outputs, np.int8),
+        "weight.zero_points": np.zeros(outputs, np.int8),
         "scale": scale,
         "zero": np.int8(0),
     }
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["activation"]),
-        helper.make_node("DequantizeLinear", ["weight", "scales", "zeros"], ["matrix"], axis=1),
+        helper.make_node("DequantizeLinear", ["weight", "scales", "weight.zero_points"], ["matrix"], axis=1),
         helper.make_node("MatMul", ["activation", "matrix"], ["y"]),
     ]
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [rows, k]) for n, k in (("x", inputs), ("y", outputs))]
