@@ -38,8 +38,7 @@ from vlm_trt.bundle.store import Bundle
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.runtime.environment import environment
 
-# Ours, and what llama.cpp calls about the same.
-# llama.cpp rounds activations to 8 bits too, as int8 does.
+# Ours, and what llama.cpp calls about the same; it rounds activations to 8 bits, too, as int8 does.
 PAIRS = {Precision.INT8: "q8_0", Precision.INT8_WEIGHT: "q8_0", Precision.INT4: "q4_0"}
 SLOTS, POSITIONS, THREADS, NEW_TOKENS = 8, 1024, 2, 64
 _PORT = 18_080

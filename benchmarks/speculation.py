@@ -4,7 +4,7 @@
     python -m benchmarks.speculation BUNDLE --ids 298 --new-tokens 128
 
 Without `--ids` the drawn scenes are asked about, by task: reading, grounding, and all else. With it the prompt is so
-many random ids, and what is drafted is an answer known beforehand, wrong at every eighth place: of a model without
+many random ids, and what is drafted is an answer known beforehand, wrong at every seventh place: of a model without
 training it tells what checks cost, and what there is to gain.
 """
 
@@ -103,17 +103,17 @@ def compared(
 
 
 class Known(Drafts):
-    """Of an answer that is known, wrong at every eighth place."""
+    """Of an answer that is known, wrong at every seventh place."""
 
     def __init__(self, answer: Sequence[int]) -> None:
-        self._answer, self._at = answer, 0
+        self._answer, self._said = answer, 0
 
-    def extend(self, ids: Sequence[int]) -> None:
-        self._at += len(ids)
+    def follow(self, answer: Sequence[int]) -> None:
+        self._said = len(answer)
 
     def draft(self, most: int) -> list[int]:
-        places = range(self._at, min(self._at + min(most, DRAFT_TOKENS), len(self._answer)))
-        return [self._answer[at] ^ (at % 8 == 7) for at in places]
+        places = range(self._said, min(self._said + min(most, DRAFT_TOKENS), len(self._answer)))
+        return [abs(self._answer[at] - (at % 7 == 0)) for at in places]
 
 
 def answered(model: VisionLanguageModel, prompt: Prompt, options: Options, drafts: Drafts | None) -> Run:

@@ -42,8 +42,9 @@ def profiles(component: Component, model: ModelConfig, limits: Limits, precision
         "image_tokens": (1, tokens, most_rows),
         "scored": (1, 1, 1),
     }
-    drafted = (2, 1 + min(DRAFT_TOKENS, longest - 1), 1 + min(DRAFT_TOKENS, longest - 1))
-    check = {**prefill, "seq": drafted, "scored": drafted, "image_tokens": (1, 1, 1)}
+    most_checked = min(1 + DRAFT_TOKENS, longest)
+    checked = (2, most_checked, most_checked)
+    check = {**prefill, "seq": checked, "scored": checked, "image_tokens": (1, 1, 1)}
     named = {"decode": decode, "prefill": prefill, "check": check}
     return tuple(_profile(name, contract.inputs, ranges) for name, ranges in named.items())
 

@@ -165,8 +165,7 @@ class Generator:
             return []
         if sequence.drafts is None:
             sequence.drafts = Drafts(request.prompt.ids)
-        sequence.drafts.extend(sequence.ids[sequence.drafted_from :])
-        sequence.drafted_from = len(sequence.ids)
+        sequence.drafts.follow(sequence.ids)
         return list(takewhile(lambda one: one not in self._tokenizer.stop_ids, sequence.drafts.draft(most)))
 
     def _check(self, sequence: Generation, draft: list[int]) -> None:

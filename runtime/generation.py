@@ -45,7 +45,6 @@ class Generation:
     reused_tokens: int = 0  # positions of the prompt that were in the cache already
     ids: list[int] = field(default_factory=list)
     drafts: Drafts | None = None  # from the first that was asked for
-    drafted_from: int = 0  # so many of `ids` it knows
     tokens: list[Token] = field(default_factory=list)  # where log-probabilities were asked for
     text: str = ""
     finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"

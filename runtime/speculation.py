@@ -28,9 +28,14 @@ class Drafts:
         """
         self._ids: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}  # words → the position that followed them last
-        self.extend(ids)
+        self._extend(ids)
+        self._prompt = len(self._ids)
 
-    def extend(self, ids: Sequence[int]) -> None:
+    def follow(self, answer: Sequence[int]) -> None:
+        """Takes in what the answer has gained."""
+        self._extend(answer[len(self._ids) - self._prompt :])
+
+    def _extend(self, ids: Sequence[int]) -> None:
         for one in ids:
             stop = len(self._ids)
             for length in _ALIKE:

@@ -30,7 +30,7 @@ class Served:
     name: str
     loop: EngineLoop
     grammars: Grammars
-    speculation: bool = True
+    speculation: bool  # whether greedy answers are drafted
     created: int = field(default_factory=lambda: int(time()))
 
     @classmethod

@@ -22,6 +22,8 @@ Ints = NDArray[np.int64]
 PICTURES = 3
 # Rows of each picture in the passage with the most pictures a prompt can hold: all of a picture's where they are few.
 _ROWS_OF_EACH = 8
+# Ids before those that one step checks.
+_BEFORE_DRAFTS = 5
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,7 @@ def _to_the_end(model: ModelConfig, limits: Limits, chunks: Sequence[int], rng: 
 
 def _checked(model: ModelConfig, limits: Limits, rng: np.random.Generator) -> Passage:
     """A few tokens of any text, and as many as a step may check at once."""
-    start = 5
-    length = min(start + 1 + DRAFT_TOKENS, limits.max_seq_tokens)
+    length = min(_BEFORE_DRAFTS + 1 + DRAFT_TOKENS, limits.max_seq_tokens)
     return Passage(
         name="drafts",
         stage="check",
@@ -189,7 +190,7 @@ def _checked(model: ModelConfig, limits: Limits, rng: np.random.Generator) -> Pa
         rows=np.full(length, -1, dtype=np.int64),
         pictures=(),
         shape=PromptShape(length),
-        ends=tuple(range(start, length + 1)),
+        ends=tuple(range(_BEFORE_DRAFTS, length + 1)),
     )
 
 
@@ -214,4 +215,5 @@ def positions(model: ModelConfig, limits: Limits, extent: Extent) -> int:
     tokens = within(model, limits).most_tile_tokens
     prompts = 2 * (model.most_tiles * min(extent.picture_rows, tokens) + 50) + 40 + 3 * extent.new_tokens
     pictures = most_pictures(limits, tokens) * (min(tokens, _ROWS_OF_EACH) + 1)
-    return prompts + pictures + sum(extent.chunks) + 13 + 9 * limits.max_batch
+    drafts = _BEFORE_DRAFTS + 1 + DRAFT_TOKENS
+    return prompts + pictures + sum(extent.chunks) + drafts + 9 * limits.max_batch

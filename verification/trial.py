@@ -140,15 +140,14 @@ class Trial:
         engine, table, start = self._engine, self._table(one), one.ends[0]
         ids = np.array(one.ids, dtype=np.int64)
         engine.cache.truncate(one.slot, 0)
-        at = self._decoder.count
-        try:
+        at, checked = self._decoder.count, False
+        with suppress(NotFiniteError):
             engine.prefill(one.slot, ids[:start], one.rows[:start], None, table)
             engine.check(one.slot, ids[start:], table)
-            yield "prefill", (at, 0)
-            yield from (("check", (at + 1, row)) for row in range(len(ids) - start))
-        except NotFiniteError:
-            yield "prefill", (at, 0)
-            yield from (("check", None) for _ in ids[start:])
+            checked = True
+        yield "prefill", (at, 0)
+        for row in range(len(ids) - start):
+            yield "check", (at + 1, row) if checked else None
         engine.cache.truncate(one.slot, 0)
 
     def _apart(self, one: Passage, start: int, end: int, table: PositionTable) -> None:

@@ -38,7 +38,7 @@ def opened(
         return load(file, engine)
 
     backend.open = noted  # type: ignore[method-assign,assignment]
-    engine = open_engine(Bundle.open(bundle), Precision.FP32, backend)
+    engine = open_engine(Bundle.open(bundle), precision, backend)
     decoder, length = engine.model.decoder, engine.limits.max_seq_tokens
     table = family(engine.model.family).position_table(decoder, PromptShape(20), length)
     ids = np.arange(20) + 3
@@ -67,6 +67,15 @@ def test_what_answers_is_the_packed_form_and_it_says_the_same(packed_bundle: Pat
     plain_files, plain = opened(packed_bundle, CpuBackend())
     assert all(file.startswith("graphs/") for file in plain_files)
     for found, expected in zip(answers, plain, strict=True):
+        assert np.array_equal(found, expected)
+
+
+def test_half_precision_is_packed_too(exported: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(exported("ntk-256", "fp16"), tmp_path / "bundle"))
+    entries = pack(bundle, "fp16")
+    files, answers = opened(bundle, PackedCpuBackend(), Precision.FP16)
+    assert {one.graph.path for one in entries} <= set(files)
+    for found, expected in zip(answers, opened(bundle, CpuBackend(), Precision.FP16)[1], strict=True):
         assert np.array_equal(found, expected)
 
 

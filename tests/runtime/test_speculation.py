@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.speculation import Known
 from tests.runtime.sequences import PICTURE
 from vlm_trt.bundle.errors import NotFiniteError
 from vlm_trt.bundle.signature import DRAFT_TOKENS
@@ -38,20 +39,6 @@ def model(request: pytest.FixtureRequest, exported: Callable[..., Path]) -> Visi
     return model
 
 
-class Told(Drafts):
-    """Drafts what is known to come, wrong at every seventh place; what models without training say does not repeat."""
-
-    def __init__(self, answer: Sequence[int]) -> None:
-        self._answer, self._known = answer, 0
-
-    def extend(self, ids: Sequence[int]) -> None:
-        self._known += len(ids)
-
-    def draft(self, most: int) -> list[int]:
-        stop = min(self._known + min(most, DRAFT_TOKENS), len(self._answer))
-        return [self._answer[at] + (at % 7 == 0) for at in range(self._known, stop)]
-
-
 def told(model: VisionLanguageModel, options: Options, drafts: Drafts | None, ids: Sequence[int] = ()) -> Generation:
     """The answer to ASKED, or to ids, that those drafts help with; to none, without."""
     prompt = model.build_prompt(ASKED)
@@ -76,10 +63,10 @@ def steps(sequence: Generation) -> int:
 def test_what_followed_the_last_words_before_is_drafted() -> None:
     drafts = Drafts([1, 2, 3, 4, 5, 9, 2, 3, 7, 1, 2, 3])
     assert drafts.draft(2) == [4, 5]  # three words alike, though two stood together later on
-    drafts.extend([8, 2, 3])
+    drafts.follow([8, 2, 3])
     assert drafts.draft(4) == [8, 2, 3]  # of two alike the last place, as far as it goes
     assert drafts.draft(0) == [] and Drafts([1]).draft(3) == []
-    drafts.extend([6])
+    drafts.follow([8, 2, 3, 6])
     assert drafts.draft(3) == []
     assert len(Drafts([1, 2, *range(3, 30), 1, 2]).draft(100)) == DRAFT_TOKENS
 
@@ -114,9 +101,9 @@ def waited(pays: Pays) -> int:
 
 def test_an_answer_is_the_same_in_fewer_steps(model: VisionLanguageModel) -> None:
     expected = fresh(model, LONG, None)
-    found = fresh(model, LONG, Told(expected.ids))
+    found = fresh(model, LONG, Known(expected.ids))
     assert found.ids == expected.ids and len(found.ids) == steps(expected) + 1 == 60
-    assert 60 / DRAFT_TOKENS < steps(found) < 30
+    assert 60 / (1 + DRAFT_TOKENS) < steps(found) < 30
     assert all(abs(a.logprob - b.logprob) < 1e-4 for a, b in zip(found.tokens, expected.tokens, strict=True))
     model.generator.forget()
     assert model.generate(ASKED, options=LONG).ids == tuple(expected.ids)
@@ -126,9 +113,9 @@ def test_an_answer_is_the_same_in_fewer_steps(model: VisionLanguageModel) -> Non
 def test_it_ends_where_it_would(length: int, model: VisionLanguageModel) -> None:
     """At its length, and at a stop string that drafts go beyond."""
     whole = fresh(model, LONG, None)
-    assert fresh(model, replace(LONG, max_new_tokens=length), Told(whole.ids)).ids == whole.ids[:length]
+    assert fresh(model, replace(LONG, max_new_tokens=length), Known(whole.ids)).ids == whole.ids[:length]
     stopping = replace(LONG, stop_strings=(whole.text[len(whole.text) // 2 :][:3],))
-    expected, found = fresh(model, stopping, None), fresh(model, stopping, Told(whole.ids))
+    expected, found = fresh(model, stopping, None), fresh(model, stopping, Known(whole.ids))
     assert (found.text, found.ids, found.finish_reason) == (expected.text, expected.ids, "stop")
 
 
@@ -139,14 +126,14 @@ def test_an_end_of_text_ends_it_wherever_it_is_drafted(
     whole = fresh(model, LONG, None).ids
     for at in range(8, 20):
         monkeypatch.setattr(type(model.tokenizer), "stop_ids", frozenset({whole[at]}))
-        found = fresh(model, replace(LONG, ignore_eos=False), Told(whole))
+        found = fresh(model, replace(LONG, ignore_eos=False), Known(whole))
         assert found.ids == whole[: whole.index(whole[at]) + 1] and found.finish_reason == "stop"
 
 
 def test_a_penalty_sees_every_token(model: VisionLanguageModel) -> None:
     options = replace(LONG, repetition_penalty=1.3)
     expected = fresh(model, options, None)
-    found = fresh(model, options, Told(expected.ids))
+    found = fresh(model, options, Known(expected.ids))
     assert found.ids == expected.ids and steps(found) < steps(expected)
 
 
@@ -154,7 +141,7 @@ def test_the_next_turn_finds_what_was_kept_and_nothing_else(model: VisionLanguag
     """Positions of drafts that were wrong are not taken for its own."""
     said = []
     whole = fresh(model, LONG, None).ids
-    for drafts in (None, Told(whole)):
+    for drafts in (None, Known(whole)):
         first = fresh(model, LONG, drafts)
         after = (*first.request.prompt.ids, *first.ids[:50], 5)
         second = told(model, replace(LONG, max_new_tokens=8), None, after)
@@ -165,7 +152,7 @@ def test_the_next_turn_finds_what_was_kept_and_nothing_else(model: VisionLanguag
 def test_a_draft_never_goes_beyond_the_last_position(model: VisionLanguageModel) -> None:
     options = replace(LONG, max_new_tokens=10_000)
     expected = fresh(model, options, None)
-    found = fresh(model, options, Told(expected.ids))
+    found = fresh(model, options, Known(expected.ids))
     assert found.ids == expected.ids and found.finish_reason == "length"
     assert len(found.ids) + len(found.request.prompt.ids) == model.engine.limits.max_seq_tokens + 1
 
@@ -176,7 +163,7 @@ def test_several_at_once_are_as_alone(model: VisionLanguageModel) -> None:
     request = model.request(model.build_prompt(ASKED), options)
     both = [model.scheduler.submit(request) for _ in range(2)]
     for one in both:
-        one.drafts = Told(expected.ids)
+        one.drafts = Known(expected.ids)
     while any(one.finish_reason is None for one in both):
         model.scheduler.step()
     assert [one.ids for one in both] == [expected.ids] * 2
@@ -192,7 +179,7 @@ def test_logits_that_are_not_finite_end_it(model: VisionLanguageModel, monkeypat
         return logits
 
     monkeypatch.setattr(model.engine, "check", broken)
-    found = fresh(model, LONG, Told(expected.ids))
+    found = fresh(model, LONG, Known(expected.ids))
     assert isinstance(found.error, NotFiniteError) and found.ids == expected.ids[: len(found.ids)] != []
     assert model.generator.slots.free == model.engine.limits.max_batch
     monkeypatch.undo()
