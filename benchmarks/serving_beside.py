@@ -115,7 +115,7 @@ def weights(arguments: argparse.Namespace, bundle: Bundle, checkpoint: Path, kin
 
 @contextmanager
 def ours(model: str, bundle: Path, precision: Precision) -> Iterator[str]:
-    """A step a token, as theirs: what models without training say goes round in circles, and drafts would gain by it."""
+    """A step a token, as theirs; models without training go round in circles, and drafts would gain by that."""
     options = ("--precision", precision, "--unverified", "--no-speculation")
     with running("--model", f"{model}={bundle}", *options) as server:
         yield server.url
