@@ -4,7 +4,7 @@
     python -m benchmarks.speculation BUNDLE --ids 298 --new-tokens 128
 
 Without `--ids` the drawn scenes are asked about, by task: reading, grounding, and all else. With it the prompt is so
-many random ids, and what is drafted is an answer known beforehand, wrong at every seventh place: of a model without
+many random ids, and what is drafted is the answer of the turn before, wrong at every seventh place: of a model without
 training it tells what checks cost, and what there is to gain.
 """
 
@@ -29,6 +29,8 @@ from vlm_trt.runtime.environment import environment
 from vlm_trt.runtime.model import VisionLanguageModel
 from vlm_trt.runtime.options import Options
 from vlm_trt.runtime.speculation import Drafts
+
+_WARM_UP = 3  # turns, by the end of which an answer follows its own drafts
 
 
 @dataclass(frozen=True)
@@ -78,23 +80,25 @@ def random_ids(model: VisionLanguageModel, count: int) -> dict[str, list[Prompt]
 def compared(
     model: VisionLanguageModel, asked: Sequence[Prompt], new_tokens: int, turns: int, *, free: bool
 ) -> dict[str, Any]:
-    """Both ways, a prompt after the other; the first turn is not counted, and says what the known answers are."""
+    """Both ways, a prompt after the other; the first turns are not counted, and say what the known answers are."""
     options = Options(greedy=True, max_new_tokens=new_tokens, ignore_eos=free)
     runs: dict[bool, list[Run]] = {False: [], True: []}
     answers: dict[int, tuple[int, ...]] = {}
-    for turn in range(1 + turns):
+    for turn in range(_WARM_UP + turns):
         for at, prompt in enumerate(asked):
             # The second of two finds more in the processor's caches, so each is that in turn.
             for speculation in (False, True) if (turn + at) % 2 == 0 or not turn else (True, False):
                 drafts = Known(answers[at]) if free and speculation else None
                 run = answered(model, prompt, replace(options, speculation=speculation), drafts)
-                answers.setdefault(at, run.ids)
-                if turn and run.tokens:
+                if speculation or not turn:
+                    answers[at] = run.ids
+                if turn >= _WARM_UP and run.tokens:
                     runs[speculation].append(run)
     plain, drafted = runs.values()
     return {
         "answers": len(asked),
         "same": sum(one.ids == other.ids for one, other in zip(plain, drafted, strict=True)) / len(plain),
+        "tokens_until_they_part": min(alike(one.ids, other.ids) for one, other in zip(plain, drafted, strict=True)),
         "tokens_per_second": {name: rate(found) for name, found in (("plain", plain), ("drafted", drafted))},
         "times_as_fast": round(sum(one.seconds for one in plain) / sum(one.seconds for one in drafted), 2),
         "times_as_fast_paired": round(median(a.seconds / b.seconds for a, b in zip(plain, drafted, strict=True)), 2),
@@ -124,6 +128,11 @@ def answered(model: VisionLanguageModel, prompt: Prompt, options: Options, draft
     times = sequence.clock.token_times
     steps = len(sequence.clock.decode_step_ms)
     return Run(times[-1] - times[0], len(sequence.ids) - 1, steps, tuple(sequence.ids))
+
+
+def alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def rate(runs: Sequence[Run]) -> float:

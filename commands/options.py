@@ -156,9 +156,8 @@ load_options = with_options(
 # What sampling values may be stands in `runtime/sampler.py`, and they are refused before a bundle is loaded.
 _speculation = click.option(
     "--speculation/--no-speculation",
-    default=True,
-    show_default=True,
-    help="Greedy: several tokens a step where the answer repeats what was said.",
+    default=None,
+    help="Greedy: several tokens a step where words repeat.  [default: where nothing is quantized]",
 )
 answer_options = with_options(
     click.option(

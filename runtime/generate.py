@@ -35,6 +35,8 @@ class Generator:
         self.pictures = Pictures(self.features, overlaps=engine.backend.overlaps)
         self.slots = SlotTable(engine.cache)
         self._pays = Pays()
+        # Where activations are rounded to integers, sums in another order become other integers, and near ties turn.
+        self._may_draft = engine.precision.quantization is None
 
     def open(self, request: Request, clock: StageClock) -> Generation:
         """A sequence that waits. All that may be refused is refused here, before it takes any room.
@@ -161,7 +163,8 @@ class Generator:
         request, place = sequence.request, sequence.place.index
         room = self.engine.limits.max_seq_tokens - self.engine.cache.lengths[place]
         most = min(request.max_new_tokens - len(sequence.ids) - 1, room - 2)
-        if not (request.speculation and request.sampling.greedy and most > 0 and self._pays.worth_trying()):
+        wanted = self._may_draft if request.speculation is None else request.speculation
+        if not (wanted and request.sampling.greedy and most > 0 and self._pays.worth_trying()):
             return []
         if sequence.drafts is None:
             sequence.drafts = Drafts(request.prompt.ids)

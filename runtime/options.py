@@ -27,7 +27,8 @@ class Options:
     seed: int = 0
     stop_strings: Sequence[str] = ()
     ignore_eos: bool = False
-    speculation: bool = True  # several tokens a step where a greedy answer repeats what was said; never other ones
+    # Several tokens a step where a greedy answer repeats what was said; None: where nothing is quantized.
+    speculation: bool | None = None
 
     def __post_init__(self) -> None:
         """

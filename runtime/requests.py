@@ -32,7 +32,8 @@ class Request:
     sampling: Sampling
     max_new_tokens: int
     stop_strings: tuple[str, ...] = ()
-    speculation: bool = True  # whether drafted tokens are checked, of a greedy answer (`runtime/speculation.py`)
+    # Whether drafted tokens are checked, of a greedy answer (runtime/speculation.py); None: where nothing is quantized.
+    speculation: bool | None = None
     ignore_eos: bool = False  # end-of-text is never chosen and the other stop ids do not stop
     top_logprobs: int | None = None  # how many likeliest ids are told with each token; None: no log-probabilities
     constraint: Constraint | None = None

@@ -1,8 +1,10 @@
 """Several tokens in one step: what followed the same words before is drafted, and kept as far as the model says so too.
 
 Texts read from pictures, JSON, boxes and names repeat themselves. A step that checks drafts reads the weights once, as
-any step does, and computes a few positions instead of one: where memory is the limit it takes little longer. No answer
-changes by it: a drafted token counts only where it is the one that is chosen from the model's logits.
+any step does, and computes a few positions instead of one: where memory is the limit it takes little longer. A drafted
+token counts only where it is the one that is chosen from the model's logits, which are those of single steps but for
+the order of sums. Where activations are rounded to integers, such a difference can become one of 1/127 and turn a near
+tie: there drafts are checked only if that is asked for.
 """
 
 from collections.abc import Sequence

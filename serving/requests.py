@@ -156,7 +156,7 @@ class Sampled:
     def usage_at_the_end(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def options(self, *, speculation: bool) -> Options:
+    def options(self, *, speculation: bool | None) -> Options:
         """As the runtime takes them. A temperature of 0 is greedy whatever else is said, as clients expect it; without
         a seed every answer is drawn anew."""
         greedy = self.temperature == 0

@@ -30,7 +30,7 @@ class Served:
     name: str
     loop: EngineLoop
     grammars: Grammars
-    speculation: bool  # whether greedy answers are drafted
+    speculation: bool | None  # of its requests, as `Options` has it
     created: int = field(default_factory=lambda: int(time()))
 
     @classmethod

@@ -31,7 +31,7 @@ class Settings:
     fetch_timeout_s: float = 10.0
     key_digests: tuple[bytes, ...] = ()  # sha256 of each key; none: no key is asked for
     page: bool = True
-    speculation: bool = True  # several tokens a step where a greedy answer of one alone repeats what was said
+    speculation: bool | None = None  # of all requests, as `Options` has it
     stuck_after_s: float = 60.0  # without a finished step while work waits, until the server is not ready
     drain_delay_s: float = 0.0  # between being not ready and refusing to wait for more
     drain_timeout_s: float = 25.0

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 from benchmarks.speculation import Known
 from tests.runtime.sequences import PICTURE
 from vlm_trt.bundle.errors import NotFiniteError
-from vlm_trt.bundle.signature import DRAFT_TOKENS
+from vlm_trt.bundle.signature import DRAFT_TOKENS, Precision
 from vlm_trt.families.messages import Image, Message, Text
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.choice import load
+from vlm_trt.runtime.generate import Generator
 from vlm_trt.runtime.generation import Generation
 from vlm_trt.runtime.model import VisionLanguageModel
 from vlm_trt.runtime.options import Options
+from vlm_trt.runtime.scheduler import Scheduler
 from vlm_trt.runtime.speculation import Drafts, Pays
 
 LONG = Options(greedy=True, max_new_tokens=60, ignore_eos=True)
@@ -147,6 +149,26 @@ def test_the_next_turn_finds_what_was_kept_and_nothing_else(model: VisionLanguag
         second = told(model, replace(LONG, max_new_tokens=8), None, after)
         said.append((second.ids, second.reused_tokens))
     assert said[0] == said[1]
+
+
+def test_where_something_is_quantized_it_has_to_be_asked_for(model: VisionLanguageModel) -> None:
+    """As graphs are named: sums in another order would become other integers there, and turn near ties."""
+    whole, taken = fresh(model, LONG, None).ids, {}
+    for precision in (Precision.FP32, Precision.INT8_WEIGHT):
+        model.engine.precision = precision
+        model.generator = Generator(model.engine, model._family, model.tokenizer)
+        model.generator._pays = Always()
+        model.scheduler = Scheduler(model.generator)
+        for asked in (None, True, False):
+            request = model.request(model.build_prompt(ASKED), replace(LONG, speculation=asked))
+            sequence = model.scheduler.submit(request)
+            sequence.drafts = Known(whole)
+            while sequence.finish_reason is None:
+                model.scheduler.step()
+            taken[precision, asked] = steps(sequence) < 30
+    quantized = {asked: taken[Precision.INT8_WEIGHT, asked] for asked in (None, True, False)}
+    assert quantized == {None: False, True: True, False: False}
+    assert [taken[Precision.FP32, asked] for asked in (None, True, False)] == [True, True, False]
 
 
 def test_a_draft_never_goes_beyond_the_last_position(model: VisionLanguageModel) -> None:
