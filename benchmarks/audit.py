@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from time import perf_counter
 
-from vlm_trt.bundle.signature import FLOATS, Precision
+from vlm_trt.bundle.precision import FLOATS, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.audit import audit as audit_quantized
 from vlm_trt.exporter.checkpoint import Checkpoint

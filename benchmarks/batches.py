@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.stages import progress
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape

@@ -19,7 +19,8 @@ from typing import Any
 
 from benchmarks.export_full_size import family_of
 from benchmarks.make_checkpoint import SIZES, write_checkpoint
-from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
+from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.report import read_report
 from vlm_trt.runtime.environment import environment

@@ -87,7 +87,8 @@ def shown(bundle_path: Path) -> dict[str, Floats]:
     """Inputs [rows, channels] of the demo model's products while it answers drawn samples; the rows drawn of all."""
     import onnx_ir as ir
 
-    from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
+    from vlm_trt.bundle.component import WEIGHTED, Component
+    from vlm_trt.bundle.precision import Precision
     from vlm_trt.bundle.store import Bundle
     from vlm_trt.calibration.linears import find_groups, find_linears
     from vlm_trt.calibration.observe import Watch, observe
@@ -117,7 +118,7 @@ def shown(bundle_path: Path) -> dict[str, Floats]:
 
 def export_verified(bundle_path: Path) -> None:
     """The demo model in fp32."""
-    from vlm_trt.bundle.signature import Precision
+    from vlm_trt.bundle.precision import Precision
     from vlm_trt.exporter.export import Choices, export
     from vlm_trt.verification.verify import verify
 

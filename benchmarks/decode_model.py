@@ -8,8 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.make_checkpoint import write_configs
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
-from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
+from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
 from vlm_trt.commands.plan import weight_bytes
 from vlm_trt.engines.gpus import Gpu, gpu_named
 from vlm_trt.engines.plan import Plan, plan

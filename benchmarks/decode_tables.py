@@ -13,7 +13,7 @@ from benchmarks.decode_model import (
     Step,
     card_named,
 )
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 
 CACHED = (512, 2048)
 SEQUENCES = (1, 2, 4, 8, 16, 32, 64)

@@ -34,7 +34,8 @@ from benchmarks.other_engines import Fed, run
 from benchmarks.quantized_speed import quantized
 from benchmarks.qwen2_checkpoint import write_qwen2
 from benchmarks.stages import PROMPT_TOKENS, exported, progress
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.family import family

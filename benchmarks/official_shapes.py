@@ -49,9 +49,10 @@ from tests.families.published.published_configs import (
     paligemma,
     written,
 )
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import ModelConfig, usual_limits, within
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.contract import patch_count, tile_count, tiles
 from vlm_trt.families.family import family, family_of
@@ -236,7 +237,7 @@ class PicturePrompt(Prompt):
     def __init__(self, engine: Engine, look: Look = AS_IT_IS) -> None:
         random, model = np.random.default_rng(0), engine.model
         kind = family(model.family)
-        self.picture = Image.fromarray(random.integers(0, 256, (*PICTURE_ROWS_COLUMNS, 3), dtype=np.uint8))
+        self.picture = drawn_picture()
         inputs, step = kind.preprocess(self.picture, model, look), engine.limits.max_images
         self.runs = [[tiles(inputs, at, at + step)] for at in range(0, tile_count(inputs), step)]
         tokens = tile_count(inputs) * model.tokens_of(patch_count(inputs, model))
@@ -256,6 +257,12 @@ def _placed(model: ModelConfig, tokens: int) -> tuple[ImageSpan, ...]:
     rows, columns = (round(length / model.any_size.token_pixels) for length in PICTURE_ROWS_COLUMNS)
     assert rows * columns == tokens, "the picture lies within the bounds"
     return (ImageSpan(0, tokens, 0, (1, rows, columns)),)
+
+
+def drawn_picture() -> Image.Image:
+    """Pixels without a pattern."""
+    random = np.random.default_rng(0)
+    return Image.fromarray(random.integers(0, 256, (*PICTURE_ROWS_COLUMNS, 3), dtype=np.uint8))
 
 
 def large_picture() -> bytes:

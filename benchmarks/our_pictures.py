@@ -1,5 +1,7 @@
 """Ours for benchmarks/picture_engines.py: a bundle of a published shape, its picture and prompt, made and asked."""
 
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image, Resampling
 
+from benchmarks.build_full_size import command
 from benchmarks.engines import greedy
-from benchmarks.official_shapes import SHAPES, PicturePrompt, exported, quantized, write_checkpoint
+from benchmarks.official_shapes import SHAPES, PicturePrompt, drawn_picture, exported, quantized, write_checkpoint
 from benchmarks.picture_work import CHECKPOINT, PictureWork, read_config
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.contract import patch_count, tile_count
 from vlm_trt.families.messages import Detail, Look
@@ -20,7 +23,7 @@ from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import CpuBackend
 from vlm_trt.runtime.step_inputs import Step
 
-QUANTIZED = (Precision.INT8_WEIGHT, Precision.INT4)
+QUANTIZED = (Precision.INT8, Precision.INT8_WEIGHT, Precision.INT4)
 Grid = tuple[int, int]  # rows and columns
 
 
@@ -65,8 +68,23 @@ def made(folder: Path, shape: str) -> Bundle:
         (checkpoint / "tokenizer.json").rename(folder / "tokenizer.json")
     for precision in QUANTIZED:
         if precision not in Bundle.open(bundle).manifest.precisions():
-            quantized(folder, bundle, precision)
+            if precision is Precision.INT8:
+                calibrated(folder, bundle)
+            else:
+                quantized(folder, bundle, precision)
     return Bundle.open(bundle)
+
+
+def calibrated(folder: Path, bundle: Path) -> None:
+    """Graphs with activations in 8 bits, too, whose scales are those of the picture."""
+    drawn_picture().save(folder / "picture.png")
+    samples = folder / "samples.jsonl"
+    samples.write_text(json.dumps({"images": ["picture.png"], "prompt": "What is this?"}))
+    done = command(
+        *("quantize", bundle, "--recipe", "int8", "--samples", samples, "--evaluate", "none", "--unverified")
+    )
+    if "refused" in done:
+        sys.exit(done["refused"])
 
 
 def prepared(folder: Path, baseline: Ours, threads: int) -> PictureWork:

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.build_full_size import anonymous_bytes
 from benchmarks.stages import progress
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape

@@ -36,7 +36,7 @@ from benchmarks.our_pictures import QUANTIZED, Ours, made, prepared
 from benchmarks.picture_work import PictureWork
 from benchmarks.stages import progress
 from vlm_trt.bundle.picture_rules import Split
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.messages import Detail
 from vlm_trt.runtime.environment import environment

@@ -20,7 +20,7 @@ from PIL import Image
 from benchmarks.official_shapes import Shape, qwen2_shape, write_checkpoint
 from tests.families.published.published_configs import QWEN2_5_VL_3B, QWEN2_VL_2B, changed
 from vlm_trt.bundle.picture_memory import cpu_bytes, score_bytes
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.engines.memory import PeakMemory, own_bytes
 from vlm_trt.exporter.export import Choices, export

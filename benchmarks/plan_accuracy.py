@@ -13,7 +13,8 @@ from pathlib import Path
 
 from benchmarks.export_full_size import watched
 from benchmarks.make_checkpoint import SIZES, write_checkpoint
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.plan import weight_bytes
 from vlm_trt.engines.plan import Stage, plan

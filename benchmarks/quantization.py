@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.stages import progress
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import VlmTrtError
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.progress import no_bar
-from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.gate import Verdict, ask, judge
 from vlm_trt.calibration.prepare import Choices

@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks.bandwidth import bandwidth
 from benchmarks.quantization import write_samples
 from benchmarks.stages import Prompt, decode_ms, exported, parsed, prefill_ms, progress, timed
-from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
+from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.prepare import Choices
 from vlm_trt.calibration.quantize import quantize

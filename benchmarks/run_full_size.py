@@ -25,7 +25,8 @@ from benchmarks.build_full_size import INT4, anonymous_bytes, command
 from benchmarks.make_checkpoint import SIZES, write_checkpoint
 from benchmarks.quantized_speed import floor_ms
 from benchmarks.stages import PROMPT_TOKENS, Prompt, decode_ms, prefill_ms, timed
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.runtime.environment import environment
 from vlm_trt.runtime.load import open_engine

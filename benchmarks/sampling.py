@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import RANKS, write_configs
 from vlm_trt.bundle import signature
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.exporter.trace import trace
 from vlm_trt.families.family import family_of
 from vlm_trt.runtime.backend import bind_host

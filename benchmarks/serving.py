@@ -24,7 +24,7 @@ from benchmarks.build_full_size import command
 from benchmarks.server import running
 from benchmarks.stages import exported, progress
 from tests.families.made_tokenizers import llama_like
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.runtime.environment import environment
 

@@ -33,7 +33,7 @@ from benchmarks.qwen2_checkpoint import write_qwen2
 from benchmarks.server import running
 from benchmarks.stages import exported, progress
 from benchmarks.text_load import load, text
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.runtime.environment import environment

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.stages import progress
-from vlm_trt.bundle.signature import DRAFT_TOKENS, Precision
+from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.signature import DRAFT_TOKENS
 from vlm_trt.evaluation.evaluate import conversation
 from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.families.messages import Prompt

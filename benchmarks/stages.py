@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from benchmarks.make_checkpoint import SIZES, write_checkpoint
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.export import Choices, export

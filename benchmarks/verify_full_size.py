@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.export_full_size import watched
 from benchmarks.make_checkpoint import SIZES, write_checkpoint
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.runtime.environment import environment

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits
 from vlm_trt.bundle.fields import SHARE
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 
 Range = tuple[int, int, int]  # min, opt, max
 

@@ -1,13 +1,14 @@
 """How what is missing gets installed, said in one way: by its own packages, since no registry has vlm-trt."""
 
-from importlib.metadata import PackageNotFoundError, requires
-
 # torch computes on the CPU alone here; PyPI's wheel for Linux brings 5.6 GB of CUDA with it.
 _CPU_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 
 
 def requirements(extra: str = "") -> tuple[str, ...]:
     """What an extra brings, as pyproject.toml has it: "torch>=2.11"; without a name, what every installation has."""
+    # Imported here: it takes a fifth of the time that `vlm-trt --help` has.
+    from importlib.metadata import PackageNotFoundError, requires
+
     try:
         lines = requires("vlm-trt") or []
     except PackageNotFoundError:  # run from a folder that was never installed

@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlm_trt.bundle.component import WEIGHTED, Component
 from vlm_trt.bundle.errors import StorageError
 from vlm_trt.bundle.lock import AT_WORK
-from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.staging import ASKED, in_turn, require_folder
 from vlm_trt.bundle.stale import LOCK, is_held, remove_unheld, staged_folders, temporary_files
 from vlm_trt.bundle.store import (

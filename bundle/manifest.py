@@ -13,12 +13,13 @@ from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, PackedEntry, Quantization
 from vlm_trt.bundle.errors import BundleError, IncompatibleError
 from vlm_trt.bundle.fields import ANYTHING, Origin
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.reading import parse_json, shown
-from vlm_trt.bundle.signature import Component, Precision
 
 SCHEMA = 8
 SEAL = "sha256"  # the field that holds the hash of all others

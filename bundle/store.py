@@ -14,12 +14,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.digests import DigestCache, sha256_of
 from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, PackedEntry, Quantization
 from vlm_trt.bundle.errors import BundleError, StorageError, UsageError
 from vlm_trt.bundle.manifest import Manifest, Verification, loads
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.reading import read_bytes, require_regular
-from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import (
     in_turn,
     publish_folder,

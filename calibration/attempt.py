@@ -7,9 +7,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.progress import MakeBar, no_bar
-from vlm_trt.bundle.signature import Component
 from vlm_trt.bundle.staging import replace_file
 from vlm_trt.bundle.store import MANIFEST, Bundle, calibration_path, file_entry, graph_path, weights_path
 from vlm_trt.calibration.gate import Asked, Verdict, ask, judge

@@ -5,10 +5,11 @@ Answers judge what a quantization costs; this proves that the integers, scales a
 
 from collections.abc import Callable
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import BundleError
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.progress import MakeBar, no_bar
-from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle, how_to_make
 from vlm_trt.calibration.linears import find_groups, find_linears, untied
 from vlm_trt.calibration.plan_file import floats_of, loads

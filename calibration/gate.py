@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.progress import MakeBar
-from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.divergence import Divergence, Followed, chosen, divergence, follow
 from vlm_trt.calibration.recipe import require_max_drop

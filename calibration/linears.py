@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from vlm_trt.bundle.signature import Component
+from vlm_trt.bundle.component import Component
 from vlm_trt.calibration.rounding import Floats, column_chunks
 
 # What a head is called, also one that has its weights from the embeddings.

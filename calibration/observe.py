@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import UsageError, VerificationError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.calibration.linears import Group
 from vlm_trt.calibration.observers import Seen
 from vlm_trt.calibration.rounding import Floats

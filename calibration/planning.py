@@ -7,8 +7,8 @@ from time import monotonic
 
 import onnx_ir as ir
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.progress import MakeBar
-from vlm_trt.bundle.signature import Component
 from vlm_trt.calibration import state
 from vlm_trt.calibration.balance import activation_of, searched, smoothing
 from vlm_trt.calibration.linears import Group, untied

@@ -7,9 +7,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from vlm_trt.bundle.alignment import PAGE_BYTES
+from vlm_trt.bundle.component import WEIGHTED, Component
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import UsageError, VerificationError
-from vlm_trt.bundle.signature import DTYPE_BYTES, WEIGHTED, Component, Precision
+from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.linears import HEAD, Group, find_groups, find_linears, untied
 from vlm_trt.calibration.recipe import Kind, Recipe

@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import VerificationError
 from vlm_trt.bundle.leftovers import open_to_write
 from vlm_trt.bundle.lock import at_work
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.progress import MakeBar, no_bar
-from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import require_room, staging_folder
 from vlm_trt.bundle.store import Bundle, how_to_make, publish_graphs
 from vlm_trt.calibration import state

@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import Quantization
 from vlm_trt.bundle.errors import VerificationError
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.reading import read_json
-from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import replace_file, storage_errors
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.attempt import Attempt

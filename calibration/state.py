@@ -10,8 +10,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.reading import LARGE_BYTES, read_bytes
-from vlm_trt.bundle.signature import Component
 from vlm_trt.bundle.staging import replace_file
 from vlm_trt.calibration.observers import Seen
 

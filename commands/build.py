@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import EngineEntry
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.commands.terminal import percent_bar, say, size, table
 from vlm_trt.engines.build import Choices, build
 from vlm_trt.engines.gpus import capability

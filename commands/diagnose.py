@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
+from vlm_trt.bundle.component import WEIGHTED
 from vlm_trt.bundle.errors import UsageError, VerificationError
 from vlm_trt.bundle.leftovers import open_to_write
-from vlm_trt.bundle.signature import FLOATS, WEIGHTED, Precision
+from vlm_trt.bundle.precision import FLOATS, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.gate import as_text
 from vlm_trt.calibration.prepare import Choices

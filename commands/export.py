@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.terminal import byte_bar, say, size
 from vlm_trt.exporter.export import Choices, export

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig, within
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.leftovers import leftovers
 from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
+from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.terminal import figure, printable, say, size, table
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import click
 
+from vlm_trt.bundle.component import WEIGHTED, Component
 from vlm_trt.bundle.config import Limits, ModelConfig, require_limits, usual_limits, within
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.bundle.signature import DTYPE_BYTES, FLOATS, WEIGHTED, Component, Precision
+from vlm_trt.bundle.precision import DTYPE_BYTES, FLOATS, Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.commands.terminal import say, size, table
 from vlm_trt.engines.gpus import GPUS, Gpu, gpu_named

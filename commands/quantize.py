@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from vlm_trt.bundle.errors import UsageError
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.gate import Verdict
 from vlm_trt.calibration.prepare import Choices

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.precision import Precision
 
 FLOATS = click.Choice(["fp32", "fp16", "bf16"])
 PRECISIONS = click.Choice([str(precision) for precision in Precision])

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from vlm_trt.bundle.errors import UsageError, VerificationError
-from vlm_trt.bundle.signature import FLOATS, Precision
+from vlm_trt.bundle.precision import FLOATS, Precision
 from vlm_trt.bundle.store import Bundle, how_to_make
 from vlm_trt.bundle.tensorrt import MODULES
 from vlm_trt.calibration.attempt import Bars

@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from vlm_trt.bundle.component import WEIGHTED, Component
 from vlm_trt.bundle.errors import NotFiniteError
-from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.linears import find_groups, find_linears
 from vlm_trt.diagnosis.pairs import Pair, pairs

@@ -7,8 +7,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from vlm_trt.bundle.component import WEIGHTED, Component
 from vlm_trt.bundle.errors import DataSetError, UsageError, VerificationError
-from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle, how_to_make
 from vlm_trt.calibration.samples import turns
 from vlm_trt.diagnosis.compare import Deviation, deviations

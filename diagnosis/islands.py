@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import VerificationError
-from vlm_trt.bundle.signature import Component
 from vlm_trt.diagnosis.compare import Deviation
 from vlm_trt.probing.widen import LEFT, widen
 from vlm_trt.verification.figures import Tolerance

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from vlm_trt.bundle.signature import WEIGHTED, Component
+from vlm_trt.bundle.component import WEIGHTED, Component
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.linears import find_linears
 from vlm_trt.diagnosis.compare import Deviation

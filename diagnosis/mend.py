@@ -7,10 +7,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import VerificationError
 from vlm_trt.bundle.manifest import Verification
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.staging import replace_file, require_room, staging_folder
 from vlm_trt.bundle.store import MANIFEST, Bundle, file_entry, publish_graphs
 from vlm_trt.diagnosis.diagnose import Diagnosis, diagnose, islands

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import VerificationError
-from vlm_trt.bundle.signature import SCOPES, Component
+from vlm_trt.bundle.signature import SCOPES
 from vlm_trt.probing.widen import HALVES
 
 FLOATING = (ir.DataType.FLOAT, *HALVES)

@@ -8,14 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits
 from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, Profile
 from vlm_trt.bundle.errors import ResourceError, UnsupportedError, UsageError, VerificationError
 from vlm_trt.bundle.host import available_bytes
 from vlm_trt.bundle.leftovers import open_to_write
 from vlm_trt.bundle.manifest import Manifest
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.progress import Bar
-from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import exclusive, require_room, staging_folder, storage_errors
 from vlm_trt.bundle.store import Bundle, how_to_make, publish_engines
 from vlm_trt.bundle.tensorrt import load_backend

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vlm_trt.bundle.errors import UsageError
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 
 _LEAST = {Precision.BF16: 80}
 _LEAST_OF_KIND = {"int4": 80, "fp8": 89}

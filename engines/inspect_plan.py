@@ -12,10 +12,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.entries import Profile
 from vlm_trt.bundle.parts import ResamplerConnector, SandwichBlock
-from vlm_trt.bundle.signature import Axis, Component, Precision, Tensor, past_names, present_names, signature
+from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.signature import Axis, Tensor, past_names, present_names, signature
 from vlm_trt.engines.finding import Finding
 from vlm_trt.engines.kernel_program import Kernel, Program, read_programs
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import UnsupportedError
-from vlm_trt.bundle.signature import Component, Precision, signature
+from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.signature import signature
 from vlm_trt.engines.finding import Finding
 from vlm_trt.engines.lint_rules import RULES, Graph
 

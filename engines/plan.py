@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.bundle.needs import Needs
 from vlm_trt.bundle.picture_memory import activation_bytes, cpu_bytes, score_bytes
-from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
+from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
 from vlm_trt.engines.gpus import Gpu
 
 GIB = 2**30

@@ -2,10 +2,12 @@
 
 from math import ceil, isqrt
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.entries import Profile, Range
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.bundle.signature import DRAFT_TOKENS, Component, Precision, Tensor, axis_step, most_edits, signature
+from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.signature import DRAFT_TOKENS, Tensor, axis_step, most_edits, signature
 
 
 def profiles(component: Component, model: ModelConfig, limits: Limits, precision: Precision) -> tuple[Profile, ...]:

@@ -7,9 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.reading import LARGE_BYTES, read_json
-from vlm_trt.bundle.signature import Component
 from vlm_trt.evaluation.baseline import Baseline, Comparison, EarlierAnswer
 from vlm_trt.evaluation.dataset import DataSet
 from vlm_trt.evaluation.evaluate import Evaluation, Judged

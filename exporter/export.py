@@ -7,13 +7,14 @@ from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig, require_limits, usual_limits
 from vlm_trt.bundle.entries import FileEntry, GraphEntry
 from vlm_trt.bundle.errors import IncompatibleError, UsageError
 from vlm_trt.bundle.leftovers import destination
 from vlm_trt.bundle.manifest import SCHEMA, Manifest, Source
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.progress import MakeBar, no_bar
-from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.staging import require_room, staging_folder
 from vlm_trt.bundle.store import (
     Bundle,

@@ -16,9 +16,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from vlm_trt.bundle.children import deaf_to_interrupts
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import ResourceError, UsageError, VlmTrtError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import weights_path
 from vlm_trt.exporter.trace import trace
 from vlm_trt.exporter.weight_stream import WeightPlace, plan_weights

@@ -16,8 +16,10 @@ import torch
 from onnxscript import optimizer
 from torch import Tensor
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
-from vlm_trt.bundle.signature import SCOPES, Axis, Component, Precision, Signature, axis_step, signature
+from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.signature import SCOPES, Axis, Signature, axis_step, signature
 from vlm_trt.exporter.layer_stack import restored, shorten
 from vlm_trt.exporter.modules.build import build_module
 from vlm_trt.exporter.modules.decoder import Decoder

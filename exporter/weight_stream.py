@@ -20,7 +20,7 @@ import torch
 from vlm_trt.bundle.alignment import aligned
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import UnsupportedError
-from vlm_trt.bundle.signature import DTYPE_BYTES, FLOATS, Precision
+from vlm_trt.bundle.precision import DTYPE_BYTES, FLOATS, Precision
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.layouts import Allocate, blocks
 from vlm_trt.exporter.modules.build import TORCH_DTYPES

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vlm_trt.bundle.signature import Component
+from vlm_trt.bundle.component import Component
 
 Shapes = dict[str, tuple[int, ...]]
 

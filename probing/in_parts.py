@@ -8,9 +8,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.host import give_back_memory
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import precision_of
 from vlm_trt.probing.parts import Part, cut
 from vlm_trt.probing.widen import round_as_stored

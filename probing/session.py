@@ -7,8 +7,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import EngineEntry
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.probing.widen import HALVES, round_as_stored
 from vlm_trt.runtime.backend import Binding, host_view, to_float32
 from vlm_trt.runtime.ort import CpuBackend, OrtSession

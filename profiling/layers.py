@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import onnx
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import EngineEntry
-from vlm_trt.bundle.signature import SCOPES, Component
+from vlm_trt.bundle.signature import SCOPES
 from vlm_trt.profiling.measure import once
 from vlm_trt.profiling.workload import Workload, requests
 from vlm_trt.runtime.choice import Choice

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.host import query_gpus
 from vlm_trt.bundle.parts import MergerConnector
 from vlm_trt.bundle.progress import MakeBar
-from vlm_trt.bundle.signature import Component
 from vlm_trt.profiling.layers import Layer, layers
 from vlm_trt.profiling.measure import Measured, measure
 from vlm_trt.profiling.metrics import rates, request_metrics, stage_metrics

@@ -7,6 +7,7 @@ products count.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import (
     Connector,
@@ -19,7 +20,7 @@ from vlm_trt.bundle.parts import (
     Tower,
     WindowTower,
 )
-from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
+from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
 from vlm_trt.profiling.probe import Ceilings
 from vlm_trt.profiling.statistics import Summary
 from vlm_trt.profiling.workload import Workload

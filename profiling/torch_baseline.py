@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import DecoderConfig, within
 from vlm_trt.bundle.manifest import Manifest
-from vlm_trt.bundle.signature import Component
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.contract import PictureInputs, stacked
 from vlm_trt.families.family import family

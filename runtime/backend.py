@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.entries import EngineEntry, GraphEntry, PackedEntry
-from vlm_trt.bundle.signature import DTYPE_BYTES, Precision
+from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
 from vlm_trt.bundle.store import Bundle
 
 Array = NDArray[Any]

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from vlm_trt.bundle.errors import IncompatibleError, UsageError, VerificationError
 from vlm_trt.bundle.installation import how_to_install, how_to_install_onnxruntime
-from vlm_trt.bundle.signature import FLOATS, Precision
+from vlm_trt.bundle.precision import FLOATS, Precision
 from vlm_trt.bundle.store import Bundle, how_to_make
 from vlm_trt.bundle.tensorrt import MODULES, load_backend
 from vlm_trt.runtime.backend import Backend

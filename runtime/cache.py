@@ -4,7 +4,8 @@ from typing import cast
 
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import PromptError
-from vlm_trt.bundle.signature import Precision, past_names, present_names
+from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.signature import past_names, present_names
 from vlm_trt.runtime.backend import Backend, Binding, Buffer
 
 

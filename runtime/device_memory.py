@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from vlm_trt.bundle.errors import ResourceError
-from vlm_trt.bundle.signature import DTYPE_BYTES
+from vlm_trt.bundle.precision import DTYPE_BYTES
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding
 from vlm_trt.runtime.gpu import Gpu
 

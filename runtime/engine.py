@@ -8,9 +8,11 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.errors import NotFiniteError, PromptError, VlmTrtError
-from vlm_trt.bundle.signature import DRAFT_TOKENS, Component, Precision, signature
+from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.signature import DRAFT_TOKENS, signature
 from vlm_trt.families.contract import PictureInputs, patch_count, stacked, tile_count
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host, rounded_window

@@ -1,7 +1,8 @@
 """A bundle on disk → an engine in memory, every file checked before it is used."""
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import VerificationError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.runtime.backend import Backend
 from vlm_trt.runtime.cache import KVCache

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.entries import EngineEntry, GraphEntry, PackedEntry
 from vlm_trt.bundle.errors import ResourceError, VlmTrtError
 from vlm_trt.bundle.host import available_bytes
 from vlm_trt.bundle.picture_memory import cpu_bytes, fitting_pixels
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.bundle.signature import ZERO_POINTS, Component, Precision
+from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.signature import ZERO_POINTS
 from vlm_trt.bundle.store import Bundle, precision_of
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding, StepShapes, bind_host, host_view
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime

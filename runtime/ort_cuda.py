@@ -11,7 +11,7 @@ from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.entries import EngineEntry, GraphEntry, PackedEntry
 from vlm_trt.bundle.errors import IncompatibleError, VlmTrtError
 from vlm_trt.bundle.installation import how_to_install
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.runtime.backend import Array, Binding, StepShapes
 from vlm_trt.runtime.device_memory import DeviceBuffer, DeviceMemory

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vlm_trt.bundle.component import WEIGHTED, Component
 from vlm_trt.bundle.entries import GraphEntry, PackedEntry
 from vlm_trt.bundle.errors import VerificationError
 from vlm_trt.bundle.leftovers import open_to_write
-from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.staging import exclusive, require_room, staging_folder, storage_errors
 from vlm_trt.bundle.store import Bundle, file_entry, packed_paths, publish_packed
 from vlm_trt.families.contract import tiles

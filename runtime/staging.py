@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from vlm_trt.bundle.signature import DTYPE_BYTES
+from vlm_trt.bundle.precision import DTYPE_BYTES
 from vlm_trt.runtime.backend import Array, Binding
 from vlm_trt.runtime.device_memory import DeviceBuffer, DeviceMemory
 

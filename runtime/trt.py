@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.entries import EngineEntry, GraphEntry, PackedEntry
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.runtime.backend import Array, Binding, StepShapes
 from vlm_trt.runtime.device_memory import DeviceBuffer, DeviceMemory

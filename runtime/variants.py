@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import IncompatibleError
 from vlm_trt.bundle.manifest import Manifest
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from tests.golden_families import FAMILIES, MAX_SEQ_TOKENS, write_checkpoint
 from tests.once_per_run import alone, remembered, run_folder
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 
 if TYPE_CHECKING:
     from vlm_trt.exporter.graph_files import GraphPlan

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.host_gpu import HostGpu, HostPlans
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import EngineEntry
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.staging import staging_folder
 from vlm_trt.bundle.store import Bundle, file_entry, publish_engines
 from vlm_trt.engines.profiles import profiles

@@ -22,7 +22,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.errors import IncompatibleError, ResourceError, VlmTrtError
-from vlm_trt.bundle.signature import DTYPE_BYTES
+from vlm_trt.bundle.precision import DTYPE_BYTES
 from vlm_trt.runtime.ort import CpuBackend
 
 Bytes = NDArray[np.uint8]

@@ -7,8 +7,9 @@ from pathlib import Path
 import onnx
 
 from tests.conftest import GOLDEN
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.exporter.graph_files import graph_file, graph_plan
 from vlm_trt.families.qwen_vl.config import read_config
 from vlm_trt.runtime.ort import CpuBackend

@@ -10,9 +10,10 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import FileEntry, GraphEntry
 from vlm_trt.bundle.manifest import Manifest, loads
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import MANIFEST, file_entry
 
 Change = Callable[[NDArray[Any]], None]

@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from vlm_trt.bundle.config import ModelConfig, require_limits
 from vlm_trt.bundle.entries import GraphEntry
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.progress import MakeBar, no_bar
-from vlm_trt.bundle.signature import Precision
 from vlm_trt.bundle.store import Bundle, how_to_make
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.graph_files import GraphPlan, graph_files, graph_plan

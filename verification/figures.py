@@ -6,7 +6,7 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 
 Floats = NDArray[np.floating]
 

@@ -4,11 +4,12 @@ import os
 from functools import cache
 from math import prod
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.bundle.host import available_bytes
 from vlm_trt.bundle.needs import Needs
-from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
+from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
 from vlm_trt.families.family import Family
 from vlm_trt.probing.part_size import PART_BYTES
 from vlm_trt.verification.passages import PICTURES, SHORT, WHOLE, positions

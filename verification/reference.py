@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vlm_trt.bundle.component import WEIGHTED, Component
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
-from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.modules.build import build_module
 from vlm_trt.exporter.weight_stream import load_weights

@@ -6,9 +6,10 @@ from itertools import islice
 
 import numpy as np
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits
 from vlm_trt.bundle.errors import VlmTrtError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.runtime.backend import bind_host
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.sampler import Row, order_of

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.modules.any_size_towers import FrameEncoder, WindowEncoder
 from vlm_trt.exporter.modules.blocks import Step

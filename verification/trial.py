@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import NotFiniteError
-from vlm_trt.bundle.signature import Component
 from vlm_trt.families.contract import PictureInputs
 from vlm_trt.families.family import Family
 from vlm_trt.families.positions import PositionTable

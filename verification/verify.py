@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.host import give_back_memory
 from vlm_trt.bundle.leftovers import open_to_write
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.progress import MakeBar, no_bar
-from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle, graph_path
 from vlm_trt.exporter.references import require_references
 from vlm_trt.families.family import Family, family

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.parity import compared
 from benchmarks.gpu.steps import Found, Step
-from vlm_trt.bundle.signature import FLOATS, Precision
+from vlm_trt.bundle.precision import FLOATS, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.family import family

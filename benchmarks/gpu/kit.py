@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from vlm_trt.bundle.config import Limits, ModelConfig
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.families.family import Family, Tokenizer, family_of
 from vlm_trt.probing.session import as_stored
 from vlm_trt.runtime.backend import Backend

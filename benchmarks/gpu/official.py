@@ -15,10 +15,11 @@ from benchmarks.gpu.parity import compared, long_passage
 from benchmarks.gpu.seeded import Seeded
 from benchmarks.gpu.speed import Bench
 from benchmarks.gpu.steps import Found, Step
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import VlmTrtError
 from vlm_trt.bundle.manifest import SCHEMA, Manifest, Source
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle, file_entry, graph_path, publish_new, weights_path
 from vlm_trt.exporter.trace import OPSET
 from vlm_trt.families.family import PositionTable

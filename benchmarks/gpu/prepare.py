@@ -20,7 +20,8 @@ from benchmarks.gpu.golden import CHECKPOINT
 from benchmarks.gpu.kit import LIMITS, SIZES
 from benchmarks.gpu.wheels import copy_installed, fetch, pack, unpack
 from benchmarks.make_checkpoint import write_small_files
-from vlm_trt.bundle.signature import FLOATS, Component, Precision
+from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.precision import FLOATS, Precision
 from vlm_trt.bundle.store import graph_path
 from vlm_trt.calibration.prepare import Choices as Quantized
 from vlm_trt.calibration.quantize import quantize

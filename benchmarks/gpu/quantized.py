@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.steps import Found, Step
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape

@@ -8,8 +8,9 @@ from pathlib import Path
 from benchmarks.gpu.golden import Golden
 from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.steps import Found, Step
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import IncompatibleError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.bundle.tensorrt import load_backend
 from vlm_trt.engines.backend import device, targets

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.exporter.modules.build import TORCH_DTYPES
 from vlm_trt.exporter.weight_stream import plan_weights
 from vlm_trt.families.weights import Weight

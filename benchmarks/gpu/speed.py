@@ -7,7 +7,8 @@ from time import perf_counter
 import numpy as np
 
 from benchmarks.gpu.steps import Found
-from vlm_trt.bundle.signature import DTYPE_BYTES, Component
+from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.precision import DTYPE_BYTES
 from vlm_trt.commands.plan import weight_bytes
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape

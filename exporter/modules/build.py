@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import FrameTower, Tower, WindowTower
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.exporter.modules.any_size_towers import FrameEncoder, WindowEncoder
 from vlm_trt.exporter.modules.connectors import connector
 from vlm_trt.exporter.modules.decoder import Decoder

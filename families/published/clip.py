@@ -1,9 +1,9 @@
 """CLIP's vision tower, as transformers publishes it, up to the layer whose output a model takes."""
 
 from vlm_trt.bundle import parts
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.fields import Within
 from vlm_trt.bundle.parts import ClipTower
-from vlm_trt.bundle.signature import Component
 from vlm_trt.families.published.encoder import layer_rows, layers_of, sizes_of
 from vlm_trt.families.published.keys import LLAVA, layers_from
 from vlm_trt.families.published.sections import Section

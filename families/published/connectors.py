@@ -1,7 +1,7 @@
 """The weights of the connectors, which transformers calls `multi_modal_projector` or `connector`."""
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.parts import LinearConnector, MlpConnector, PixelShuffleConnector
-from vlm_trt.bundle.signature import Component
 from vlm_trt.families.published.keys import LLAVA, Names
 from vlm_trt.families.weights import Rows
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from vlm_trt.bundle import config as ranges
 from vlm_trt.bundle import parts
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import DecoderConfig
 from vlm_trt.bundle.parts import Block, SandwichBlock, SerialBlock
-from vlm_trt.bundle.signature import Component
 from vlm_trt.families.published.defaults import ROPE_BASE
 from vlm_trt.families.published.keys import LLAVA, Names
 from vlm_trt.families.published.sections import Section

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from vlm_trt.bundle import config as ranges
 from vlm_trt.bundle import parts
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import ChatFormat, DecoderConfig, ModelConfig
 from vlm_trt.bundle.parts import Activation, FrameTower, MergerConnector, NormKind, SerialBlock, WindowTower
 from vlm_trt.bundle.reading import shown
-from vlm_trt.bundle.signature import Component
 from vlm_trt.families.config_files import origin_of, read_object
 from vlm_trt.families.published.agreement import CONFIG_FILE, image_token, require_same_head
 from vlm_trt.families.published.decoder import Rope, decoder_of, heads_of, ignored_head, rope_base, rope_parts

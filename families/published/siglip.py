@@ -1,8 +1,8 @@
 """SigLIP's vision tower, as transformers publishes it."""
 
 from vlm_trt.bundle import parts
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.parts import SiglipTower
-from vlm_trt.bundle.signature import Component
 from vlm_trt.families.published.encoder import layer_rows, sizes_of
 from vlm_trt.families.published.keys import LLAVA, Names
 from vlm_trt.families.published.sections import Section

@@ -1,8 +1,8 @@
 """Which checkpoint tensors make which of our weights. The only place where Qwen-VL's parameter names appear."""
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
 from vlm_trt.bundle.parts import OpenClipTower, ResamplerConnector
-from vlm_trt.bundle.signature import Component
 from vlm_trt.families.weights import Layout, Rows, Shapes, WeightMap, gathered
 
 

@@ -17,7 +17,7 @@ from benchmarks.gpu.run import main
 from benchmarks.gpu.steps import Record, Step
 from benchmarks.gpu.wheels import entries, keep_only
 from tests.conftest import ROOT
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.calibration.prepare import Choices
 from vlm_trt.calibration.quantize import quantize
 from vlm_trt.calibration.recipe import read_recipe

@@ -9,11 +9,12 @@ import pytest
 
 from tests.conftest import GOLDEN
 from tests.manifests import set_field
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits
 from vlm_trt.bundle.entries import EngineEntry, FileEntry, GraphEntry, Profile, Quantization
 from vlm_trt.bundle.errors import BundleError, IncompatibleError
 from vlm_trt.bundle.manifest import SCHEMA, SEAL, Manifest, Source, Verification, loads, sealed
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.families.qwen_vl.config import read_config
 
 

@@ -11,10 +11,11 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from vlm_trt.bundle import digests
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.digests import DigestCache, sha256_of
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import BundleError, StorageError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.staging import exclusive, publish_folder, replace_file, require_room, staging_folder
 from vlm_trt.bundle.stale import is_held, remove_unheld, staged_folders
 from vlm_trt.bundle.store import MANIFEST, Bundle, publish_graphs

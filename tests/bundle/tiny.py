@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import GOLDEN
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import usual_limits
 from vlm_trt.bundle.entries import EngineEntry, GraphEntry
 from vlm_trt.bundle.manifest import SCHEMA, Manifest, Source, Verification
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.staging import staging_folder
 from vlm_trt.bundle.store import (
     Bundle,

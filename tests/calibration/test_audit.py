@@ -15,8 +15,9 @@ from onnx import numpy_helper
 
 from tests.calibration.drawn import write_samples
 from tests.tampering import Change, change_graph, change_weight, entry_of, vouch
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import BundleError, VerificationError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.calibration.audit import audit
 from vlm_trt.calibration.prepare import Choices

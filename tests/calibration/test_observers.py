@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_trt.bundle.signature import Component
+from vlm_trt.bundle.component import Component
 from vlm_trt.calibration import state
 from vlm_trt.calibration.observers import BINS, KEPT_ROWS, Seen, range_of
 from vlm_trt.calibration.recipe import Observer

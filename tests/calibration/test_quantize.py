@@ -21,8 +21,9 @@ from tests.calibration.drawn import write_samples
 from tests.conftest import ROOT
 from tests.manifests import edit_manifest, set_field
 from tests.once_per_run import alone, run_folder
+from vlm_trt.bundle.component import WEIGHTED, Component
 from vlm_trt.bundle.errors import BundleError, DataSetError, PromptError, StorageError, UsageError, VerificationError
-from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.calibration import planning, state
 from vlm_trt.calibration.linears import find_linears

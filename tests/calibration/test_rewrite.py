@@ -11,7 +11,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
+from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.linears import Fold, find_groups, find_linears, matrix_columns
 from vlm_trt.calibration.recipe import Kind

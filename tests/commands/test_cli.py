@@ -15,7 +15,7 @@ from tests.commands.runs import vlm_trt
 from tests.conftest import GOLDEN, ROOT
 from tests.manifests import edit_manifest
 from vlm_trt import cli
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.commands.terminal import figure, printable, size, table
 

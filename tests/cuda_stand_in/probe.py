@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from tests.host_gpu import HostGpu
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import VlmTrtError
-from vlm_trt.bundle.signature import DTYPE_BYTES, Component, Precision
+from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape

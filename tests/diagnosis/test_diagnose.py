@@ -9,8 +9,9 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.exporter.checkpoints import coarse, deaf, loud
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import DataSetError, UsageError, VerificationError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.calibration.prepare import Choices as Quantizing
 from vlm_trt.calibration.quantize import quantize

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from tests.diagnosis.test_diagnose import two_precisions
 from tests.exporter.checkpoints import Tensors
 from tests.golden_families import write_checkpoint
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.diagnosis.diagnose import diagnose, verification_samples
 from vlm_trt.diagnosis.mend import mend
 from vlm_trt.verification.verify import verify

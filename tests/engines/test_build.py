@@ -16,9 +16,10 @@ import pytest
 
 from tests.commands.runs import vlm_trt
 from tests.conftest import OWN_VARIANTS, ROOT, SHARED_VARIANTS
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.errors import BundleError, ResourceError, StorageError, UsageError, VerificationError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.staging import exclusive
 from vlm_trt.bundle.store import Bundle, file_entry, publish_graphs
 from vlm_trt.engines.build import Choices, build

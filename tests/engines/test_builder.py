@@ -9,9 +9,10 @@ import onnx
 import pytest
 
 from tests.sampler_graph import LIMITS, MAX_BATCH, graph_of, model_of
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.errors import IncompatibleError, StorageError, UnsupportedError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.bundle.tensorrt import load_backend, logger_of
 from vlm_trt.engines.backend import Device, default_backend, require_target

@@ -11,8 +11,9 @@ import onnx
 import pytest
 from onnx import helper
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import UnsupportedError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.engines.builder import BuildOptions, build_engine
 from vlm_trt.engines.inspect_plan import Expected, inspect_plan, programs_of_inspector

@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import OWN_VARIANTS
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import UnsupportedError
-from vlm_trt.bundle.signature import FLOATS, Component, Precision
+from vlm_trt.bundle.precision import FLOATS, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.engines.build import Choices, build
 from vlm_trt.engines.finding import Finding

@@ -14,10 +14,11 @@ import pytest
 from benchmarks.make_checkpoint import write_checkpoint
 from tests.commands.runs import vlm_trt
 from tests.conftest import GOLDEN, ROOT
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import ModelConfig, usual_limits
 from vlm_trt.bundle.errors import ResourceError, UsageError
 from vlm_trt.bundle.parts import OpenClipTower, ResamplerConnector
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.commands.plan import weight_bytes
 from vlm_trt.engines.gpus import GPUS, capability, gpu_named
 from vlm_trt.engines.plan import GIB, Machine, Plan, Stage, plan, require_fit, shortfalls

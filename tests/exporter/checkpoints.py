@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import GOLDEN, ROOT
 from vlm_trt.bundle.errors import CheckpointError, VlmTrtError
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.exporter.export import Choices, export
 
 Tensors = dict[str, torch.Tensor]

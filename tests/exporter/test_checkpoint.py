@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.exporter.checkpoints import pickled, refused, resharded, sharded, single
 from vlm_trt.bundle.errors import CheckpointError, UnsupportedError
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.export import Choices, export
 from vlm_trt.families.qwen_vl.config import read_config

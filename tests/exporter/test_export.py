@@ -22,8 +22,10 @@ import pytest
 from tests.conftest import GOLDEN, ROOT
 from tests.exporter.checkpoints import pickled, resharded, single
 from tests.mounted import run_with_disk
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import BundleError, IncompatibleError, ResourceError, StorageError, UsageError
-from vlm_trt.bundle.signature import FLOATS, Component, Precision, signature
+from vlm_trt.bundle.precision import FLOATS, Precision
+from vlm_trt.bundle.signature import signature
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.exporter import graph_files
 from vlm_trt.exporter.export import Choices, export

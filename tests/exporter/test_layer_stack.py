@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from tests.golden_families import MAX_SEQ_TOKENS
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.parts import SandwichBlock, WindowTower
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.exporter.layer_stack import shorten
 from vlm_trt.exporter.modules.build import build_module
 from vlm_trt.exporter.trace import trace, traced

@@ -11,9 +11,10 @@ import torch
 from tests.conftest import GOLDEN
 from tests.exporter.checkpoints import single
 from tests.mounted import run_with_disk
+from vlm_trt.bundle.component import WEIGHTED, Component
 from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.errors import UnsupportedError
-from vlm_trt.bundle.signature import FLOATS, WEIGHTED, Component, Precision
+from vlm_trt.bundle.precision import FLOATS, Precision
 from vlm_trt.exporter import layouts
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.modules.build import build_module

@@ -8,8 +8,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from vlm_trt.bundle.component import WEIGHTED, Component
 from vlm_trt.bundle.errors import BundleError
-from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.probing import in_parts

@@ -7,7 +7,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.probing.session import Probing, Rounding, as_stored
 from vlm_trt.runtime.backend import to_float32

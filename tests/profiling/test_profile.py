@@ -12,9 +12,10 @@ import onnx
 import pytest
 
 from tests.host_engines import add_engines, host_backend
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import UnsupportedError, UsageError
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.progress import no_bar
-from vlm_trt.bundle.signature import Component, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.profiling.document import document, lines, table_csv, trace
 from vlm_trt.profiling.layers import _ANSWERS, _NEW_TOKENS, _stages, layers, summed_up

@@ -2,10 +2,11 @@
 
 import pytest
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import ChatFormat, DecoderConfig, GenerationDefaults, ModelConfig
 from vlm_trt.bundle.parts import Activation, OpenClipTower, ResamplerConnector, SerialBlock
 from vlm_trt.bundle.picture_rules import Squash
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.profiling.probe import Ceilings
 from vlm_trt.profiling.roofline import Cost, costs, gaps
 from vlm_trt.profiling.statistics import summary

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conftest import GOLDEN
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import Family, family
 from vlm_trt.families.family import Tokenizer as AnyTokenizer

@@ -10,7 +10,7 @@ from tests.conftest import CASES
 from tests.recorded import VARIANTS, cosine, golden_prompt, relative, tokenizer_of
 from tests.runtime.sequences import Scheduled
 from vlm_trt.bundle.errors import PromptError
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.contract import stacked
 from vlm_trt.families.family import family

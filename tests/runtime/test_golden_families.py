@@ -8,7 +8,7 @@ import pytest
 
 from tests.golden_families import ALL_CASES, CASES, FAMILIES, Recorded, recorded
 from tests.recorded import relative
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.runtime.backend import to_float32

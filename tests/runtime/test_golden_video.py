@@ -16,7 +16,7 @@ from tests.runtime.test_golden_families import ABSOLUTE, RELATIVE_FEATURES, engi
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.bundle.parts import WindowTower
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.families.clips import Clip, Frames, Video
 from vlm_trt.families.messages import Detail, Image, ImageSpan, Message, Prompt
 from vlm_trt.families.qwen2_vl.pictures import tower_inputs

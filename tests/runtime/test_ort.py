@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.runtime.sequences import engine_of
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import IncompatibleError, VlmTrtError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.families.messages import PromptShape
 from vlm_trt.families.qwen_vl.positions import position_table
 from vlm_trt.runtime.backend import Binding, bind_host

@@ -9,9 +9,10 @@ import pytest
 from tests.host_gpu import HostGpu
 from tests.runtime.sequences import TOKENIZER
 from tests.runtime.test_trt import CONVERSATIONS, GREEDY
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import IncompatibleError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape

@@ -10,9 +10,10 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from vlm_trt.bundle.component import WEIGHTED, Component
 from vlm_trt.bundle.errors import BundleError, UsageError, VerificationError
 from vlm_trt.bundle.leftovers import leftovers
-from vlm_trt.bundle.signature import WEIGHTED, Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle, packed_paths
 from vlm_trt.cli import main
 from vlm_trt.families.family import family

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from tests.conftest import GOLDEN
 from tests.sampler_graph import LIMITS, MAX_BATCH, VOCABULARIES, model_of, sampler_of
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import UsageError
-from vlm_trt.bundle.signature import Component, Precision, candidate_count, edits_width, most_edits, signature
+from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.signature import candidate_count, edits_width, most_edits, signature
 from vlm_trt.runtime.backend import bind_host
 from vlm_trt.runtime.sampler import Drawn, Row, Sampler, Sampling, _edited, _scaled, choose, drawn
 from vlm_trt.runtime.sampling_run import SamplerRun

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from benchmarks.speculation import Known
 from tests.runtime.sequences import PICTURE
 from vlm_trt.bundle.errors import NotFiniteError
-from vlm_trt.bundle.signature import DRAFT_TOKENS, Precision
+from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.signature import DRAFT_TOKENS
 from vlm_trt.families.messages import Image, Message, Text
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.choice import load

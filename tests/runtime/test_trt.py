@@ -13,8 +13,9 @@ import pytest
 from tests.host_engines import add_engines, host_backend
 from tests.host_gpu import BrokenRuleError, HostGpu, HostPlan, HostPlans
 from tests.runtime.sequences import OTHER_PICTURE, PICTURE, TOKENIZER
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import IncompatibleError, ResourceError, VerificationError, VlmTrtError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import Image, Message, PromptShape, Text

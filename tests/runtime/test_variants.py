@@ -11,8 +11,9 @@ import pytest
 from tests.conftest import variant_folder
 from tests.host_engines import add_engines, host_backend
 from tests.manifests import edit_manifest
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import IncompatibleError, VerificationError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle, file_entry
 from vlm_trt.calibration.prepare import Choices
 from vlm_trt.calibration.quantize import quantize

@@ -16,8 +16,9 @@ from onnx import helper
 
 from tests.conftest import GOLDEN
 from tests.tampering import Change, change_graph, change_weight, entry_of, manifest_of, vouch
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import BundleError, UsageError, VerificationError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.commands.verify import run
 from vlm_trt.exporter.checkpoint import Checkpoint

@@ -14,7 +14,7 @@ from tests.manifests import edit_manifest, set_field
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.errors import BundleError, VerificationError, VlmTrtError
-from vlm_trt.bundle.signature import Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.load import require_verified

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.verification.test_verify import damaged
-from vlm_trt.bundle.signature import Component
+from vlm_trt.bundle.component import Component
 from vlm_trt.verification.verify import verify
 
 Change = Callable[[onnx.ModelProto], None]

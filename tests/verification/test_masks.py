@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from tests.verification.test_limits import Change, before, constant
 from tests.verification.test_verify import damaged
-from vlm_trt.bundle.signature import Component
+from vlm_trt.bundle.component import Component
 from vlm_trt.verification.verify import verify
 
 

@@ -6,7 +6,7 @@ import torch
 
 from tests.conftest import CASES, variant_folder
 from tests.recorded import VARIANTS, golden_prompt, relative
-from vlm_trt.bundle.signature import Component
+from vlm_trt.bundle.component import Component
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.family import family
 from vlm_trt.families.images import decode_image

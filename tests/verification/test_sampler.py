@@ -11,7 +11,9 @@ import pytest
 
 from tests.sampler_graph import LIMITS, VOCABULARIES, sampler_of
 from tests.tampering import change_graph
-from vlm_trt.bundle.signature import Component, Precision, candidate_count
+from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.signature import candidate_count
 from vlm_trt.verification.outcome import Outcome
 from vlm_trt.verification.sampler_cases import cases
 from vlm_trt.verification.sampler_check import check_run

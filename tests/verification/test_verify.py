@@ -12,10 +12,11 @@ import pytest
 
 from tests.conftest import GOLDEN
 from tests.exporter.checkpoints import loud, single
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.entries import FileEntry, GraphEntry
 from vlm_trt.bundle.errors import BundleError, ResourceError, VerificationError
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.export import Choices, export

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from tests.exporter.checkpoints import pickled, sharded
 from tests.tampering import Change, change_weight, entry_of, vouch
 from tests.verification.test_audit import BF16, CHECKPOINT, DECODER, FP16, FP32, RESAMPLER, VISION, audited, scaled
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.exporter.export import Choices, export
 
 Copied = Callable[..., Path]

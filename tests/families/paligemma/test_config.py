@@ -15,11 +15,13 @@ from tests.families.published.published_configs import (
     paligemma,
     written,
 )
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import ChatFormat, Limits, ModelConfig
 from vlm_trt.bundle.errors import CheckpointError, UnsupportedError, VlmTrtError
 from vlm_trt.bundle.parts import Activation, LinearConnector, SandwichBlock, SerialBlock, SiglipTower
 from vlm_trt.bundle.picture_rules import Squash
-from vlm_trt.bundle.signature import Component, Precision, signature
+from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.signature import signature
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.family import family_of
 from vlm_trt.families.messages import PromptShape

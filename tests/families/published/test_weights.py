@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.families.published.published_configs import GOLDEN
-from vlm_trt.bundle.signature import Component
+from vlm_trt.bundle.component import Component
 from vlm_trt.exporter.modules.build import vision_encoder
 from vlm_trt.exporter.modules.connectors import connector
 from vlm_trt.exporter.modules.decoder import Decoder

@@ -19,11 +19,12 @@ from tests.families.published.published_configs import (
     golden,
     written,
 )
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import ChatFormat, ModelConfig, require_limits, usual_limits, within
 from vlm_trt.bundle.errors import BundleError, CheckpointError, UnsupportedError, UsageError, VlmTrtError
 from vlm_trt.bundle.parts import Activation, FrameTower, MergerConnector, NormKind, SerialBlock
 from vlm_trt.bundle.picture_rules import AnySize, FrameSampling
-from vlm_trt.bundle.signature import Component, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.engines.profiles import profiles
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.published.qwen2 import qwen2_weights

@@ -15,11 +15,13 @@ from PIL import Image, ImageOps
 
 from tests.conftest import ROOT, SHARED, arrays
 from tests.families.published.published_configs import QWEN2_5_VL_7B, QWEN2_VL_7B, written
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import ImageError
 from vlm_trt.bundle.parts import FrameTower, WindowTower
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.bundle.signature import Component, Precision, signature
+from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.signature import signature
 from vlm_trt.families.messages import Detail, Look
 from vlm_trt.families.qwen2_5_vl import config as qwen2_5_vl
 from vlm_trt.families.qwen2_vl import config as qwen2_vl
