@@ -1,6 +1,7 @@
 """Advice to install something: one function gives it, it names packages that registries have, and its extras exist."""
 
 import ast
+import importlib.metadata
 import re
 import tomllib
 from collections.abc import Iterator
@@ -9,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from vlm_trt.bundle import installation
 from vlm_trt.bundle.installation import how_to_install, package_of, requirements
 from vlm_trt.commands.group import _EXTRAS
 
@@ -56,7 +56,7 @@ def test_torch_comes_without_cuda() -> None:
 
 
 def test_a_copy_that_was_never_installed_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation, "requires", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: None)
     assert how_to_install("quantize", "cpu") == "pip install '.[quantize,cpu]' in the folder of vlm-trt"
 
 
