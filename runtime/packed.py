@@ -4,18 +4,13 @@ A packed graph loads in about a second whatever its size, and processes share it
 ONNX Runtime that made it and for the instructions of the CPU; elsewhere the graph itself is loaded.
 """
 
-import platform
-import re
-from functools import cache
 from pathlib import Path
 
 from vlm_trt.bundle.entries import EngineEntry, GraphEntry, PackedEntry
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.runtime.ort import CpuBackend, OrtSession
+from vlm_trt.runtime.processor import processor
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
-
-CPUINFO = Path("/proc/cpuinfo")
-_INSTRUCTIONS = re.compile(r"avx\w*|amx\w*|fma|f16c|asimd\w*|sve\w*|i8mm|bf16")
 
 
 class PackedCpuBackend(CpuBackend):
@@ -41,11 +36,3 @@ class PackedCpuBackend(CpuBackend):
 def _is_packed(file: Path) -> bool:
     """Whether it lies where `packed_paths` says."""
     return file.parent.parent.name == "packed"
-
-
-@cache
-def processor() -> str:
-    """The instructions by which ONNX Runtime chooses its kernels, such as "x86_64 avx avx2 f16c fma"."""
-    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return " ".join([platform.machine(), *sorted(flag for flag in flags if _INSTRUCTIONS.fullmatch(flag))])

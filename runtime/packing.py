@@ -24,7 +24,8 @@ from vlm_trt.runtime.backends import choose_precision
 from vlm_trt.runtime.cache import KVCache
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.ort import CpuBackend
-from vlm_trt.runtime.packed import PackedCpuBackend, processor
+from vlm_trt.runtime.packed import PackedCpuBackend
+from vlm_trt.runtime.processor import processor
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 from vlm_trt.runtime.step_inputs import Step
 

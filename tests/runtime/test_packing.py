@@ -22,8 +22,9 @@ from vlm_trt.runtime import packing
 from vlm_trt.runtime.backends import choose_backend
 from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import CpuBackend, OrtSession
-from vlm_trt.runtime.packed import PackedCpuBackend, processor
+from vlm_trt.runtime.packed import PackedCpuBackend
 from vlm_trt.runtime.packing import pack
+from vlm_trt.runtime.processor import processor
 from vlm_trt.runtime.step_inputs import Step
 
 
