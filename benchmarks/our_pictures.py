@@ -25,13 +25,23 @@ from vlm_trt.runtime.ort import CpuBackend
 from vlm_trt.runtime.step_inputs import Step
 
 QUANTIZED = (Precision.INT8, Precision.INT8_WEIGHT, Precision.INT4)
-# As the recipe has it, without the search for better scales: they change answers and no time.
-INT8 = """kind = "int8"
+# As the recipes have it, without the search for better scales: they change answers and no time.
+RECIPES = {
+    Precision.INT8: """kind = "int8"
 max_drop = 1
 observer = "max"
 [layers]
 "decoder.lm_head" = "int8-weight"
-"""
+""",
+    Precision.INT4: """kind = "int4"
+max_drop = 1
+observer = "max"
+[layers]
+"decoder.lm_head" = "int8-weight"
+"vision_encoder.*" = "int8"
+"resampler.*" = "int8"
+""",
+}
 Grid = tuple[int, int]  # rows and columns
 
 
@@ -76,15 +86,15 @@ def made(folder: Path, shape: str) -> Bundle:
         (checkpoint / "tokenizer.json").rename(folder / "tokenizer.json")
     for precision in QUANTIZED:
         if precision not in Bundle.open(bundle).manifest.precisions():
-            if precision is Precision.INT8:
-                calibrated(folder, bundle)
+            if precision in RECIPES:
+                calibrated(folder, bundle, precision)
             else:
                 quantized(folder, bundle, precision)
     return Bundle.open(bundle)
 
 
-def calibrated(folder: Path, bundle: Path) -> None:
-    """Graphs with activations in 8 bits, too, whose scales are those of strips of the picture."""
+def calibrated(folder: Path, bundle: Path, precision: Precision) -> None:
+    """Graphs whose tower has activations in 8 bits, too, whose scales are those of strips of the picture."""
     picture, height, lines = drawn_picture(), 80, []
     for i in range(LEAST_SAMPLES):
         left, top = divmod(i * height, picture.height)
@@ -93,8 +103,8 @@ def calibrated(folder: Path, bundle: Path) -> None:
         lines.append(json.dumps({"images": [f"strip{i}.png"], "prompt": "What is this?"}))
     samples = folder / "samples.jsonl"
     samples.write_text("\n".join(lines))
-    recipe = folder / "int8.toml"
-    recipe.write_text(INT8)
+    recipe = folder / f"{precision}.toml"
+    recipe.write_text(RECIPES[precision])
     done = command(
         *("quantize", bundle, "--recipe", recipe, "--samples", samples, "--evaluate", "none", "--unverified")
     )
