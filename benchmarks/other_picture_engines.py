@@ -31,6 +31,7 @@ from benchmarks.picture_llama import LlamaCpp
 from benchmarks.picture_work import CHECKPOINT, PictureWork, read_config, read_work
 
 Floats = NDArray[np.float32]
+EXPORT = "export"  # the variant that makes OpenVINO's files and ends
 
 
 class Seeing(Fed, Protocol):
@@ -113,7 +114,7 @@ class OpenVino:
         self._several = read_config(folder)["model_type"] == "qwen2_vl"  # positions of three kinds
         self.settings: dict[str, Any] = openvino_settings(variant, work.threads)
         if not target.exists():
-            self._export(folder, target, variant)
+            self.export(folder, target, variant)
         core = openvino.Core()
         model = core.read_model(target / "openvino_language_model.xml")
         keep_last_row(openvino, model)
@@ -125,7 +126,8 @@ class OpenVino:
         self._length, self._features = 0, np.empty((0, 0), np.float32)
 
     @staticmethod
-    def _export(folder: Path, target: Path, variant: str) -> None:
+    def export(folder: Path, target: Path, variant: str) -> None:
+        """optimum-intel's files of the checkpoint."""
         kind, plain = import_module("optimum.intel").OVModelForVisualCausalLM, folder / "openvino-fp32"
         if not plain.exists():
             model = kind.from_pretrained(folder / CHECKPOINT, export=True, compile=False, load_in_8bit=False)
@@ -191,6 +193,9 @@ def main() -> None:
     say = answers()
     name, variant, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     os.environ["HF_HUB_OFFLINE"] = "1"  # all there is lies in the folder
+    if variant == EXPORT:
+        OpenVino.export(folder, folder / "openvino-fp32", "fp32")
+        return
     work = read_work(folder)
     model: Any = introduced(lambda: ENGINES[name](folder, variant, work), folder, say)
     for line in sys.stdin if model else ():

@@ -14,12 +14,15 @@ has the same number of threads, takes turns with our fp32, A B A B, and is asked
 far its picture's tokens are from ours in fp32, in shares of the largest, `same_tokens` how often it would have chosen
 the same. transformers below 5, for optimum-intel exports SmolVLM2 with no later one; in fp32 those, and so OpenVINO,
 take the wrong positions for most patches of a SmolVLM2 tile, and features_apart shows it. What an engine makes of the
-checkpoint is deleted when it is done, unless --keep; ours stays.
+checkpoint is deleted when it is done, unless --keep; ours stays. OpenVINO's export of Qwen2-VL takes 19 GB of memory,
+beside which ours has no room in 24: --export-first.
 """
 
 import argparse
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +65,7 @@ def main() -> None:
     parser.add_argument("--vision-pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="these alone: ours, transformers, 'openvino, int8', …")
+    parser.add_argument("--export-first", action="store_true", help="OpenVINO's files, before ours is in memory")
     parser.add_argument("--keep", action="store_true", help="what the engines made of the checkpoint")
     print(json.dumps(compared(parser.parse_args()), indent=1))
 
@@ -119,6 +123,11 @@ def compared(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every engine's times beside our fp32's."""
     folder: Path = arguments.folder / f"pictures-{arguments.shape}"
     bundle = made(folder, arguments.shape)
+    if arguments.export_first:
+        progress("export for OpenVINO")
+        export = other_picture_engines.EXPORT
+        line = other_engines.command(arguments.python, other_picture_engines.__name__, "openvino", export, folder)
+        subprocess.run(line, check=True, stdout=sys.stderr)
     baseline = Ours(bundle, Precision.FP32, CpuBackend(arguments.threads))
     work = prepared(folder, baseline, arguments.threads)
     found: dict[str, Any] = {
@@ -131,15 +140,17 @@ def compared(arguments: argparse.Namespace) -> dict[str, Any]:
         "vision_pairs": arguments.vision_pairs,
         "engines": {},
     }
+    before = ""
     for name, opened in contenders(bundle, work, folder, arguments.python):
         if wanted(name, arguments.only):
             progress(f"measure {name}")
             found["engines"][name] = one = beside(Mine(baseline, work), opened, arguments)
             progress(f"  {one}")
-        if not arguments.keep:
-            remove(folder, but_of=name.partition(",")[0])
+        if not arguments.keep and (engine := name.partition(",")[0]) != before:
+            remove(folder, before)
+            before = engine
     if not arguments.keep:
-        remove(folder, but_of="")
+        remove(folder, before)
     if isinstance(baseline.engine.model.pictures, Split) and wanted("ours", arguments.only):
         found["ours_cut_into_tiles"] = {one: cut(bundle, one, work.threads) for one in (Precision.FP32, *QUANTIZED)}
     return found | {"environment": environment()}
@@ -179,11 +190,10 @@ def beside(mine: Mine, opened: Any, arguments: argparse.Namespace) -> Said:
     return or_why_not(opened, measured)
 
 
-def remove(folder: Path, but_of: str) -> None:
-    """What engines made of the checkpoint, those that are not measured now."""
-    for engine, pattern in _FILES.items():
-        for path in folder.glob(pattern) if engine != but_of else ():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def remove(folder: Path, engine: str) -> None:
+    """What an engine made of the checkpoint."""
+    for path in folder.glob(_FILES[engine]) if engine in _FILES else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def cut(bundle: Bundle, precision: Precision, threads: int) -> Said:

@@ -18,7 +18,7 @@ from benchmarks.bandwidth import bandwidth
 from benchmarks.quantization import write_samples
 from benchmarks.stages import Prompt, decode_ms, exported, parsed, prefill_ms, progress, timed
 from vlm_trt.bundle.component import Component
-from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.prepare import Choices
 from vlm_trt.calibration.quantize import quantize
@@ -93,8 +93,8 @@ def runs(engine: Engine) -> dict[str, Callable[[], float]]:
 
 
 def floor_ms(bundle: Bundle, precision: Precision, bytes_per_second: float) -> float:
-    unread = bundle.manifest.model.decoder.unread_values(quantized=precision.quantization is not None)
-    read = bundle.graph(Component.DECODER, precision).weight_bytes - unread * DTYPE_BYTES[precision.dtype]
+    unread = bundle.manifest.model.decoder.unread_bytes(precision)
+    read = bundle.graph(Component.DECODER, precision).weight_bytes - unread
     return round(read / bytes_per_second * 1000, 2)
 
 

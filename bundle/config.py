@@ -25,6 +25,7 @@ from vlm_trt.bundle.parts import (
     WindowTower,
 )
 from vlm_trt.bundle.picture_rules import PIXELS, AnySize, PictureRule, SquareRule
+from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
 
 TRAINED_TOKENS = Within(2, 1 << 24)  # log-n attention divides by its logarithm
 ROPE_BASE = Within(1.0, 1e10)
@@ -75,10 +76,15 @@ class DecoderConfig:
     def mlp_width(self) -> int:
         return self.block.mlp_width
 
-    def unread_values(self, *, quantized: bool) -> int:
-        """Numbers of the embedding table that a decode step leaves out, which reads a row per sequence: none where
-        they are the head too, and that is not quantized as a matrix of its own."""
-        return 0 if self.tied_head and not quantized else self.vocab_size * self.hidden
+    def table_bytes(self, precision: Precision) -> int:
+        """Of the embedding table."""
+        scale = DTYPE_BYTES[precision.dtype] if precision.table_dtype == "int8" else 0
+        return self.vocab_size * (self.hidden * DTYPE_BYTES[precision.table_dtype] + scale)
+
+    def unread_bytes(self, precision: Precision) -> int:
+        """Of the embedding table, which a decode step leaves out but for a row per sequence: none where it is the head
+        too, and that is not quantized as a matrix of its own."""
+        return 0 if self.tied_head and precision.quantization is None else self.table_bytes(precision)
 
     @property
     def window(self) -> int | None:

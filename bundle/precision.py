@@ -44,6 +44,12 @@ class Precision(StrEnum):
     def dtype(self) -> str:
         return {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[self.floating]
 
+    @property
+    def table_dtype(self) -> str:
+        """Of the embedding table: integers, a scale per row, in quantized graphs for ONNX Runtime. TensorRT looks up
+        none."""
+        return "int8" if self.quantization is not None and self.floating is Precision.FP32 else self.dtype
+
     def flavours(self, floats: Sequence["Precision"]) -> tuple["Precision", ...]:
         """What the word may mean: itself, or of a recipe's name alone the recipe with each of those types, in order."""
         if self.value != self.quantization:
@@ -57,4 +63,4 @@ class Precision(StrEnum):
 
 
 FLOATS = (Precision.FP32, Precision.FP16, Precision.BF16)
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int8": 1}

@@ -16,6 +16,7 @@ from vlm_trt.calibration.linears import HEAD, Group, find_groups, find_linears, 
 from vlm_trt.calibration.recipe import Kind, Recipe
 from vlm_trt.calibration.rewrite import Treatment, treatment
 from vlm_trt.calibration.samples import Samples, find_samples, require_apart, with_tokens
+from vlm_trt.calibration.tables import Table, find_table
 from vlm_trt.evaluation.dataset import SYNTHETIC, DataSet
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import Message, Prompt
@@ -43,6 +44,7 @@ class Work:
     entry: GraphEntry  # the float one
     groups: tuple[Group, ...]
     treatments: tuple[Treatment, ...]
+    table: Table | None  # that gets 8 bits
 
     def of(self, group: Group) -> tuple[Treatment, ...]:
         """What becomes of the group's products; those that stay as they are left out."""
@@ -52,13 +54,16 @@ class Work:
     def most_bytes(self) -> int:
         """What the weights of the quantized graph take at most.
 
-        A head is counted beside its floats: where they are the embeddings, too, they stay.
+        A head is counted beside its floats: where they are the embeddings, too, they stay in half precision.
         """
         size = DTYPE_BYTES[self.entry.precision.dtype]
         freed = sum(
             one.linear.inputs * one.linear.outputs * size for one in self.treatments if one.linear.weight != HEAD
         )
         placed = sum(one.stored_bytes(size) + 2 * PAGE_BYTES for one in self.treatments)
+        if self.table is not None:
+            freed += self.table.rows * self.table.width * size
+            placed += self.table.rows * (self.table.width + size) + 2 * PAGE_BYTES
         return self.entry.weight_bytes - freed + placed
 
 
@@ -168,7 +173,8 @@ def _work(bundle: Bundle, entry: GraphEntry, recipe: Recipe) -> Work:
     model = untied(ir.load(bundle.path / entry.graph.path))
     linears = find_linears(model, entry.component)
     treated = (treatment(linear, recipe.kind_of(linear.name), recipe.block) for linear in linears)
-    return Work(entry, find_groups(model, linears), tuple(one for one in treated if one is not None))
+    treatments = tuple(one for one in treated if one is not None)
+    return Work(entry, find_groups(model, linears), treatments, find_table(model))
 
 
 def _require_patterns(work: dict[Component, Work], recipe: Recipe) -> None:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.signature import ZERO_POINTS
+from vlm_trt.calibration.editing import call, initializer, take_over
 from vlm_trt.calibration.linears import Group, Linear, matrix_columns, renamed
 from vlm_trt.calibration.recipe import Kind
 from vlm_trt.calibration.rounding import (
@@ -28,6 +29,7 @@ from vlm_trt.calibration.rounding import (
     fp8,
     smallest_normal,
 )
+from vlm_trt.calibration.tables import find_table, replace_table
 from vlm_trt.calibration.weight_file import Weights
 
 _STORED = {Kind.INT4: ir.DataType.INT4, Kind.FP8: ir.DataType.FLOAT8E4M3FN}
@@ -108,13 +110,15 @@ def rewrite(model: ir.Model, plan: Plan, file: Weights) -> tuple[LayerError, ...
     folded, taken = _folded(plan), _taken(plan)
     outside = {n for n, v in model.graph.initializers.items() if isinstance(v.const_value, ir.ExternalTensor)}
     assert folded.keys() <= outside, f"weights inside the graph would be left undivided: {folded.keys() - outside}"
-    errors = []
+    table, errors = find_table(model), []
     placed: dict[tuple[str, int | None], ir.ExternalTensor] = {}  # by where the tensor lay before
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
         assert tensor is not None
         if name in treatments:
             errors.append(_replace(model, value, treatments[name], plan, folded.get(name), file))
+        elif table is not None and name == table.weight:
+            replace_table(model, value, table, file)
         elif isinstance(tensor, ir.ExternalTensor):
             place, changed = (str(tensor.location), tensor.offset), name in taken or name in folded
             if place in placed and not changed:
@@ -167,26 +171,26 @@ def _replace(
     assert tensor is not None and value.name
     done, error = _quantized(tensor, treatment, plan, divisors)
     scales = done.scales.astype(tensor.dtype.numpy())
-    integers = _initializer(
+    integers = initializer(
         model,
         f"{linear.weight}.integers",
         file.append(value.name, done.values, _STORED.get(treatment.kind, ir.DataType.INT8)),
     )
     stored = file.append(linear.scale_name, scales, tensor.dtype)
-    scale = _initializer(model, linear.scale_name, stored)
+    scale = initializer(model, linear.scale_name, stored)
     attributes = {"axis": 1} if done.block is None else {"axis": 0, "block_size": done.block}
     zeros = []
     if _on_integer_kernels(plan, tensor.dtype):
         name = f"{linear.weight}{ZERO_POINTS}"  # of each matrix: of shared ones ONNX Runtime makes one name twice
         stored = file.append(name, np.zeros(scales.shape, np.int8), ir.DataType.INT8)
-        zeros.append(_initializer(model, name, stored))
+        zeros.append(initializer(model, name, stored))
     restored = ir.node("DequantizeLinear", [integers, scale, *zeros], attributes, name=f"{linear.node}_weight")
-    _name(restored, f"{linear.weight}.restored", tensor.dtype)
+    call(restored, f"{linear.weight}.restored", tensor.dtype)
     node = next(node for node in model.graph if node.name == linear.node)
     source = node.inputs[0]
     assert source is not None
     product = ir.node("MatMul", [source, restored.outputs[0]], name=linear.node)
-    _take_over(model, node, (restored, product))
+    take_over(model, node, (restored, product))
     del model.graph.initializers[value.name]
     assert isinstance(integers.const_value, ir.ExternalTensor) and integers.const_value.length is not None
     size = integers.const_value.length + scales.nbytes
@@ -263,13 +267,13 @@ def _quantize_activation(model: ir.Model, name: str, known: Activation, kind: Ki
     source, name = nodes[0].inputs[0], f"{name}.{kind}"
     assert source is not None and source.dtype is not None
     dtype = source.dtype.numpy()
-    scale = _initializer(model, f"{name}.scale", ir.tensor(np.array(known.scale(kind, dtype), dtype)))
-    zero = _initializer(model, f"{name}.zero", ir.tensor(_zero(kind, source.dtype)))
+    scale = initializer(model, f"{name}.scale", ir.tensor(np.array(known.scale(kind, dtype), dtype)))
+    zero = initializer(model, f"{name}.zero", ir.tensor(_zero(kind, source.dtype)))
     down = ir.node("QuantizeLinear", [source, scale, zero], name=f"{name}_quantize")
     assert zero.dtype is not None
-    _name(down, f"{name}.shown", zero.dtype)
+    call(down, f"{name}.shown", zero.dtype)
     up = ir.node("DequantizeLinear", [down.outputs[0], scale, zero], name=f"{name}_dequantize")
-    _name(up, f"{name}.restored", source.dtype)
+    call(up, f"{name}.restored", source.dtype)
     model.graph.insert_before(nodes[0], (down, up))
     for node in nodes:
         node.replace_input_with(0, up.outputs[0])
@@ -282,23 +286,3 @@ def _zero(kind: Kind, dtype: ir.DataType) -> Any:
     if kind is Kind.FP8:
         return np.array(0, FP8)
     return np.array(128, np.uint8) if dtype is ir.DataType.FLOAT else np.array(0, np.int8)
-
-
-def _take_over(model: ir.Model, old: ir.Node, new: tuple[ir.Node, ...]) -> None:
-    """The new nodes in the place of the old one; the last of them makes its output."""
-    made, output = old.outputs[0], new[-1].outputs[0]
-    output.name, output.shape, output.type = made.name, made.shape, made.type
-    model.graph.insert_before(old, new)
-    made.replace_all_uses_with(output, replace_graph_outputs=True)
-    model.graph.remove(old, safe=True)
-
-
-def _name(node: ir.Node, name: str, dtype: ir.DataType) -> None:
-    node.outputs[0].name, node.outputs[0].dtype = name, dtype
-
-
-def _initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    shape = ir.Shape(tensor.shape.numpy())
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value

@@ -140,16 +140,19 @@ def _fits(stages: Sequence[Stage], machine: Machine) -> str:
 @cache
 def weight_bytes(model: ModelConfig, precision: Precision) -> Mapping[Component, int]:
     """Bytes of each graph's weights, quantized as the shipped recipe of that kind does it."""
-    found = dict.fromkeys(Component, 0)
+    found, decoder = dict.fromkeys(Component, 0), model.decoder
     for weight in family(model.family).weight_map(model).weights:
-        found[weight.component] += _bytes_of(weight, precision)
+        table = weight.component is Component.DECODER and weight.name == "embedding.weight"
+        found[weight.component] += decoder.table_bytes(precision) if table else _bytes_of(weight, precision)
+    if decoder.tied_head and precision.quantization is not None:  # a matrix of its own then
+        found[Component.DECODER] += decoder.vocab_size * (decoder.hidden + DTYPE_BYTES[precision.dtype])
     return MappingProxyType(found)
 
 
 def _bytes_of(weight: Weight, precision: Precision) -> int:
     """One weight: of a matrix, integers and their scales."""
     values, size = prod(weight.shape), 4 if weight.full_precision else DTYPE_BYTES[precision.dtype]
-    matrix = len(weight.shape) == 2 and weight.name.endswith(".weight") and weight.name != "embedding.weight"
+    matrix = len(weight.shape) == 2 and weight.name.endswith(".weight")
     if precision.quantization is None or not matrix:
         return values * size
     if precision.quantization == "int4" and weight.component is Component.DECODER and weight.name != "lm_head.weight":

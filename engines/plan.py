@@ -136,7 +136,6 @@ def plan(
         Stage.BUILD: _build(weight_bytes, precision, layers),
         Stage.CPU: _cpu(sum(weight_bytes.values()), precision, kv * limits.max_batch + max(prompt, seen)),
     }
-    unread = decoder.unread_values(quantized=precision.quantization is not None) * size
     return Plan(
         precision=precision,
         limits=limits,
@@ -146,7 +145,7 @@ def plan(
         patches=patches,
         score_bytes=scores,
         needs=needs,
-        step_bytes=weight_bytes[Component.DECODER] - unread + kv * limits.max_batch,
+        step_bytes=weight_bytes[Component.DECODER] - decoder.unread_bytes(precision) + kv * limits.max_batch,
     )
 
 

@@ -190,5 +190,4 @@ def _cache_bytes(model: ModelConfig, precision: Precision) -> int:
 
 def _read_weights(model: ModelConfig, weights: int, precision: Precision) -> int:
     """All but the embeddings, of which a token reads one row, unless they are the head too."""
-    unread = model.decoder.unread_values(quantized=precision.quantization is not None)
-    return weights - unread * DTYPE_BYTES[precision.dtype]
+    return weights - model.decoder.unread_bytes(precision)
