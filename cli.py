@@ -58,6 +58,7 @@ def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
     \b
     Example:
       vlm-trt export Qwen-VL-Chat bundle --precision fp16 --max-seq-tokens 2048 --max-batch 8
+      vlm-trt export Qwen-VL-Chat bundle --lora fine-tuned
     """
     from vlm_trt.commands.export import run
 

@@ -23,6 +23,7 @@ def run(
     max_images: int | None,
     min_pixels: int | None,
     max_pixels: int | None,
+    adapters: Sequence[Path],
     components: Sequence[str],
     force: bool,
     as_json: bool,
@@ -35,6 +36,7 @@ def run(
         max_images=max_images,
         min_pixels=min_pixels,
         max_pixels=max_pixels,
+        adapters=tuple(adapters),
         force=force,
     )
     done = export(checkpoint, bundle, choices, say=say, byte_bar=byte_bar)
@@ -44,14 +46,14 @@ def run(
         found = {"bundle": str(bundle), "precision": precision, **written, "graphs": [asdict(one) for one in entries]}
         click.echo(json.dumps(found, indent=2))
     say(f"wrote {bundle}: {size(done.written_bytes)} in {done.seconds:.1f} s")
-    say(f"Next: {_next(checkpoint, bundle, precision)}")
+    say(f"Next: {_next(checkpoint, bundle, precision, adapters)}")
 
 
-def _next(checkpoint: Path, bundle: Path, precision: str) -> str:
+def _next(checkpoint: Path, bundle: Path, precision: str, adapters: Sequence[Path]) -> str:
     """The command that comes next: the graphs of this precision that are still missing, or verification."""
     manifest = Bundle.open(bundle).manifest
     missing = [component for component in Component if manifest.graph(component, Precision(precision)) is None]
     if not missing:
         return f"vlm-trt verify {bundle} --precision {precision}"
-    graphs = " ".join(f"--component {component}" for component in missing)
-    return f"vlm-trt export {checkpoint} {bundle} --precision {precision} {graphs}"
+    rest = [f"--lora {adapter}" for adapter in adapters] + [f"--component {component}" for component in missing]
+    return f"vlm-trt export {checkpoint} {bundle} --precision {precision} {' '.join(rest)}"

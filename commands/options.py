@@ -74,6 +74,13 @@ export_options = with_options(
         type=PIXELS,
         help="Larger pictures of any size are reduced.  [default: 1003520, 1,280 tokens]",
     ),
+    click.option(
+        "--lora",
+        "adapters",
+        type=PATH,
+        multiple=True,
+        help="A LoRA adapter (PEFT) to merge; may be repeated, in order.",
+    ),
     click.option("--component", "components", type=COMPONENTS, multiple=True, help="Only this graph; may be repeated."),
     click.option("--force", is_flag=True, help="Replace graphs that the bundle already has."),
     json_option,
