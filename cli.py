@@ -53,7 +53,7 @@ def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
     """Split CHECKPOINT into four ONNX graphs in BUNDLE.
 
     CHECKPOINT is a folder as published: Qwen-VL, LLaVA-1.5 (llava-hf), PaliGemma 1 or 2, SmolVLM2, Qwen2-VL or
-    Qwen2.5-VL. An existing BUNDLE gains another precision.
+    Qwen2.5-VL; or a repository in Hugging Face's cache, by its name. An existing BUNDLE gains another precision.
 
     \b
     Example:
