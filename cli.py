@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vlm_trt.commands.finding import detect, point
 from vlm_trt.commands.group import InOrder, Main
 from vlm_trt.commands.options import (
     answer_options,
@@ -58,7 +59,6 @@ def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
     \b
     Example:
       vlm-trt export Qwen-VL-Chat bundle --precision fp16 --max-seq-tokens 2048 --max-batch 8
-      vlm-trt export Qwen-VL-Chat bundle --lora fine-tuned
     """
     from vlm_trt.commands.export import run
 
@@ -219,6 +219,10 @@ def chat(bundle: Path, **options: Any) -> None:
     from vlm_trt.commands.chat import run
 
     run(bundle, **options)
+
+
+main.add_command(detect)
+main.add_command(point)
 
 
 @main.command()

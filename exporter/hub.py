@@ -4,6 +4,7 @@ A snapshot's files are links to `blobs/` beside it. The network is used for a do
 Source: huggingface_hub, "Understand caching".
 """
 
+import errno
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from vlm_trt.bundle.installation import how_to_install
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"[\w-][\w./-]*", re.ASCII)
 MAIN = "main"
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def checkpoint_folder(
@@ -113,7 +115,6 @@ def _downloaded(name: str, revision: str, say: Callable[[str], None]) -> Path:
     """The snapshot of that revision, got as far as it is not in the cache; it is called after the commit."""
     try:
         from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
         raise IncompatibleError(f"--download needs huggingface_hub; run: {how_to_install('hub')}") from None
     try:
@@ -121,10 +122,12 @@ def _downloaded(name: str, revision: str, say: Callable[[str], None]) -> Path:
         files = [one.rfilename for one in about.siblings or ()]
         say(f"download {name} at {about.sha}")
         folder = snapshot_download(name, revision=about.sha, allow_patterns=_patterns(files))
-    except (HfHubHTTPError, HFValidationError, ConnectionError) as error:
-        raise StorageError(f"{name} at {revision} cannot be downloaded ({_first_line(error)})") from None
-    except OSError as error:
-        raise StorageError(f"{name} at {revision} cannot be stored ({_first_line(error)})") from None
+    except Exception as error:  # of requests, httpx or its own, by its version
+        stored = isinstance(error, OSError) and error.errno in _NO_PLACE
+        raise StorageError(
+            f"{name} at {revision} cannot be {'stored' if stored else 'downloaded'} ({_first_line(error)}); "
+            f"{'make room' if stored else 'see to the name, the network and HF_TOKEN'}, or give a folder"
+        ) from None
     return Path(folder)
 
 

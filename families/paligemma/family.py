@@ -83,4 +83,5 @@ FAMILY = Family(
     position_table=position_table,
     parse_answer=of_any_model(parse_answer),
     write_places=write_places,
+    place_questions={"box": "detect {name}"},
 )

@@ -69,5 +69,9 @@ FAMILY = Family(
     position_table=position_table,
     parse_answer=parse_answer,
     write_places=None,
+    place_questions={
+        "box": "Locate every {name}, report the bbox coordinates in JSON format.",
+        "point": "Locate every {name}, report the point coordinates in JSON format.",
+    },
     watching=WATCHING,
 )

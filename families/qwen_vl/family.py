@@ -64,4 +64,5 @@ FAMILY = Family(
     position_table=position_table,
     parse_answer=of_any_model(parse_answer),
     write_places=write_places,
+    place_questions={"box": "Find all {name}."},
 )

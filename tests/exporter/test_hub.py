@@ -134,6 +134,10 @@ class _Answers(BaseHTTPRequestHandler):
         if path in (f"/api/models/{NAME}/revision/{one}" for one in ("main", COMMIT)):
             about = {"id": str(NAME), "sha": COMMIT, "siblings": [{"rfilename": name} for name in (*names, "x.pth")]}
             self._send(json.dumps(about).encode(), body=body)
+        elif path == f"/api/models/{NAME}/tree/{COMMIT}":
+            sizes = {one.name: one.stat().st_size for one in self.server.checkpoint.iterdir()} | {"x.pth": 9}
+            tree = [{"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in sizes.items()]
+            self._send(json.dumps(tree).encode(), body=body)
         elif path.startswith(f"/{NAME}/resolve/{COMMIT}/") and path.rpartition("/")[2] in names:
             self._send((self.server.checkpoint / path.rpartition("/")[2]).read_bytes(), body=body)
         else:
