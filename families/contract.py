@@ -1,7 +1,7 @@
 """What every model family offers to exporter and runtime: its functions, gathered as data."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,6 +108,14 @@ class Watching:
 
 
 @dataclass(frozen=True)
+class PlaceQuestions:
+    """How a family is asked for the places of what has a `{name}`; None where it was not taught to answer so."""
+
+    box: str | None = None
+    point: str | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """One model family."""
 
@@ -126,8 +134,7 @@ class Family:
     # How answers name places: a name and boxes (left, top, right, bottom as shares of the picture's sides); None where
     # the model was not taught to.
     write_places: Callable[[str, Sequence[tuple[float, float, float, float]]], str] | None = None
-    # How it is asked for the places of what has a `{name}`, by what a place is: "box" or "point"; none: not taught to.
-    place_questions: Mapping[str, str] = field(default_factory=dict)
+    place_questions: PlaceQuestions = PlaceQuestions()
     watching: Watching | None = None  # None: it takes no video
 
     def parser(self, model: ModelConfig) -> Parser:

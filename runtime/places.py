@@ -63,16 +63,22 @@ def question_of(members: Family, kind: PlaceKind, question: str | None = None) -
         UnsupportedError: the family was not taught to answer with such places.
         UsageError: a question without a place for the name.
     """
-    if kind not in members.place_questions:
-        others = [title_of(one) for one in known_families() if kind in family(one).place_questions]
-        instead = f"; it answers with {' and '.join(f'{PlaceKind(one).plural}' for one in members.place_questions)}"
+    own = _own_question(members, kind)
+    if own is None:
+        others = [title_of(one) for one in known_families() if _own_question(family(one), kind) is not None]
+        taught = [one.plural for one in PlaceKind if _own_question(members, one) is not None]
         raise UnsupportedError(
             f"{title_of(members.name)} was not taught to answer with {kind.plural}"
-            f"{instead if members.place_questions else ''}; use {', '.join(others)}"
+            f"{f'; it answers with {taught[0]}' if taught else ''}; use {', '.join(others)}"
         )
     if question is not None and NAME not in question:
         raise UsageError(f"the question {question!r} has no place for the name; write {NAME} where it belongs")
-    return question or members.place_questions[kind]
+    return question or own
+
+
+def _own_question(members: Family, kind: PlaceKind) -> str | None:
+    questions = members.place_questions
+    return questions.box if kind is PlaceKind.BOX else questions.point
 
 
 def require_names(names: Sequence[str]) -> None:
