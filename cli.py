@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vlm_trt.commands.finding import detect, point
 from vlm_trt.commands.group import InOrder, Main
 from vlm_trt.commands.options import (
     answer_options,
@@ -53,7 +54,7 @@ def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
     """Split CHECKPOINT into four ONNX graphs in BUNDLE.
 
     CHECKPOINT is a folder as published: Qwen-VL, LLaVA-1.5 (llava-hf), PaliGemma 1 or 2, SmolVLM2, Qwen2-VL or
-    Qwen2.5-VL. An existing BUNDLE gains another precision.
+    Qwen2.5-VL; or a repository in Hugging Face's cache, by its name. An existing BUNDLE gains another precision.
 
     \b
     Example:
@@ -218,6 +219,10 @@ def chat(bundle: Path, **options: Any) -> None:
     from vlm_trt.commands.chat import run
 
     run(bundle, **options)
+
+
+main.add_command(detect)
+main.add_command(point)
 
 
 @main.command()

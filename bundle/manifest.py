@@ -21,7 +21,8 @@ from vlm_trt.bundle.fields import ANYTHING, Origin
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.reading import parse_json, shown
 
-SCHEMA = 8
+SCHEMA = 9
+OF_ADAPTERS = "lora "  # what the files of adapters begin with in `Source.files`
 SEAL = "sha256"  # the field that holds the hash of all others
 
 
@@ -31,6 +32,7 @@ class Source:
 
     checkpoint: str  # its folder, as an absolute path
     files: dict[str, str]  # file name → sha256, or "size:…" where only that is compared
+    adapters: tuple[str, ...] = ()  # folders of LoRA adapters that were merged into it, in order, as absolute paths
 
 
 @dataclass(frozen=True)

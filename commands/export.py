@@ -12,6 +12,7 @@ from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.terminal import byte_bar, say, size
 from vlm_trt.exporter.export import Choices, export
+from vlm_trt.exporter.hub import checkpoint_folder
 
 
 def run(
@@ -23,10 +24,14 @@ def run(
     max_images: int | None,
     min_pixels: int | None,
     max_pixels: int | None,
+    adapters: Sequence[Path],
     components: Sequence[str],
     force: bool,
+    download: bool,
+    revision: str | None,
     as_json: bool,
 ) -> None:
+    folder = checkpoint_folder(checkpoint, download=download, revision=revision, say=say)
     choices = Choices(
         precision=Precision(precision),
         components=tuple(component for component in Component if not components or component in components),
@@ -35,23 +40,24 @@ def run(
         max_images=max_images,
         min_pixels=min_pixels,
         max_pixels=max_pixels,
+        adapters=tuple(adapters),
         force=force,
     )
-    done = export(checkpoint, bundle, choices, say=say, byte_bar=byte_bar)
+    done = export(folder, bundle, choices, say=say, byte_bar=byte_bar)
     if as_json:
         entries = [Bundle.open(bundle).graph(component, choices.precision) for component in choices.components]
         written = {"written_bytes": done.written_bytes, "seconds": round(done.seconds, 1)}
         found = {"bundle": str(bundle), "precision": precision, **written, "graphs": [asdict(one) for one in entries]}
         click.echo(json.dumps(found, indent=2))
     say(f"wrote {bundle}: {size(done.written_bytes)} in {done.seconds:.1f} s")
-    say(f"Next: {_next(checkpoint, bundle, precision)}")
+    say(f"Next: {_next(folder, bundle, precision, adapters)}")
 
 
-def _next(checkpoint: Path, bundle: Path, precision: str) -> str:
+def _next(checkpoint: Path, bundle: Path, precision: str, adapters: Sequence[Path]) -> str:
     """The command that comes next: the graphs of this precision that are still missing, or verification."""
     manifest = Bundle.open(bundle).manifest
     missing = [component for component in Component if manifest.graph(component, Precision(precision)) is None]
     if not missing:
         return f"vlm-trt verify {bundle} --precision {precision}"
-    graphs = " ".join(f"--component {component}" for component in missing)
-    return f"vlm-trt export {checkpoint} {bundle} --precision {precision} {graphs}"
+    rest = [f"--lora {adapter}" for adapter in adapters] + [f"--component {component}" for component in missing]
+    return f"vlm-trt export {checkpoint} {bundle} --precision {precision} {' '.join(rest)}"

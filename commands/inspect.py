@@ -33,7 +33,7 @@ def _description(bundle: Bundle) -> list[str]:
     model, limits = within(manifest.model, manifest.limits), manifest.limits
     vision, connector, decoder = model.vision, model.connector, model.decoder
     return [
-        f"{bundle.path}  ({model.family}, {model.generation.chat_format}, from {manifest.source.checkpoint})",
+        f"{bundle.path}  ({model.family}, {model.generation.chat_format}, from {_origin(manifest)})",
         "",
         f"vision encoder   {_pixels(model)} → {_most(model.most_patches, model)} patches of {vision.width}, "
         f"{vision.layers} layers ({_words(vision.type)}; pictures: {_words(model.pictures.type)})",
@@ -52,6 +52,11 @@ def _description(bundle: Bundle) -> list[str]:
         *(_packed_lines(manifest) if manifest.packed else []),
         *_left_lines(bundle),
     ]
+
+
+def _origin(manifest: Manifest) -> str:
+    source = manifest.source
+    return f"{source.checkpoint}{''.join(f' with {one}' for one in source.adapters)}"
 
 
 def _pixels(model: ModelConfig) -> str:

@@ -61,6 +61,7 @@ def with_options(*options: Any) -> Callable[[Any], Any]:
     return add
 
 
+revision_option = click.option("--revision", type=TEXT, help="A branch, a tag or a commit.  [default: main]")
 export_options = with_options(
     click.option("--precision", type=FLOATS, default="fp16", show_default=True, help="Type of weights and cache."),
     click.option("--max-seq-tokens", type=POSITIONS, help="Cache length.  [default: the training length]"),
@@ -74,8 +75,11 @@ export_options = with_options(
         type=PIXELS,
         help="Larger pictures of any size are reduced.  [default: 1003520, 1,280 tokens]",
     ),
+    click.option("--lora", "adapters", type=PATH, multiple=True, help="A LoRA adapter to merge; may be repeated."),
     click.option("--component", "components", type=COMPONENTS, multiple=True, help="Only this graph; may be repeated."),
     click.option("--force", is_flag=True, help="Replace graphs that the bundle already has."),
+    click.option("--download", is_flag=True, help="Get CHECKPOINT, a repository's name, from Hugging Face."),
+    revision_option,
     json_option,
 )
 plan_options = with_options(
@@ -97,6 +101,7 @@ plan_options = with_options(
     ),
     click.option("--vram-gib", type=GIBIBYTES, help="Of the GPU, or a share of it.  [default: all it has]"),
     click.option("--disk-gib", type=GIBIBYTES, help="Free on that host.  [default: what is free here]"),
+    revision_option,
     json_option,
 )
 diagnose_options = with_options(

@@ -23,6 +23,7 @@ from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.commands.terminal import say, size, table
 from vlm_trt.engines.gpus import GPUS, Gpu, gpu_named
 from vlm_trt.engines.plan import GIB, Machine, Plan, Stage, plan, require_fit, shortfalls
+from vlm_trt.exporter.hub import checkpoint_folder
 from vlm_trt.families.family import family, family_of
 from vlm_trt.families.weights import Weight
 from vlm_trt.verification.memory import verification_needs
@@ -64,9 +65,14 @@ def run(
     max_batch: int | None,
     min_pixels: int | None,
     max_pixels: int | None,
+    revision: str | None,
     as_json: bool,
     **given: Any,
 ) -> None:
+    if not (path / MANIFEST).exists():
+        path = checkpoint_folder(path, revision=revision)
+    elif revision is not None:
+        raise UsageError(f"--revision is of a checkpoint, and {path} is a bundle; leave it out")
     model, known, manifest = _model(path)
     limits = replace(
         known,

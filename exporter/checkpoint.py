@@ -15,27 +15,32 @@ import torch
 
 from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.errors import CheckpointError
-from vlm_trt.bundle.reading import LARGE_BYTES, read_json, require_regular
+from vlm_trt.bundle.manifest import OF_ADAPTERS
+from vlm_trt.bundle.reading import LARGE_BYTES, read_json
+from vlm_trt.exporter.adapter import Adapter
 from vlm_trt.exporter.bin_file import BinFile
-from vlm_trt.exporter.safetensors_file import SafetensorsFile
+from vlm_trt.exporter.shard import Shard, open_shard, read_errors, require_finite, some
 from vlm_trt.families.weights import WeightMap
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-Shard = SafetensorsFile | BinFile
 Renames = Sequence[tuple[str, str]]
 
 
 class Checkpoint:
     """An opened checkpoint. Opening reads headers only."""
 
-    def __init__(self, folder: Path, renames: Renames = ()) -> None:
+    def __init__(self, folder: Path, renames: Renames = (), adapters: Sequence[Path] = (), side: int = 0) -> None:
         """
         Args:
             folder: as published.
             renames: regular expressions of stored names, and what makes of them the names that are asked for, in order.
+            adapters: folders of LoRA adapters that are merged, in order.
+            side: of the adapters.
         Raises:
-            CheckpointError: no folder, no weights, a broken index, a missing or damaged shard, a tensor stored twice.
+            CheckpointError: no folder, no weights, a broken index, a missing or damaged shard, a tensor stored twice;
+                an adapter of another model.
+            UnsupportedError: an adapter that is not merged here.
         """
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is not a folder; give the folder of a published checkpoint")
@@ -53,10 +58,16 @@ class Checkpoint:
                 )
             self._stored[known] = shard, name
         self._mapped: BinFile | None = None
+        shapes = self.shapes()
+        self.adapters = tuple(Adapter(path, shapes, lambda name: _renamed(name, renames), side) for path in adapters)
 
-    def reopened(self) -> "Checkpoint":
-        """The same one for another thread."""
-        return Checkpoint(self.folder, self._renames)
+    def reopened(self, side: int = 0) -> "Checkpoint":
+        """The same one for another thread; with a side, with the least or the most that adapters may make of it."""
+        return Checkpoint(self.folder, self._renames, [one.folder for one in self.adapters], side)
+
+    def is_merged(self, name: str) -> bool:
+        """Whether an adapter changes that tensor."""
+        return any(name in adapter.changed for adapter in self.adapters)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor and its shape."""
@@ -78,11 +89,11 @@ class Checkpoint:
         left_over = sorted(set(found) - set(weights.expected) - ignored)
         if missing:
             raise CheckpointError(
-                f"{self.folder} lacks {_some(missing)}; the download is incomplete or config.json is of another model"
+                f"{self.folder} lacks {some(missing)}; the download is incomplete or config.json is of another model"
             )
         if left_over:
             raise CheckpointError(
-                f"{self.folder} has tensors that config.json does not explain: {_some(left_over)}; "
+                f"{self.folder} has tensors that config.json does not explain: {some(left_over)}; "
                 "use the config.json that belongs to these weights"
             )
         for name, shape in weights.expected.items():
@@ -93,13 +104,13 @@ class Checkpoint:
                 )
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows start…stop−1 of a tensor's leading axis, in its stored type.
+        """Rows start…stop−1 of a tensor's leading axis, in its stored type, or fp32 where an adapter changes it.
 
         Raises:
             CheckpointError: NaN or Inf among them, or the shard cannot be read any more.
         """
         values = self.unchecked_rows(name, start, stop)
-        _require_finite(values, name, self._stored[name][0].path)
+        require_finite(values, name, self._stored[name][0].path)
         return values
 
     def unchecked_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -110,8 +121,11 @@ class Checkpoint:
             if self._mapped is not None:
                 self._mapped.close()  # one shard mapped at a time
             self._mapped = shard
-        with _read_errors(shard.path):
-            return shard.rows(stored, start, stop)
+        with read_errors(shard.path):
+            values = shard.rows(stored, start, stop)
+        for adapter in self.adapters:
+            values = adapter.merged(name, values, start, stop)
+        return values
 
     def require_finite(self, name: str) -> None:
         """
@@ -126,17 +140,22 @@ class Checkpoint:
         return self.rows(name, 0, self.shape(name)[0])
 
     def source_hashes(self, small_files: Sequence[str]) -> dict[str, str]:
-        """What identifies this checkpoint: sha256 of the small files that there are, size of the shards.
+        """What identifies this checkpoint: sha256 of its small files and of adapters, size of the shards.
 
         Hashing 19 GB would cost a full read each time; what the shards hold is what verification compares.
         """
         small = {}
         for name in small_files:
             if os.path.lexists(self.folder / name):
-                with _read_errors(self.folder / name):
+                with read_errors(self.folder / name):
                     small[name] = sha256_of(self.folder / name)
         paths = {shard.path for shard, _ in self._stored.values()}
-        return small | {path.name: f"size:{path.stat().st_size}" for path in sorted(paths)}
+        merged = {
+            f"{OF_ADAPTERS}{at}: {name}": digest
+            for at, adapter in enumerate(self.adapters, 1)
+            for name, digest in adapter.hashes().items()
+        }
+        return small | {path.name: f"size:{path.stat().st_size}" for path in sorted(paths)} | merged
 
 
 def _renamed(name: str, renames: Renames) -> str:
@@ -152,7 +171,7 @@ def _shards(folder: Path) -> dict[str, Shard]:
             return _indexed(folder, folder / name)
     for name in _SINGLE:
         if (folder / name).exists():
-            shard = _open(folder / name)
+            shard = open_shard(folder / name)
             return dict.fromkeys(shard.tensors, shard)
     raise CheckpointError(
         f"{folder} holds no weights: none of {', '.join((*_SINGLE, *_INDEXED))}; download the checkpoint again"
@@ -165,10 +184,10 @@ def _indexed(folder: Path, index: Path) -> dict[str, Shard]:
         names = {str(tensor): str(file) for tensor, file in weight_map.items()}
     for tensor, file in names.items():
         _require_inside(file, index)
-        with _read_errors(folder / file):
+        with read_errors(folder / file):
             if not (folder / file).is_file():
                 raise CheckpointError(f"{index} names {file} for {tensor}, which is missing; download it")
-    shards = {file: _open(folder / file) for file in sorted(set(names.values()))}
+    shards = {file: open_shard(folder / file) for file in sorted(set(names.values()))}
     for tensor, file in names.items():
         if tensor not in shards[file].tensors:
             raise CheckpointError(f"{index} says that {tensor} is in {file}, and it is not; download both again")
@@ -180,25 +199,8 @@ def _indexed(folder: Path, index: Path) -> dict[str, Shard]:
             )
     unnamed = sorted(name for shard in shards.values() for name in shard.tensors if name not in names)
     if unnamed:
-        raise CheckpointError(f"{index} does not name {_some(unnamed)}; download it again")
+        raise CheckpointError(f"{index} does not name {some(unnamed)}; download it again")
     return {tensor: shards[file] for tensor, file in names.items()}
-
-
-def _open(path: Path) -> Shard:
-    with _read_errors(path):
-        require_regular(path)
-        return BinFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
-
-
-@contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
-    """What the system refuses while reading is the checkpoint's trouble, not that of the bundle being written."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error.strerror or error}); see that the file is whole and yours to read"
-        ) from error
 
 
 @contextmanager
@@ -215,16 +217,3 @@ def _require_inside(name: str, index: Path) -> None:
     """A shard lies directly in the folder; a link there, as download caches make them, is the user's own."""
     if len(Path(name).parts) != 1 or name in ("", ".", ".."):
         raise CheckpointError(f"{index}: the path {name!r} leaves the checkpoint folder; do not use this checkpoint")
-
-
-def _require_finite(values: torch.Tensor, name: str, path: Path) -> None:
-    if values.numel() == 0:
-        return
-    low, high = torch.aminmax(values)  # NaN propagates; at memory speed, isfinite is 50 times slower
-    if not (torch.isfinite(low) and torch.isfinite(high)):
-        raise CheckpointError(f"{path}: {name} holds NaN or Inf, so the model is broken; get intact weights")
-
-
-def _some(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

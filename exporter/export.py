@@ -48,6 +48,7 @@ class Choices:
     max_images: int | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    adapters: tuple[Path, ...] = ()  # LoRA adapters to merge into the checkpoint, in order
     force: bool = False  # replace graphs the bundle has
 
 
@@ -112,7 +113,7 @@ def _prepare(folder: Path, target: Path, choices: Choices, say: Callable[[str], 
     model = kind.read_config(folder)
     kind.check_checkpoint(folder, model)
     weight_map = kind.weight_map(model)
-    checkpoint = Checkpoint(folder, weight_map.renames)
+    checkpoint = Checkpoint(folder, weight_map.renames, choices.adapters)
     checkpoint.check(weight_map)
     existing = destination(target, say)
     if existing is not None:
@@ -159,9 +160,13 @@ def _in_words(limits: Limits) -> str:
 def _require_same_source(existing: Bundle, checkpoint: Checkpoint, kind: Family) -> None:
     if existing.manifest.source.files != checkpoint.source_hashes(kind.source_files):
         raise IncompatibleError(
-            f"{existing.path} was made from another checkpoint ({existing.manifest.source.checkpoint}); "
+            f"{existing.path} was made from another checkpoint ({_described(existing.manifest.source)}); "
             "export to another folder"
         )
+
+
+def _described(source: Source) -> str:
+    return " and ".join((source.checkpoint, *source.adapters))
 
 
 def _require_free(existing: Bundle, choices: Choices) -> None:
@@ -209,7 +214,11 @@ def _new_manifest(job: Job, staging: Path, entries: tuple[GraphEntry, ...]) -> M
         version=version("vlm-trt"),
         model=job.model,
         limits=job.limits,
-        source=Source(str(job.checkpoint.folder.resolve()), job.checkpoint.source_hashes(job.family.source_files)),
+        source=Source(
+            str(job.checkpoint.folder.resolve()),
+            job.checkpoint.source_hashes(job.family.source_files),
+            tuple(str(one.folder.resolve()) for one in job.checkpoint.adapters),
+        ),
         tokenizer=file_entry(staging, tokenizer),
         graphs=entries,
     )

@@ -108,6 +108,14 @@ class Watching:
 
 
 @dataclass(frozen=True)
+class PlaceQuestions:
+    """How a family is asked for the places of what has a `{name}`; None where it was not taught to answer so."""
+
+    box: str | None = None
+    point: str | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """One model family."""
 
@@ -126,6 +134,7 @@ class Family:
     # How answers name places: a name and boxes (left, top, right, bottom as shares of the picture's sides); None where
     # the model was not taught to.
     write_places: Callable[[str, Sequence[tuple[float, float, float, float]]], str] | None = None
+    place_questions: PlaceQuestions = PlaceQuestions()
     watching: Watching | None = None  # None: it takes no video
 
     def parser(self, model: ModelConfig) -> Parser:

@@ -43,6 +43,11 @@ def family(name: str) -> Family:
     return found
 
 
+def known_families() -> tuple[str, ...]:
+    """The names of all families."""
+    return tuple(known.name for known in _FAMILIES)
+
+
 def title_of(name: str) -> str:
     """What people call the family of that name."""
     return next(known.title for known in _FAMILIES if known.name == name)

@@ -77,7 +77,8 @@ class TorchBaseline:
         self._family = family(manifest.model.family)
         self._model = within(manifest.model, manifest.limits)
         renames = self._family.weight_map(manifest.model).renames
-        checkpoint = Checkpoint(Path(manifest.source.checkpoint), renames)
+        source = manifest.source
+        checkpoint = Checkpoint(Path(source.checkpoint), renames, [Path(one) for one in source.adapters])
         modules = Reference(checkpoint, manifest.model, self._family).modules
         self._modules = {part: torch.compile(one) if compiled else one for part, one in modules.items()}
         self._decoder = TorchDecoder(self._modules[Component.DECODER], manifest.model.decoder)

@@ -16,6 +16,7 @@ from vlm_trt.runtime.generate import Generator
 from vlm_trt.runtime.generation import Generation, Phase
 from vlm_trt.runtime.in_use import OpenAnswer, Piece
 from vlm_trt.runtime.options import DEFAULTS, Options
+from vlm_trt.runtime.places import Found, PlaceKind, asked, places_of, question_of, require_names
 from vlm_trt.runtime.requests import Constraint, Request, Token
 from vlm_trt.runtime.scheduler import Scheduler
 from vlm_trt.runtime.timing import StageClock
@@ -41,6 +42,20 @@ class Answer:
     output_tokens_per_second: float | None = None  # after the first; None where that is all
     queue_ms: float = 0.0  # from its submission to its slot
     tokens: tuple[Token, ...] = ()  # with log-probabilities, where they were asked for
+
+
+# Of questions after places: sampled coordinates would be others every time.
+GREEDY = Options(greedy=True)
+
+
+def found_in(answers: Sequence[tuple[str, Answer]], kind: PlaceKind) -> Found:
+    """What the answers about one picture found, by the names asked for."""
+    return Found(
+        tuple(place for name, one in answers for place in places_of(name, one.groundings, kind)),
+        answers[0][1].image_sizes[0],
+        tuple(name for name, one in answers if one.finish_reason == "length"),
+        sum(one.malformed_places for _, one in answers),
+    )
 
 
 class VisionLanguageModel:
@@ -84,6 +99,37 @@ class VisionLanguageModel:
                     raise outcome
                 answers[at] = outcome
         return [answers[at] for at in range(len(conversations))]
+
+    def detect(
+        self, image: Image | bytes, names: Sequence[str], options: Options = GREEDY, *, question: str | None = None
+    ) -> Found:
+        """Boxes of everything in the picture that has one of the names.
+
+        Args:
+            image: the picture; encoded (PNG, JPEG, …), or with how it is looked at.
+            names: such as "traffic light"; each is asked about by itself.
+            options: of the answers.
+            question: to ask instead of the family's, with `{name}` in it.
+        Raises:
+            UnsupportedError: the model was not taught to. UsageError: no names, or one twice.
+            ImageError: the picture cannot be used. PromptError: a question does not fit.
+        """
+        return self._located(image, names, PlaceKind.BOX, options, question)
+
+    def point(
+        self, image: Image | bytes, names: Sequence[str], options: Options = GREEDY, *, question: str | None = None
+    ) -> Found:
+        """As `detect`, a point on each thing."""
+        return self._located(image, names, PlaceKind.POINT, options, question)
+
+    def _located(
+        self, image: Image | bytes, names: Sequence[str], kind: PlaceKind, options: Options, question: str | None
+    ) -> Found:
+        require_names(names)
+        wanted = question_of(self._family, kind, question)
+        shown = Image(image) if isinstance(image, bytes) else image
+        answers = self.generate_batch(list(asked(shown, names, wanted)), options)
+        return found_in(list(zip(names, answers, strict=True)), kind)
 
     def answer_each(
         self, conversations: Iterable[Conversation], options: Options = DEFAULTS

@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from vlm_trt.runtime.places import PlaceKind
 from vlm_trt.serving.chat import Chat
 from vlm_trt.serving.completions import Completions
 from vlm_trt.serving.errors import UNKNOWN, ApiError
@@ -17,6 +18,7 @@ from vlm_trt.serving.front import Front
 from vlm_trt.serving.keys import Keys
 from vlm_trt.serving.lifecycle import Health
 from vlm_trt.serving.limits import Bodies
+from vlm_trt.serving.locating import Locate
 from vlm_trt.serving.metrics import MEDIA_TYPE
 from vlm_trt.serving.page import load_page
 from vlm_trt.serving.preparing import Kind
@@ -46,6 +48,9 @@ def make_app(services: Services) -> FastAPI:
     get, post = ["GET", "HEAD"], ["POST"]
     app.add_api_route("/v1/chat/completions", _asking(Chat()), methods=post)
     app.add_api_route("/v1/completions", _asking(Completions()), methods=post)
+    for kind in PlaceKind:
+        route = "/v1/detect" if kind is PlaceKind.BOX else "/v1/point"
+        app.add_api_route(route, _asking(Locate(kind)), methods=post)
     app.add_api_route("/v1/models", _models(services), methods=get)
     app.add_api_route("/v1/models/{name:path}", _model(services), methods=get)
     app.add_api_route("/health", _health(services), methods=get)

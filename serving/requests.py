@@ -70,6 +70,7 @@ UNSUPPORTED_IN_CHAT = _UNSUPPORTED | {
     "mm_processor_kwargs": ({},),
     "input_ids": (),
 }
+UNSUPPORTED_IN_LOCATING = _UNSUPPORTED | {"stream": (False,), "names": (), "messages": (), "response_format": ()}
 UNSUPPORTED_IN_COMPLETIONS = _UNSUPPORTED | {"echo": (False,), "suffix": ("",), "response_format": ()}
 
 
@@ -201,6 +202,14 @@ class CompletionRequest(Sampled):
         return self.logprobs
 
 
+@dataclass(frozen=True, kw_only=True)
+class LocateRequest(Sampled):
+    image: ImageUrl
+    name: str
+    question: str | None = None  # with {name} in it, in place of the family's
+    temperature: Annotated[float, _TEMPERATURE] | None = 0  # drawn coordinates would be others every time
+
+
 def read_chat(body: bytes, unknown: Callable[[set[str]], None]) -> ChatRequest:
     """The request that a body holds.
 
@@ -233,6 +242,13 @@ def read_completion(body: bytes, unknown: Callable[[set[str]], None]) -> Complet
     if isinstance(raw.get("prompt"), list):
         raise refused("prompt", "is a list; send one text, and several requests for several", "unsupported_parameter")
     return _read(CompletionRequest, raw, unknown)
+
+
+def read_locate(body: bytes, unknown: Callable[[set[str]], None]) -> LocateRequest:
+    """As `read_chat`."""
+    raw = parse(body)
+    require_carried_out(raw, UNSUPPORTED_IN_LOCATING)
+    return _read(LocateRequest, raw, unknown)
 
 
 def _read(kind: type[T], raw: dict[str, Any], unknown: Callable[[set[str]], None]) -> T:

@@ -1,4 +1,5 @@
-"""The few weights that an export calculates: equal to the last digit on one processor, and nearly so on another.
+"""The weights that an export calculates, few but for merged adapters: equal to the last digit on one processor, and
+nearly so on another.
 
 Sums of products are added in another order, or with fewer roundings, by another processor or another number of threads.
 What any of them may make is a range around the exact value; what lies outside was changed.
@@ -13,6 +14,8 @@ from torch.nn import functional
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.layouts import resampler_eps
+from vlm_trt.exporter.modules.build import TORCH_DTYPES
+from vlm_trt.exporter.weight_stream import converted
 from vlm_trt.families.weights import Layout, Weight
 
 CALCULATED = (Layout.QUERY_PROJECTION, Layout.POSITION_GRID)
@@ -24,16 +27,25 @@ def may_be(found: Tensor, weight: Weight, model: ModelConfig, checkpoint: Checkp
 
     Args:
         found: the weight as stored, of its type.
-        weight: of a layout that is calculated.
+        weight: of a layout that is calculated, or made of tensors that adapters change.
         model: sizes.
         checkpoint: where it comes from.
     """
+    if weight.layout not in CALCULATED:
+        least, most = (_side(weight, found.dtype, model, checkpoint.reopened(side)) for side in (-1, 1))
+        return bool(((least <= found) & (found <= most)).all())
     if weight.layout is Layout.QUERY_PROJECTION:
         exact, error = _queries(weight, resampler_eps(model), checkpoint)
     else:
         exact, error = _positions(weight, checkpoint)
     least, most = ((exact + side * error).float().to(found.dtype) for side in (-1, 1))
     return bool(((least <= found) & (found <= most)).all())
+
+
+def _side(weight: Weight, dtype: torch.dtype, model: ModelConfig, checkpoint: Checkpoint) -> Tensor:
+    """The least or the most that merged adapters may make of a weight, as it is stored."""
+    names = {one: precision.dtype for precision, one in TORCH_DTYPES.items()}
+    return torch.cat([block.clone() for block in converted(weight, names[dtype], model, checkpoint)]).view(weight.shape)
 
 
 def _queries(weight: Weight, eps: float, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:

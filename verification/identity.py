@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_trt.bundle.config import ModelConfig, require_limits
 from vlm_trt.bundle.errors import UsageError, VerificationError
+from vlm_trt.bundle.manifest import OF_ADAPTERS
 from vlm_trt.bundle.reading import shown
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.families.family import Family, family_of
@@ -46,12 +47,35 @@ def checkpoint_of(bundle: Bundle, against: Path | None = None) -> "Checkpoint":
     _require_same_model(bundle, model, folder)
     bundle.check(())  # the tokenizer's file, which has the checkpoint's hash
     _require_limits(bundle, model)
-    return Checkpoint(folder, kind.weight_map(model).renames)
+    return _merged(bundle, folder, kind, model)
+
+
+def _merged(bundle: Bundle, folder: Path, kind: Family, model: ModelConfig) -> "Checkpoint":
+    """The checkpoint with the adapters that the bundle was made with."""
+    from vlm_trt.exporter.checkpoint import Checkpoint
+
+    adapters = [Path(one) for one in bundle.manifest.source.adapters]
+    for adapter in adapters:
+        if not adapter.is_dir():
+            raise VerificationError(
+                f"the adapter {adapter}, which was merged into {folder}, is not there, so there is nothing to compare "
+                "with; put it back, or export again with the adapter where it is"
+            )
+    checkpoint = Checkpoint(folder, kind.weight_map(model).renames, adapters)
+    _require_source(bundle, checkpoint, kind)
+    return checkpoint
 
 
 def _require_source(bundle: Bundle, checkpoint: "Checkpoint", kind: Family) -> None:
-    """The checkpoint's files are those the bundle was made from, its tokenizer the bundle's."""
-    known, found = bundle.manifest.source.files, checkpoint.source_hashes(kind.source_files)
+    """The files of the checkpoint, and of its adapters, are those the bundle was made from, its tokenizer the
+    bundle's."""
+    found = checkpoint.source_hashes(kind.source_files)
+    merged = bool(checkpoint.adapters)
+    known = {
+        name: digest
+        for name, digest in bundle.manifest.source.files.items()
+        if merged or not name.startswith(OF_ADAPTERS)
+    }
     changed = sorted(name for name in known.keys() | found.keys() if known.get(name) != found.get(name))
     if changed:
         raise VerificationError(

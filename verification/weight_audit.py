@@ -126,7 +126,7 @@ class _Reader:
 
     def _differing(self, weight: Weight, place: WeightPlace, unlike: "_Unlike") -> Found:
         many = f"{unlike.count:,} of {prod(place.shape):,} values"
-        if weight.layout in CALCULATED:  # none of them is large
+        if weight.layout in CALCULATED or any(map(self._checkpoint.is_merged, weight.keys)):
             raw = bytearray(os.pread(self._descriptor, place.length, place.offset))
             mine = torch.frombuffer(raw, dtype=unlike.dtype).view(weight.shape)
             if may_be(mine, weight, self._model, self._checkpoint):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
 from vlm_trt.bundle.parts import LinearConnector, SiglipTower
-from vlm_trt.families.contract import Family, of_any_model
+from vlm_trt.families.contract import Family, PlaceQuestions, of_any_model
 from vlm_trt.families.messages import PromptShape
 from vlm_trt.families.paligemma.answer import parse_answer
 from vlm_trt.families.paligemma.codes import CONTENT_TOKENS, LOCATIONS
@@ -83,4 +83,5 @@ FAMILY = Family(
     position_table=position_table,
     parse_answer=of_any_model(parse_answer),
     write_places=write_places,
+    place_questions=PlaceQuestions(box="detect {name}"),
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.families.contract import Family, Seen, Size
+from vlm_trt.families.contract import Family, PlaceQuestions, Seen, Size
 from vlm_trt.families.looks import looking
 from vlm_trt.families.messages import Answered
 from vlm_trt.families.published.agreement import CONFIG_FILE, require_tokenizer
@@ -69,5 +69,9 @@ FAMILY = Family(
     position_table=position_table,
     parse_answer=parse_answer,
     write_places=None,
+    place_questions=PlaceQuestions(
+        box="Locate every {name}, report the bbox coordinates in JSON format.",
+        point="Locate every {name}, report the point coordinates in JSON format.",
+    ),
     watching=WATCHING,
 )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.families.contract import Family, of_any_model
+from vlm_trt.families.contract import Family, PlaceQuestions, of_any_model
 from vlm_trt.families.published.agreement import CONFIG_FILE, require_tokenizer
 from vlm_trt.families.published.generation import GENERATION_FILE
 from vlm_trt.families.published.pictures import PICTURE_FILES
@@ -45,5 +45,6 @@ FAMILY = Family(
     position_table=position_table,
     parse_answer=of_any_model(parse_answer),
     write_places=write_places,
+    place_questions=PlaceQuestions(box="Find all {name} and give their bounding boxes."),
     watching=WATCHING,
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import CheckpointError
 from vlm_trt.bundle.reading import require_regular
-from vlm_trt.families.contract import Family, of_any_model
+from vlm_trt.families.contract import Family, PlaceQuestions, of_any_model
 from vlm_trt.families.preprocess import preprocess
 from vlm_trt.families.qwen_vl.config import FAMILY as NAME
 from vlm_trt.families.qwen_vl.config import read_config, read_image_start_id
@@ -64,4 +64,5 @@ FAMILY = Family(
     position_table=position_table,
     parse_answer=of_any_model(parse_answer),
     write_places=write_places,
+    place_questions=PlaceQuestions(box="Find all {name}."),
 )

@@ -1,0 +1,173 @@
+"""Places in a folder of pictures, as COCO has them: a picture at a time, and gone on with where an earlier run ended.
+
+What is known of a picture is a line of a journal beside the result; the result is made of them at the end.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm_trt.bundle.errors import ImageError, StorageError, UsageError
+from vlm_trt.bundle.output import require_output, write_output
+from vlm_trt.bundle.store import Bundle
+from vlm_trt.commands.terminal import say
+from vlm_trt.families.images import decode_image, read_picture
+from vlm_trt.families.messages import Image, Message
+from vlm_trt.runtime.model import Answer, found_in
+from vlm_trt.runtime.places import Place, PlaceKind, asked
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclass
+class Folder:
+    """The pictures of a folder, those that are known already and those that are left."""
+
+    kind: PlaceKind
+    names: Sequence[str]
+    question: str
+    output: Path
+    journal: Path
+    head: dict[str, Any]  # what a run is about: lines of another one are not gone on with
+    known: dict[str, dict[str, Any]]  # file name → its line
+    left: list[Path]
+    _open: list[tuple[str, str]] = field(default_factory=list)  # of each conversation, the file and the name
+    _answers: dict[str, dict[str, Answer | Exception]] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls, images: Path, output: Path, bundle: Path, kind: PlaceKind, names: Sequence[str], question: str
+    ) -> "Folder":
+        """
+        Args:
+            images: the folder.
+            output: the result's file; the journal lies beside it.
+            bundle: that is asked.
+            kind, names, question: what is asked.
+        Raises:
+            UsageError: no folder, no pictures in it, or a journal of another run.
+            StorageError: the result cannot be written.
+        """
+        if not images.is_dir():
+            raise UsageError(f"--images {images} is no folder; give one with pictures")
+        files = sorted(one for one in images.iterdir() if one.suffix.lower() in ENDINGS)
+        if not files:
+            raise UsageError(f"--images {images} has no picture; their names end with {', '.join(ENDINGS)}")
+        require_output(output, read=files)
+        manifest = Bundle.open(bundle).manifest
+        head = {"kind": kind, "names": list(names), "question": question, "model": manifest.source.files}
+        journal = output.with_name(f"{output.name}.part")
+        known = _read(journal, head)
+        if known:
+            say(f"{len(known)} pictures are known from an earlier run ({journal})")
+        else:
+            _append(journal, head)
+        left = [one for one in files if one.name not in known]
+        return cls(kind, names, question, output, journal, head, known, left)
+
+    def conversations(self) -> Iterator[list[Message]]:
+        """One for each picture and name; pictures that cannot be read are noted and passed over."""
+        for path in self.left:
+            try:
+                data = read_picture(path)
+                decode_image(data, path.name)
+            except ImageError as error:
+                self._note(path.name, {"file": path.name, "error": str(error)})
+                continue
+            self._answers[path.name] = {}
+            for name, conversation in zip(
+                self.names, asked(Image(data, path.name), self.names, self.question), strict=True
+            ):
+                self._open.append((path.name, name))
+                yield conversation
+
+    def answered(self, at: int, answer: Answer | Exception) -> bool:
+        """Takes the answer of the conversation of that number; whether it was its picture's last one."""
+        file, name = self._open[at]
+        answers = self._answers[file]
+        answers[name] = answer
+        if len(answers) < len(self.names):
+            return False
+        del self._answers[file]
+        failed = next((one for one in answers.values() if isinstance(one, Exception)), None)
+        if failed is not None:
+            self._note(file, {"file": file, "error": str(failed)})
+            return True
+        found = found_in([(one, a) for one in self.names if isinstance(a := answers[one], Answer)], self.kind)
+        self._note(file, {"file": file, "size": found.size, "places": [asdict(one) for one in found.places]})
+        return True
+
+    def finish(self) -> str:
+        """Writes the result of all lines, and removes the journal; what to say of it."""
+        read = [line for _, line in sorted(self.known.items()) if "error" not in line]
+        write_output(self.output, json.dumps(self._document(read), ensure_ascii=False, indent=1) + "\n")
+        self.journal.unlink(missing_ok=True)
+        for line in self.known.values():
+            if "error" in line:
+                say(f"left out: {line['error']}")
+        places = sum(len(line["places"]) for line in read)
+        return f"wrote {self.output}: {places} {self.kind.plural} in {len(read)} pictures"
+
+    def _note(self, file: str, line: dict[str, Any]) -> None:
+        _append(self.journal, line)
+        self.known[file] = line
+
+    def _document(self, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """As COCO has it: [left, top, width, height] of boxes; a point is a keypoint that is seen."""
+        category = {name: at for at, name in enumerate(self.names, 1)}
+        of_points = {"keypoints": ["point"], "skeleton": []} if self.kind is PlaceKind.POINT else {}
+        images, annotations = [], list[dict[str, Any]]()
+        for at, line in enumerate(lines, 1):
+            images.append({"id": at, "file_name": line["file"], "width": line["size"][0], "height": line["size"][1]})
+            for raw in line["places"]:
+                place = Place(**raw | {"points": tuple(map(tuple, raw["points"]))})
+                one = {"id": len(annotations) + 1, "image_id": at, "category_id": category[place.name], "iscrowd": 0}
+                annotations.append(one | _shape(place) | ({} if place.score is None else {"score": place.score}))
+        return {
+            "info": {"description": f"{self.question!r} by vlm-trt"},
+            "images": images,
+            "categories": [{"id": at, "name": name, **of_points} for name, at in category.items()],
+            "annotations": annotations,
+        }
+
+
+def _shape(place: Place) -> dict[str, Any]:
+    (left, top), (right, bottom) = place.points[0], place.points[-1]
+    box = {"bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top)}
+    return box if place.kind == PlaceKind.BOX else box | {"keypoints": [left, top, 2], "num_keypoints": 1}
+
+
+def _read(journal: Path, head: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The lines of an earlier run of the same; what a killed one left half written is left out.
+
+    Raises:
+        UsageError: it is about something else.
+    """
+    if not journal.exists():
+        return {}
+    lines, whole = [], 0
+    for line in journal.read_bytes().splitlines(keepends=True):
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+        whole += len(line)
+    os.truncate(journal, whole)
+    if not lines or lines[0] != json.loads(json.dumps(head)):
+        raise UsageError(
+            f"{journal} is of another run (model, names or question differ); remove it, or name another -o"
+        )
+    return {line["file"]: line for line in lines[1:]}
+
+
+def _append(journal: Path, line: dict[str, Any]) -> None:
+    try:
+        with journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StorageError(f"{journal} cannot be written ({error.strerror}); free some room, and start again") from None
