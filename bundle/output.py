@@ -56,6 +56,18 @@ def write_output(path: Path, content: str | bytes) -> None:
         _writer(path)(encoded(content))
 
 
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file of our own beside an output, and sees it on the disk: what was done need not be again.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with _refusals(path), path.open("ab") as file:
+        file.write(encoded(line + "\n"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def require_output_folder(folder: Path, names: Sequence[str], read: Iterable[Path] = ()) -> None:
     """As `require_output`, for files of a folder that is made when they are written.
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_trt.bundle.errors import ImageError, StorageError, UsageError
-from vlm_trt.bundle.output import require_output, write_output
+from vlm_trt.bundle.errors import ImageError, UsageError
+from vlm_trt.bundle.output import append_line, require_output, write_output
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.terminal import say
 from vlm_trt.families.images import decode_image, read_picture
@@ -64,7 +64,7 @@ class Folder:
         if known:
             say(f"{len(known)} pictures are known from an earlier run ({journal})")
         else:
-            _append(journal, head)
+            append_line(journal, _line(head))
         left = [one for one in files if one.name not in known]
         return cls(kind, names, question, output, journal, head, known, left)
 
@@ -112,7 +112,7 @@ class Folder:
         return f"wrote {self.output}: {places} {self.kind.plural} in {len(read)} pictures"
 
     def _note(self, file: str, line: dict[str, Any]) -> None:
-        _append(self.journal, line)
+        append_line(self.journal, _line(line))
         self.known[file] = line
 
     def _document(self, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -163,11 +163,5 @@ def _read(journal: Path, head: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {line["file"]: line for line in lines[1:]}
 
 
-def _append(journal: Path, line: dict[str, Any]) -> None:
-    try:
-        with journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise StorageError(f"{journal} cannot be written ({error.strerror}); free some room, and start again") from None
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False)

@@ -40,7 +40,7 @@ def checkpoint_folder(
     if download and not path.exists() and _REPOSITORY.fullmatch(name):
         return _require_inside(_downloaded(name, revision or MAIN, say))
     if download:
-        raise UsageError(f"--download gets a repository by its name, such as Qwen/Qwen-VL-Chat, and {path} is none")
+        raise UsageError(f"--download gets a repository by its name, OWNER/NAME, and {path} is none")
     if path.is_dir():
         if (path / "snapshots").is_dir() and path.name.startswith("models--"):
             return _require_inside(_snapshot(path, revision))

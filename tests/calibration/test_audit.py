@@ -106,7 +106,8 @@ def next_scale(values: NDArray[Any]) -> None:
         ("layers.2.mlp.up.weight.integers", one_more),
         ("layers.0.mlp_norm.weight", next_scale),  # what was divided
         ("layers.3.mlp.up.weight", next_scale),  # what was left in float
-        ("embedding.weight", one_more),
+        ("embedding.weight.integers", one_more),
+        ("embedding.weight.scale", next_scale),
     ],
 )
 def test_a_number_that_was_changed_is_named(name: str, change: Change, copied: Copied) -> None:

@@ -22,6 +22,11 @@ SCENE = ROOT / "examples" / "demo_model" / "scene.png"
 STARS = [[40, 60, 200, 220], [500, 460, 600, 560]]  # as README shows them
 
 
+def opened(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
 def boxes(places: list[dict[str, object]], name: str) -> list[list[int]]:
     points = [one["points"] for one in places if one["name"] == name]
     return [[round(number) for corner in two for number in corner] for two in points]  # type: ignore[attr-defined]
@@ -32,11 +37,10 @@ def test_what_was_drawn_is_found(demo_bundle: Callable[[str], Path], tmp_path: P
     done = vlm_trt("detect", bundle, SCENE, "stars", "yellow squares", "--json", "--draw", drawn)
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["size"] == list(Image.open(SCENE).size) and found["cut"] == [] and found["malformed"] == 0
+    assert found["size"] == list(opened(SCENE).size) and found["cut"] == [] and found["malformed"] == 0
     assert boxes(found["places"], "stars") == STARS and len(boxes(found["places"], "yellow squares")) == 1
     assert {one["kind"] for one in found["places"]} == {"box"} and found["places"][0]["score"] is None
-    changed = Image.open(drawn).convert("RGB").tobytes()
-    assert Image.open(drawn).size == Image.open(SCENE).size and changed != Image.open(SCENE).convert("RGB").tobytes()
+    assert opened(drawn).size == opened(SCENE).size and opened(drawn).tobytes() != opened(SCENE).tobytes()
     words = vlm_trt("detect", bundle, SCENE, "stars")
     assert words.stdout.splitlines() == ["stars: box (40,60) (200,220) px", "stars: box (500,460) (600,560) px"]
     cut = vlm_trt("detect", bundle, SCENE, "stars", "--max-new-tokens", 10)
@@ -47,7 +51,8 @@ def test_in_python(demo_bundle: Callable[[str], Path]) -> None:
     model, picture = load(demo_bundle("fp32"), backend="cpu"), SCENE.read_bytes()
     found = model.detect(picture, ["stars"])
     assert [[round(number) for corner in one.points for number in corner] for one in found.places] == STARS
-    assert model.detect(picture, ["stars"], question="Where are the {name}?").places == found.places
+    other = model.detect(picture, ["stars"], question="Where are the {name}?")
+    assert sorted(one.points for one in other.places) == sorted(one.points for one in found.places)
     with pytest.raises(UsageError, match=r"the question 'Where\?' has no place for the name; write \{name\}"):
         model.detect(picture, ["stars"], question="Where?")
 
@@ -71,7 +76,7 @@ def test_a_folder_becomes_coco_and_goes_on_where_it_was(
     assert not output.exists() and len(journal.read_text().splitlines()) == 2
     with journal.open("a") as file:
         file.write('{"file": "b.png", "si')  # of a run that was killed
-    Image.open(SCENE).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "b.png")
+    opened(SCENE).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "b.png")
     (folder / "c.png").write_bytes(b"broken")
     other = vlm_trt("detect", bundle, "squares", "--images", folder, "-o", output)
     assert other.exit_code == 2 and "is of another run (model, names or question differ); remove it" in other.stderr

@@ -30,7 +30,7 @@ def test_it_says_what_was_saved_and_what_it_cost(bundle: Path) -> None:
     assert re.fullmatch(r"the questions took \d+\.\d s before and \d+\.\d s after, on this CPU", seconds)
     assert layers.startswith("furthest of 42 layers") and len(layers.splitlines()) == 9
     assert re.search(
-        r"int8-weight: 5\.\d MiB instead of 14\.\d MiB, \d+ s; reports/quantization-int8-weight.json", done.stderr
+        r"int8-weight: 4\.\d MiB instead of 14\.\d MiB, \d+ s; reports/quantization-int8-weight.json", done.stderr
     )
     assert "Next: vlm-trt generate" in done.stderr
     inspected = vlm_trt("inspect", bundle).stdout

@@ -125,7 +125,8 @@ def test_a_script_that_exports_as_soon_as_it_is_read_is_told_what_to_do(tmp_path
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from vlm_trt.bundle.signature import Component, Precision\n"
+        "from vlm_trt.bundle.component import Component\n"
+        "from vlm_trt.bundle.precision import Precision\n"
         "from vlm_trt.exporter import graph_files\n"
         "from vlm_trt.exporter.export import Choices, export\n"
         "graph_files.AHEAD_ABOVE_BYTES = 0\n"

@@ -190,7 +190,7 @@ def test_downloads_that_fail_say_why(hub: Hub, checkpoint: Path, tmp_path: Path)
     for where, name, code, sentence in (
         (hub, "tiny/other", 9, "tiny/other at main cannot be downloaded ("),
         (None, NAME, 9, f"{NAME} at main cannot be downloaded ("),
-        (hub, checkpoint, 2, "--download gets a repository by its name, such as Qwen/Qwen-VL-Chat, and"),
+        (hub, checkpoint, 2, "--download gets a repository by its name, OWNER/NAME, and"),
     ):
         done = exported(where, tmp_path / "home", name, tmp_path / "bundle", "--download")
         assert done.returncode == code and sentence in done.stderr, done.stderr

@@ -133,7 +133,8 @@ FILL = """
 import sys
 from pathlib import Path
 from vlm_trt.bundle.errors import StorageError
-from vlm_trt.bundle.signature import FLOATS, WEIGHTED, Component, Precision
+from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.precision import FLOATS, Precision
 from vlm_trt.bundle.staging import staging_folder
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.weight_stream import stream_weights

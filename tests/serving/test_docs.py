@@ -51,8 +51,8 @@ def test_the_commands_run(bundle: Live, folder: Path, command: str) -> None:
 
 
 def test_there_are_commands_of_every_kind() -> None:
-    assert len(commands()) == 7
-    for path in ("chat/completions", "v1/completions", "v1/models", "health/ready", "metrics", "version"):
+    assert len(commands()) == 8
+    for path in ("chat/completions", "v1/detect", "v1/completions", "v1/models", "health/ready", "metrics", "version"):
         assert any(path in command for command in commands())
 
 
