@@ -1,7 +1,7 @@
 """A LoRA adapter as PEFT writes it, merged into a checkpoint's tensors while these are read: W + scale · B A, in fp32.
 
 Tensors that were trained whole take the checkpoint's place. What an adapter names and the model has not is an error.
-Source: peft 0.19, `LoraLayer.get_delta_weight`, `get_peft_model_state_dict`, `get_pattern_key`.
+Source: peft 0.21, `LoraLayer.get_delta_weight`, `get_peft_model_state_dict`, `get_pattern_key`.
 """
 
 import math
@@ -27,6 +27,11 @@ _RANK, _ALPHA = Within(1, 1 << 16), Within(-1e6, 1e6)
 # How an adapter may begin without changing the checkpoint; the others move a part of it into themselves.
 _BEGINNINGS = (True, False, "gaussian", "orthogonal", "eva")
 _ROUNDING = 2.0**-24  # of fp32, relative
+# Settings of adapters that are more, or something else, than a product added to a matrix.
+_OTHERWISE = (
+    *("use_dora", "use_bdlora", "use_qalora", "layer_replication", "target_parameters", "trainable_token_indices"),
+    *("lora_bias", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -200,7 +205,7 @@ def _config(folder: Path) -> Fields:
     remedy = "merge it with peft's merge_and_unload and export that checkpoint"
     if kind != "LORA":
         raise UnsupportedError(f"{folder / CONFIG}: peft_type is {kind!r}, and only 'LORA' is merged here; {remedy}")
-    for name in ("use_dora", "layer_replication", "target_parameters", "trainable_token_indices", "lora_bias"):
+    for name in _OTHERWISE:
         if config.raw.get(name):
             raise UnsupportedError(f"{folder / CONFIG}: {name} is set, which is not merged here; {remedy}")
     if begun not in _BEGINNINGS:

@@ -68,7 +68,7 @@ def question_of(members: Family, kind: PlaceKind, question: str | None = None) -
         others = [title_of(one) for one in known_families() if _own_question(family(one), kind) is not None]
         taught = [one.plural for one in PlaceKind if _own_question(members, one) is not None]
         raise UnsupportedError(
-            f"{title_of(members.name)} was not taught to answer with {kind.plural}"
+            f"{title_of(members.name)} cannot answer with {kind.plural}"
             f"{f'; it answers with {taught[0]}' if taught else ''}; use {', '.join(others)}"
         )
     if question is not None and NAME not in question:

@@ -123,10 +123,10 @@ def test_what_is_refused(
 def test_a_model_that_was_not_taught_says_so(demo_bundle: Callable[[str], Path], exported: Callable[..., Path]) -> None:
     done = vlm_trt("point", demo_bundle("fp32"), SCENE, "stars")
     assert done.exit_code == 4
-    assert "Qwen-VL-Chat was not taught to answer with points; it answers with boxes; use Qwen2.5-VL" in done.stderr
+    assert "Qwen-VL-Chat cannot answer with points; it answers with boxes; use Qwen2.5-VL" in done.stderr
     done = vlm_trt("detect", exported("llava15"), SCENE, "stars", "--unverified")
     assert done.exit_code == 4
-    assert "LLaVA-1.5 was not taught to answer with boxes; use Qwen-VL and Qwen-VL-Chat, PaliGemma" in done.stderr
+    assert "LLaVA-1.5 cannot answer with boxes; use Qwen-VL and Qwen-VL-Chat, PaliGemma" in done.stderr
 
 
 def test_every_family_s_question_names_what_is_looked_for() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import ROOT
 from tests.exporter.adapters import PREFIX, TARGETS, embedding_factors, factors, usual, write
 from tests.exporter.checkpoints import single
 from vlm_trt.bundle.component import Component
@@ -49,6 +50,18 @@ def test_products_are_added_in_fp32_and_in_order(checkpoint: Path, tmp_path: Pat
     changed = {f"{module}.weight" for module in TARGETS}
     for name in plain.shapes().keys() - changed:
         assert torch.equal(merged.read(name), plain.read(name)), name
+
+
+def test_what_peft_saves_becomes_what_it_merges() -> None:
+    """Patterns, biases, embeddings, a convolution, whole modules, and a second adapter on top."""
+    folder = ROOT / "tests" / "golden" / "lora"
+    merged = Checkpoint(folder / "checkpoint", adapters=[folder / "first", folder / "second"])
+    expected, before = load_file(folder / "merged.safetensors"), Checkpoint(folder / "checkpoint")
+    assert merged.shapes().keys() == expected.keys()
+    for name, values in expected.items():
+        assert torch.allclose(merged.read(name).float(), values, rtol=0, atol=2e-6), name
+    untouched = {name for name in expected if torch.equal(before.read(name), expected[name])}
+    assert untouched == {name for name in expected if not merged.is_merged(name)} == set()
 
 
 def test_embeddings_and_what_was_trained_whole(checkpoint: Path, tmp_path: Path) -> None:
@@ -174,6 +187,7 @@ def test_tensors_that_do_not_fit(edit: Edit, sentence: str, checkpoint: Path, tm
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA', and only 'LORA' is merged here; merge it with peft's"),
         ({"use_dora": True}, "use_dora is set, which is not merged here"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices is set"),
+        ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens is set"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which moves a part of the checkpoint"),
         ({"r": "four"}, "r is 'four', not a whole number from 1 to 65,536"),
         ({"lora_alpha": None}, "lora_alpha is missing"),

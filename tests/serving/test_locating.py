@@ -43,8 +43,8 @@ def test_what_was_drawn_is_found(demo: Live) -> None:
 @pytest.mark.parametrize(
     ("path", "fields", "param", "sentence"),
     [
-        ("/v1/point", {}, "model", "was not taught to answer with points; it answers with boxes; use Qwen2.5-VL"),
-        ("/v1/detect", {"model": "llava"}, "model", "LLaVA-1.5 was not taught to answer with boxes; use Qwen-VL"),
+        ("/v1/point", {}, "model", "cannot answer with points; it answers with boxes; use Qwen2.5-VL"),
+        ("/v1/detect", {"model": "llava"}, "model", "LLaVA-1.5 cannot answer with boxes; use Qwen-VL"),
         ("/v1/detect", {"name": " "}, "image", "a name to look for is empty"),
         ("/v1/detect", {"name": 5}, "name", "name is 5"),
         ("/v1/detect", {"question": "Where?"}, "image", "has no place for the name; write {name}"),
