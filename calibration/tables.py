@@ -13,6 +13,7 @@ from vlm_trt.calibration.rounding import by_output, column_chunks
 from vlm_trt.calibration.weight_file import Weights
 
 TABLE = "embedding.weight"
+_ROW = f"{TABLE}.row"  # what the values between are called
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,17 @@ def find_table(model: ir.Model) -> Table | None:
     return None
 
 
+def looks_up(node: ir.Node) -> bool:
+    """Whether it looks up integers or a scale, of which another node makes what was looked up."""
+    source = node.inputs[0] if node.op_type == "Gather" else None
+    return source is not None and source.name in (f"{TABLE}.integers", f"{TABLE}.scale")
+
+
+def restores(node: ir.Node) -> bool:
+    """Whether it makes what the float graph looks up."""
+    return node.op_type == "Mul" and all(one is not None and str(one.name).startswith(_ROW) for one in node.inputs)
+
+
 def replace_table(model: ir.Model, value: ir.Value, table: Table, file: Weights) -> None:
     """Writes the table as integers, and looks up scales beside them.
 
@@ -61,11 +73,11 @@ def replace_table(model: ir.Model, value: ir.Value, table: Table, file: Weights)
     ids = node.inputs[1]
     assert ids is not None
     row = ir.node("Gather", [placed, ids], name=table.node)
-    call(row, f"{name}.row", ir.DataType.INT8)
+    call(row, _ROW, ir.DataType.INT8)
     step = ir.node("Gather", [scale, ids], name=f"{table.node}_scale")
-    call(step, f"{name}.row_scale", ir.DataType.FLOAT)
+    call(step, f"{_ROW}_scale", ir.DataType.FLOAT)
     floats = ir.node("Cast", [row.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{table.node}_cast")
-    call(floats, f"{name}.row_floats", ir.DataType.FLOAT)
+    call(floats, f"{_ROW}_floats", ir.DataType.FLOAT)
     restored = ir.node("Mul", [floats.outputs[0], step.outputs[0]], name=f"{table.node}_restored")
     take_over(model, node, (row, step, floats, restored))
     del model.graph.initializers[name]

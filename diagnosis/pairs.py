@@ -9,6 +9,7 @@ import onnx_ir as ir
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import VerificationError
 from vlm_trt.bundle.signature import SCOPES
+from vlm_trt.calibration.tables import looks_up, restores
 from vlm_trt.probing.widen import HALVES
 
 FLOATING = (ir.DataType.FLOAT, *HALVES)
@@ -61,11 +62,13 @@ def _pairs(component: Component, expected: Sequence[ir.Node], found: Sequence[ir
 
 
 def _computing(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph if node.op_type not in _STORING]
+    return [node for node in model.graph if node.op_type not in _STORING and not looks_up(node)]
 
 
 def _kind(node: ir.Node) -> str:
-    """The operator; a Gemm without a bias is a product."""
+    """The operator; a Gemm without a bias is a product, and what is made of integers looked up was looked up."""
+    if restores(node):
+        return "Gather"
     return "MatMul" if node.op_type == "Gemm" else node.op_type
 
 
