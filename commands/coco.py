@@ -31,7 +31,6 @@ class Folder:
     question: str
     output: Path
     journal: Path
-    head: dict[str, Any]  # what a run is about: lines of another one are not gone on with
     known: dict[str, dict[str, Any]]  # file name → its line
     left: list[Path]
     _open: list[tuple[str, str]] = field(default_factory=list)  # of each conversation, the file and the name
@@ -39,7 +38,7 @@ class Folder:
 
     @classmethod
     def open(
-        cls, images: Path, output: Path, bundle: Path, kind: PlaceKind, names: Sequence[str], question: str
+        cls, images: Path, output: Path, bundle: Path, kind: PlaceKind, names: Sequence[str], question: str, **rest: Any
     ) -> "Folder":
         """
         Args:
@@ -47,6 +46,7 @@ class Folder:
             output: the result's file; the journal lies beside it.
             bundle: that is asked.
             kind, names, question: what is asked.
+            rest: what else the answers depend on.
         Raises:
             UsageError: no folder, no pictures in it, or a journal of another run.
             StorageError: the result cannot be written.
@@ -58,15 +58,16 @@ class Folder:
             raise UsageError(f"--images {images} has no picture; their names end with {', '.join(ENDINGS)}")
         require_output(output, read=files)
         manifest = Bundle.open(bundle).manifest
-        head = {"kind": kind, "names": list(names), "question": question, "model": manifest.source.files}
+        asked_for = {"kind": kind, "names": list(names), "question": question}
+        head = asked_for | rest | {"model": manifest.source.files}
         journal = output.with_name(f"{output.name}.part")
         known = _read(journal, head)
-        if known:
-            say(f"{len(known)} pictures are known from an earlier run ({journal})")
-        else:
+        if known is None:
             append_line(journal, _line(head))
-        left = [one for one in files if one.name not in known]
-        return cls(kind, names, question, output, journal, head, known, left)
+        elif known:
+            say(f"{len(known)} pictures are known from an earlier run ({journal})")
+        left = [one for one in files if known is None or one.name not in known]
+        return cls(kind, names, question, output, journal, known or {}, left)
 
     def conversations(self) -> Iterator[list[Message]]:
         """One for each picture and name; pictures that cannot be read are noted and passed over."""
@@ -140,27 +141,31 @@ def _shape(place: Place) -> dict[str, Any]:
     return box if place.kind == PlaceKind.BOX else box | {"keypoints": [left, top, 2], "num_keypoints": 1}
 
 
-def _read(journal: Path, head: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The lines of an earlier run of the same; what a killed one left half written is left out.
+def _read(journal: Path, head: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
+    """The lines of an earlier run of the same, what a killed one left half written taken away; None: there was none.
 
     Raises:
         UsageError: it is about something else.
     """
     if not journal.exists():
-        return {}
-    lines, whole = [], 0
-    for line in journal.read_bytes().splitlines(keepends=True):
+        return None
+    content, first = journal.read_bytes(), f"{_line(head)}\n".encode()
+    if first.startswith(content) and content != first:
+        journal.unlink()  # ended before its first line was written
+        return None
+    if not content.startswith(first):
+        raise UsageError(
+            f"{journal} is of another run (model, names or question differ); remove it, or name another -o"
+        )
+    lines, whole = [], len(first)
+    for line in content[whole:].splitlines(keepends=True):
         try:
             lines.append(json.loads(line))
         except ValueError:
             break
         whole += len(line)
     os.truncate(journal, whole)
-    if not lines or lines[0] != json.loads(json.dumps(head)):
-        raise UsageError(
-            f"{journal} is of another run (model, names or question differ); remove it, or name another -o"
-        )
-    return {line["file"]: line for line in lines[1:]}
+    return {line["file"]: line for line in lines}
 
 
 def _line(values: dict[str, Any]) -> str:

@@ -41,7 +41,8 @@ def run(
     wanted, options = question_of(members, kind, question), Options(greedy=True, max_new_tokens=max_new_tokens)
     if images is not None:
         assert output is not None
-        folder = Folder.open(images, output, bundle, kind, names, wanted)
+        settings = {"precision": loading["precision"], "max_new_tokens": max_new_tokens}
+        folder = Folder.open(images, output, bundle, kind, names, wanted, **settings)
         if folder.left:
             _folder(_loaded(bundle, **loading), folder, options)
         say(folder.finish())

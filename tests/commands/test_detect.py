@@ -80,6 +80,8 @@ def test_a_folder_becomes_coco_and_goes_on_where_it_was(
     (folder / "c.png").write_bytes(b"broken")
     other = vlm_trt("detect", bundle, "squares", "--images", folder, "-o", output)
     assert other.exit_code == 2 and "is of another run (model, names or question differ); remove it" in other.stderr
+    done = vlm_trt(*line, "--precision", "fp32")
+    assert done.exit_code == 2 and "is of another run" in done.stderr
     done = vlm_trt(*line)
     assert done.exit_code == 0, done.stderr
     assert f"1 pictures are known from an earlier run ({journal})" in done.stderr
@@ -91,6 +93,10 @@ def test_a_folder_becomes_coco_and_goes_on_where_it_was(
     first = [one for one in found["annotations"] if one["image_id"] == 1 and one["category_id"] == 1]
     assert [[round(number) for number in one["bbox"]] for one in first] == [[40, 60, 160, 160], [500, 460, 100, 100]]
     assert all(one["area"] == pytest.approx(one["bbox"][2] * one["bbox"][3]) for one in found["annotations"])
+    journal.write_text("mine")
+    assert vlm_trt(*line).exit_code == 2 and journal.read_text() == "mine"  # somebody else's
+    journal.write_text('{"kind": "b')  # of a run that was killed at once
+    assert vlm_trt(*line).exit_code == 0 and json.loads(output.read_text()) == found and not journal.exists()
     mirrored = [one["bbox"] for one in found["annotations"] if one["image_id"] == 2 and one["category_id"] == 1]
     assert len(mirrored) == 2
 
