@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_trt.bundle.errors import ImageError, UsageError
+from vlm_trt.bundle.errors import ImageError, PromptError, UsageError
 from vlm_trt.bundle.output import append_line, require_output, write_output
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.terminal import say
@@ -86,7 +86,11 @@ class Folder:
                 yield conversation
 
     def answered(self, at: int, answer: Answer | Exception) -> bool:
-        """Takes the answer of the conversation of that number; whether it was its picture's last one."""
+        """Takes the answer of the conversation of that number; whether it was its picture's last one.
+
+        Raises:
+            Exception: what ended it, where that is not about its picture.
+        """
         file, name = self._open[at]
         answers = self._answers[file]
         answers[name] = answer
@@ -94,6 +98,8 @@ class Folder:
             return False
         del self._answers[file]
         failed = next((one for one in answers.values() if isinstance(one, Exception)), None)
+        if failed is not None and not isinstance(failed, ImageError | PromptError):
+            raise failed
         if failed is not None:
             self._note(file, {"file": file, "error": str(failed)})
             return True

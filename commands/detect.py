@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from vlm_trt.bundle.errors import UsageError
-from vlm_trt.bundle.output import require_output
+from vlm_trt.bundle.output import STANDARD_OUTPUT, require_output
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.coco import Folder
 from vlm_trt.commands.draw import draw_places, picture_format
@@ -70,7 +70,7 @@ def _arranged(
         if len(words) < 2:
             raise UsageError('give a picture and what to look for in it, such as photo.jpg "traffic light"')
         return Path(words[0]), words[1:]
-    if output is None:
+    if output is None or output == STANDARD_OUTPUT:
         raise UsageError("--images needs a file for what is found; name it with -o")
     if draw is not None or as_json:
         raise UsageError("--draw and --json are for one picture; leave them out with --images")

@@ -136,6 +136,8 @@ class Adapter:
                 )
             self._whole[target] = stored
             return
+        if len(self._shard.tensors[stored].shape) < 2:
+            raise CheckpointError(f"{path}: {stored} is no matrix; get the adapter again")
         module = factor["module"].replace("base_layer.", "")
         target = self._target(known(f"{module}.weight"), module, shapes)
         self._pairs.setdefault(target, _Pair(module)).parts[factor["part"]] = stored

@@ -110,6 +110,7 @@ def test_a_folder_becomes_coco_and_goes_on_where_it_was(
         ((SCENE, "stars", "-o", "x.json"), "-o is for a folder of pictures; give it with --images"),
         ((SCENE, "stars", "--question", "Where?"), "has no place for the name; write {name} where it belongs"),
         (("stars", "--images", ROOT / "docs"), "--images needs a file for what is found; name it with -o"),
+        (("stars", "--images", ROOT / "docs", "-o", "-"), "--images needs a file for what is found; name it with -o"),
         (("stars", "--images", ROOT / "scripts", "-o", "x.json"), "has no picture; their names end with .png, .jpg"),
         (("stars", "--images", SCENE, "-o", "x.json"), "is no folder; give one with pictures"),
         (("stars", "--images", ROOT, "-o", "x.json", "--json"), "--draw and --json are for one picture"),

@@ -170,6 +170,7 @@ C_ATTN = TARGETS[0]
         (put(f"{PREFIX}{C_ATTN}.lora_A.weight", 2, 4), f"says rank 4 for {C_ATTN}, and adapter_model.safeten.* has 2"),
         (put(f"{PREFIX}{C_ATTN}.lora_magnitude_vector", 4), r"magnitudes \(DoRA\), biases of the factors"),
         (put(f"{PREFIX}{C_ATTN}.lora_B.bias", 4), r"magnitudes \(DoRA\), biases of the factors"),
+        (put(f"{PREFIX}{C_ATTN}.lora_A.weight"), "lora_A.weight is no matrix; get the adapter again"),
         (dict.clear, "holds no tensor; give an adapter that was trained"),
     ],
 )
