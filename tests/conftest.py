@@ -36,6 +36,19 @@ SHARED_VARIANTS = ("chat-448", "no-ntk-no-logn")
 CASES = ("text", "one-image", "two-images", "multi-turn-box", "raw-base", "cross-seq-length")
 
 
+def slow_tests() -> set[str]:
+    """Functions, and cases of functions, that `scripts/test` leaves to CI."""
+    lines = (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = slow_tests()
+    for item in items:
+        if slow & {item.nodeid, item.nodeid.partition("[")[0]}:
+            item.add_marker(pytest.mark.slow)
+
+
 def variant_folder(variant: str) -> Path:
     """The golden folder of a variant; skips, loudly, where it is not there."""
     folder = GOLDEN / variant if variant in OWN_VARIANTS else SHARED / "golden" / "qwen_vl" / variant

@@ -96,6 +96,8 @@ STEPS: dict[tuple[str, ...], tuple[Step, ...]] = {
         _EXPORTS,
         Step("generate {out} What? --unverified --max-new-tokens 2"),
     ),  # verify: the row below
+    # Of a repository that there is not, whether a network is or not.
+    ("hub", "export", "cpu"): (Step("export vlm-trt/none {out} --download", "cannot be downloaded", (9,)), _EXPORTS),
     ("verify", "cpu"): (_VERIFIES,),
     ("verify", "cuda"): (_VERIFIES, Step("verify {bundle} --backend cuda", f"verified|{_NO_GPU}", (0, 6))),
     ("verify", "cpu", "tensorrt"): (_VERIFIES, Step("verify {bundle} --backend tensorrt", "", (0, 6))),

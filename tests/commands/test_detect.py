@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.commands.runs import vlm_trt
 from tests.conftest import ROOT
-from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.errors import StorageError, UsageError
 from vlm_trt.commands.coco import Folder
 from vlm_trt.families.contract import PlaceQuestions
 from vlm_trt.families.family import family, known_families
@@ -67,11 +67,11 @@ def test_a_folder_becomes_coco_and_goes_on_where_it_was(
     line = ("detect", bundle, "stars", "circles", "--images", folder, "-o", output)
 
     def ended(self: Folder) -> str:
-        raise KeyboardInterrupt
+        raise StorageError("the disk is full")
 
     with monkeypatch.context() as patch:
         patch.setattr(Folder, "finish", ended)
-        assert vlm_trt(*line).exit_code == 130
+        assert vlm_trt(*line).exit_code == 9
     journal = output.with_name("boxes.json.part")
     assert not output.exists() and len(journal.read_text().splitlines()) == 2
     with journal.open("a") as file:
