@@ -14,10 +14,10 @@ from vlm_trt.bundle.output import STANDARD_OUTPUT, require_output
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.coco import Folder
 from vlm_trt.commands.draw import draw_places, picture_format
+from vlm_trt.commands.generate import loaded
 from vlm_trt.commands.shown import read_images
 from vlm_trt.commands.terminal import count_bar, printable, say
 from vlm_trt.families.family import family
-from vlm_trt.runtime.choice import load
 from vlm_trt.runtime.model import VisionLanguageModel
 from vlm_trt.runtime.options import Options
 from vlm_trt.runtime.places import Found, PlaceKind, question_of, require_names
@@ -44,14 +44,14 @@ def run(
         settings = {"precision": loading["precision"], "max_new_tokens": max_new_tokens}
         folder = Folder.open(images, output, bundle, kind, names, wanted, **settings)
         if folder.left:
-            _folder(_loaded(bundle, **loading), folder, options)
+            _folder(loaded(bundle, **loading), folder, options)
         say(folder.finish())
         return
     (image,) = read_images([picture])
     if draw is not None:
         require_output(draw, read=[picture])
         picture_format(draw, image)
-    model = _loaded(bundle, **loading)
+    model = loaded(bundle, **loading)
     look = model.detect if kind is PlaceKind.BOX else model.point
     found = look(image, names, options, question=wanted)
     _show(found, as_json)
@@ -75,15 +75,6 @@ def _arranged(
     if draw is not None or as_json:
         raise UsageError("--draw and --json are for one picture; leave them out with --images")
     return images, words
-
-
-def _loaded(
-    bundle: Path, precision: str | None, backend: str, threads: int | None, unverified: bool
-) -> VisionLanguageModel:
-    model = load(bundle, precision=precision, backend=backend, threads=threads, allow_unverified=unverified)
-    if unverified:
-        say(f"warning: {model.engine.precision} graphs are used without being verified")
-    return model
 
 
 def _folder(model: VisionLanguageModel, folder: Folder, options: Options) -> None:

@@ -73,10 +73,17 @@ def load_with(
     if look != AS_IT_IS:
         manifest = Bundle.open(bundle).manifest
         looking(within(manifest.model, manifest.limits), look)
+    return loaded(bundle, precision, backend, threads, unverified), options
+
+
+def loaded(
+    bundle: Path, precision: str | None, backend: str, threads: int | None, unverified: bool
+) -> VisionLanguageModel:
+    """The model; a line says so where nobody has shown its graphs to be right."""
     model = load(bundle, precision=precision, backend=backend, threads=threads, allow_unverified=unverified)
     if unverified:
         say(f"warning: {model.engine.precision} graphs are used without being verified")
-    return model, options
+    return model
 
 
 def _standard_input() -> str:

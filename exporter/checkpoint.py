@@ -19,7 +19,7 @@ from vlm_trt.bundle.manifest import OF_ADAPTERS
 from vlm_trt.bundle.reading import LARGE_BYTES, read_json
 from vlm_trt.exporter.adapter import Adapter
 from vlm_trt.exporter.bin_file import BinFile
-from vlm_trt.exporter.shard import Shard, open_shard, read_errors, require_finite, some
+from vlm_trt.exporter.shard import Shard, open_shard, read_errors, require_finite
 from vlm_trt.families.weights import WeightMap
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -89,11 +89,11 @@ class Checkpoint:
         left_over = sorted(set(found) - set(weights.expected) - ignored)
         if missing:
             raise CheckpointError(
-                f"{self.folder} lacks {some(missing)}; the download is incomplete or config.json is of another model"
+                f"{self.folder} lacks {_some(missing)}; the download is incomplete or config.json is of another model"
             )
         if left_over:
             raise CheckpointError(
-                f"{self.folder} has tensors that config.json does not explain: {some(left_over)}; "
+                f"{self.folder} has tensors that config.json does not explain: {_some(left_over)}; "
                 "use the config.json that belongs to these weights"
             )
         for name, shape in weights.expected.items():
@@ -199,7 +199,7 @@ def _indexed(folder: Path, index: Path) -> dict[str, Shard]:
             )
     unnamed = sorted(name for shard in shards.values() for name in shard.tensors if name not in names)
     if unnamed:
-        raise CheckpointError(f"{index} does not name {some(unnamed)}; download it again")
+        raise CheckpointError(f"{index} does not name {_some(unnamed)}; download it again")
     return {tensor: shards[file] for tensor, file in names.items()}
 
 
@@ -217,3 +217,8 @@ def _require_inside(name: str, index: Path) -> None:
     """A shard lies directly in the folder; a link there, as download caches make them, is the user's own."""
     if len(Path(name).parts) != 1 or name in ("", ".", ".."):
         raise CheckpointError(f"{index}: the path {name!r} leaves the checkpoint folder; do not use this checkpoint")
+
+
+def _some(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

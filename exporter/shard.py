@@ -45,8 +45,3 @@ def require_finite(values: torch.Tensor, name: str, path: Path) -> None:
     low, high = torch.aminmax(values)  # NaN propagates; at memory speed, isfinite is 50 times slower
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise CheckpointError(f"{path}: {name} holds NaN or Inf, so the model is broken; get intact weights")
-
-
-def some(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

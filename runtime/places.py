@@ -36,11 +36,6 @@ class Place:
     def kind(self) -> str:
         return PlaceKind.BOX if len(self.points) == 2 else PlaceKind.POINT
 
-    @property
-    def picture(self) -> int:
-        """There is one."""
-        return 0
-
 
 @dataclass(frozen=True)
 class Found:

@@ -8,6 +8,8 @@ from pathlib import Path
 CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = re.compile(r"avx\w*|amx\w*|fma|f16c|asimd\w*|sve\w*|i8mm|bf16")
 
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+
 
 @cache
 def processor() -> str:
@@ -19,4 +21,4 @@ def processor() -> str:
 
 def has_vnni() -> bool:
     """Whether products of unsigned by signed 8-bit integers are added up in 32 bits by one instruction."""
-    return "vnni" in processor()
+    return not _VNNI.isdisjoint(processor().split())

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from time import time
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vlm_trt.families.contract import Tokenizer
 from vlm_trt.runtime.model import Answer
@@ -19,6 +19,11 @@ class Form(Protocol):
 
     def whole(self, answer: Answer) -> Document:
         """The answer in one piece."""
+
+
+@runtime_checkable
+class StreamedForm(Form, Protocol):
+    """The same, where the answer may be sent piece by piece."""
 
     def first(self) -> Document:
         """What opens a stream."""

@@ -8,7 +8,7 @@ from vlm_trt.families.family import family
 from vlm_trt.families.messages import Image
 from vlm_trt.runtime.model import Answer, found_in
 from vlm_trt.runtime.places import PlaceKind, asked, question_of, require_names
-from vlm_trt.runtime.requests import Request, Token
+from vlm_trt.runtime.requests import Request
 from vlm_trt.serving.documents import Document, Heading, usage
 from vlm_trt.serving.errors import refused
 from vlm_trt.serving.logs import UnknownFields
@@ -37,18 +37,6 @@ class PlacesForm:
             "finish_reason": answer.finish_reason,
             "usage": usage(answer),
         }
-
-    def first(self) -> Document:
-        raise AssertionError("places are no stream")
-
-    def piece(self, text: str, tokens: Sequence[Token]) -> Document:
-        raise AssertionError("places are no stream")
-
-    def last(self, answer: Answer, tokens: Sequence[Token]) -> Document:
-        raise AssertionError("places are no stream")
-
-    def usage(self, answer: Answer) -> Document:
-        raise AssertionError("places are no stream")
 
 
 class Locate:

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from vlm_trt.runtime.loop import Piece
 from vlm_trt.runtime.model import Answer
 from vlm_trt.serving.answering import Answering, Told
-from vlm_trt.serving.documents import Form
+from vlm_trt.serving.documents import StreamedForm
 from vlm_trt.serving.errors import ApiError, is_fault, told
 from vlm_trt.serving.events import DONE, abort, disconnected, event, send_events
 from vlm_trt.serving.exchange import Exchange, exchange_of
@@ -63,6 +63,7 @@ class Turn(Response, Generic[A]):
                     first = await self._next(answering)  # so that what ends it before has a status of its own
                     self._stage = "answering"
                     if ready.asked.stream:
+                        assert isinstance(form, StreamedForm), "what is no stream is refused when it is read"
                         await send_events(self._events(answering, first, form, ready.asked.usage_at_the_end), send)
                         return
                     told = first
@@ -79,7 +80,9 @@ class Turn(Response, Generic[A]):
         body, self._body = self._body, b""
         return body
 
-    async def _events(self, answering: Answering, told: Told, form: Form, with_usage: bool) -> AsyncIterator[bytes]:
+    async def _events(
+        self, answering: Answering, told: Told, form: StreamedForm, with_usage: bool
+    ) -> AsyncIterator[bytes]:
         """The answer as a stream; what ends it early is its last event, and no DONE comes behind it."""
         try:
             yield event(form.first())

@@ -19,8 +19,9 @@ from vlm_trt.families.qwen_vl.positions import position_table
 from vlm_trt.runtime.backend import Binding, bind_host
 from vlm_trt.runtime.backends import choose_backend
 from vlm_trt.runtime.engine import Engine
-from vlm_trt.runtime.ort import PREPACK_BELOW_BYTES, CpuBackend, OrtSession
+from vlm_trt.runtime.ort import PREPACK_BELOW_BYTES, CpuBackend, OrtSession, multiply_8_bits_exactly
 from vlm_trt.runtime.ort_cuda import can_start
+from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 from vlm_trt.runtime.step_inputs import Step
 
 COPY_WARNING = "in-place optimization not activated"
@@ -155,6 +156,30 @@ def test_sums_of_products_of_8_bits_are_not_cut_off(rows: int, tmp_path: Path) -
     y = backend.upload(np.zeros((rows, outputs), np.float32), "float32")
     backend.open(tmp_path / "x.onnx").run({"x": x.rows(0, rows)}, {"y": y.rows(0, rows)})
     assert np.array_equal(y.array, np.full((rows, outputs), inputs * 127 * 127 * scale * scale))
+
+
+@pytest.mark.parametrize(
+    ("instructions", "asked"),
+    [
+        ("x86_64 avx avx2 fma", True),
+        ("x86_64 avx avx2 avx512f avx512_4vnniw", True),  # something else of that name
+        ("x86_64 avx2 avx512f avx512_vnni", False),
+        ("x86_64 avx2 avx_vnni", False),
+        ("aarch64 asimd i8mm", True),  # means nothing there
+    ],
+)
+def test_exactness_is_asked_for_where_it_is_lacking(
+    instructions: str, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With VNNI sums are exact by themselves, and the setting would halve the speed."""
+    monkeypatch.setattr("vlm_trt.runtime.processor.processor", lambda: instructions)
+    options = onnxruntime.SessionOptions()
+    multiply_8_bits_exactly(options)
+    if asked:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError):
+            options.get_session_config_entry("session.x64quantprecision")
 
 
 def test_no_cuda_is_said() -> None:
