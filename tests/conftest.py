@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.golden_families import FAMILIES, MAX_SEQ_TOKENS, write_checkpoint
+from tests.golden_families import FAMILIES, write_checkpoint
+from tests.golden_families import max_seq_tokens as seq_tokens_of
 from tests.once_per_run import alone, remembered, run_folder
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
@@ -131,7 +132,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, family_checkpoint: Callab
 
     def bundle(variant: str, precision: str = "fp32", max_seq_tokens: int = 700, max_batch: int = 3) -> Path:
         checkpoint = family_checkpoint(variant) if variant in FAMILIES else variant_folder(variant) / "checkpoint"
-        max_seq_tokens = MAX_SEQ_TOKENS if variant in FAMILIES else max_seq_tokens
+        max_seq_tokens = seq_tokens_of(variant) if variant in FAMILIES else max_seq_tokens
         name = f"{variant}-{precision}-{max_seq_tokens}-{max_batch}"
         target = root / hashlib.sha256(name.encode()).hexdigest()[:8] / variant
         with alone(root / name):

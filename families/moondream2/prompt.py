@@ -67,12 +67,12 @@ def _asked(
     task = next((one for one in (CAPTION, DETECT, POINT) if text.startswith(one)), CAPTION if not text else None)
     if task is not None and not seen:
         raise PromptError(f"{task.rstrip(':')!r} needs a picture; give one, or ask a question")
-    what = "" if task is None else text.removeprefix(task).strip()
+    what = "" if task is None else text.removeprefix(task).removeprefix(" ")
     match task:
         case "caption:":
-            return _caption(what or "normal", templates), None
+            return _caption(what.strip() or "normal", templates), None
         case "detect:" | "point:":
-            if not what:
+            if not what.strip():
                 raise PromptError(f"{task!r} names nothing to find; write it behind")
             before, behind = templates.detect if task == DETECT else templates.point
             kind = PlaceKind.BOX if task == DETECT else PlaceKind.POINT

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.golden_families import MAX_SEQ_TOKENS
+from tests.golden_families import max_seq_tokens
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.parts import SandwichBlock, WindowTower
@@ -21,8 +21,14 @@ from vlm_trt.exporter.trace import trace, traced
 from vlm_trt.families.family import family_of
 
 # A family for each kind of tower and block; how many layers, and which of them are of another kind.
-TOWERS = {"llava15": (3, ()), "smolvlm2": (3, ()), "qwen2_vl": (3, ()), "qwen2_5_vl": (6, (1, 3, 5))}
-BLOCKS = {"qwen2_vl": (3, ()), "paligemma2": (6, (1, 3, 5))}
+TOWERS = {
+    "llava15": (3, ()),
+    "smolvlm2": (3, ()),
+    "qwen2_vl": (3, ()),
+    "qwen2_5_vl": (6, (1, 3, 5)),
+    "moondream2": (3, ()),
+}
+BLOCKS = {"qwen2_vl": (3, ()), "moondream2": (3, ()), "paligemma2": (6, (1, 3, 5))}
 CASES = [(Component.VISION_ENCODER, name) for name in TOWERS] + [(Component.DECODER, name) for name in BLOCKS]
 
 
@@ -81,7 +87,7 @@ def test_copied_layers_are_traced_ones(
     checkpoint = family_checkpoint(family)
     layers, others = (BLOCKS if component is Component.DECODER else TOWERS)[family]
     model = deeper(component, family_of(checkpoint).read_config(checkpoint), layers, others)
-    limits, precision = Limits(MAX_SEQ_TOKENS, 3, 2), PRECISIONS.get(family, Precision.FP16)
+    limits, precision = Limits(max_seq_tokens(family), 3, 2), PRECISIONS.get(family, Precision.FP16)
     with torch.device("meta"):
         module = build_module(component, model, precision)
     whole = traced(component, module, model, limits, precision)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.golden_families import ALL_CASES, CASES, FAMILIES, Recorded, recorded
+from tests.golden_families import ALL_CASES, CASES, Recorded, recorded
 from tests.recorded import relative
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
@@ -72,14 +72,14 @@ def test_logits_of_every_position_of_the_prompt(name: str, case: str, exported: 
         assert np.abs(prompt_logits(engine, one) - one.logits).max() <= ABSOLUTE
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CASES)
 def test_greedy_tokens_alone(name: str, exported: Callable[..., Path]) -> None:
     engine = engine_of(exported(name))
     (one,) = recorded(name, CASES[name][0])
     assert [ids for ids, _ in greedy(engine, [one])] == [one.generated]
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "qwen2_vl"])  # of it one sequence is recorded
+@pytest.mark.parametrize("name", [name for name in CASES if name != "qwen2_vl"])  # of it one sequence is recorded
 def test_greedy_tokens_of_a_batch_of_different_lengths(name: str, exported: Callable[..., Path]) -> None:
     """Decoded together, every step of both within what the recorded runs differ by."""
     engine = engine_of(exported(name))
