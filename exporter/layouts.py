@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vlm_trt.bundle.config import ModelConfig
+from vlm_trt.bundle.config import DecoderConfig, ModelConfig
 from vlm_trt.bundle.parts import ResamplerConnector
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.weights import Layout, Weight
@@ -73,6 +73,8 @@ def _whole(weight: Weight, model: ModelConfig, checkpoint: Checkpoint, convert: 
             return convert(checkpoint.read(key).float() + 1)
         case Layout.UNPACK_HEADS:
             return _unpacked(convert(checkpoint.read(key)), model.vision.heads, model.vision.head_dim)
+        case Layout.PAIR_HEADS:
+            return _paired(convert(checkpoint.read(key)), model.decoder, weight.part)
         case Layout.POSITION_GRID:
             return convert(_resized(checkpoint.read(key), weight.shape[0]))
         case Layout.ROWS:
@@ -129,6 +131,20 @@ def _unpacked(packed: Tensor, heads: int, head_dim: int) -> Tensor:
     """Rows [heads, 3, head_dim] → [3, heads, head_dim]: all q, all k, all v; a matrix then transposed."""
     rest = packed.shape[1:]
     ordered = packed.reshape(heads, 3, head_dim, *rest).transpose(0, 1).reshape(packed.shape)
+    return ordered.t() if ordered.dim() == 2 else ordered
+
+
+def _paired(packed: Tensor, decoder: DecoderConfig, rotary: int) -> Tensor:
+    """Packed heads of queries, keys and values, of whose first two the first `rotary` numbers turn, pair by pair: each
+    number and the one rotary/2 behind it. In another order they are as far apart as in heads that turn as a whole, and
+    queries and keys have the same products; a matrix then transposed.
+    """
+    half, turning = decoder.head_dim // 2, rotary // 2
+    still = range(rotary, decoder.head_dim)
+    order = [*range(turning), *still[: half - turning], *range(turning, rotary), *still[half - turning :]]
+    turned = (decoder.heads + decoder.kv_heads) * decoder.head_dim
+    heads = packed[:turned].reshape(-1, decoder.head_dim, *packed.shape[1:])[:, order]
+    ordered = torch.cat((heads.reshape(turned, *packed.shape[1:]), packed[turned:]))
     return ordered.t() if ordered.dim() == 2 else ordered
 
 

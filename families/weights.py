@@ -17,6 +17,7 @@ class Layout(StrEnum):
     JOIN = "join"  # several of [out, in], or [out], one after the other along out; then transposed if 2-D
     PLUS_ONE = "plus_one"  # of norms that multiply by 1 + weight
     UNPACK_HEADS = "unpack_heads"  # rows packed per head [q|k|v] → all q, all k, all v; then transposed if 2-D
+    PAIR_HEADS = "pair_heads"  # of heads of which `part` numbers turn, see exporter/layouts.py; transposed if 2-D
     POSITION_GRID = "position_grid"  # [g·g, width] table → bicubically resized to the model's patch grid
     QUERY_PROJECTION = "query_projection"  # input-independent resampler queries, projected once at export
     RESHAPE = "reshape"  # as stored, in another shape
@@ -33,7 +34,7 @@ class Weight:
     layout: Layout
     keys: tuple[str, ...]  # checkpoint tensors it is made of
     full_precision: bool = False  # stays fp32 whatever the graph's precision
-    part: int = 0  # for ROWS
+    part: int = 0  # for ROWS and PAIR_HEADS
 
 
 @dataclass(frozen=True)

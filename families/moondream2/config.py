@@ -7,6 +7,7 @@ from vlm_trt.bundle import parts
 from vlm_trt.bundle.config import ChatFormat, DecoderConfig, GenerationDefaults, ModelConfig, Templates
 from vlm_trt.bundle.parts import Activation, CropTower, ParallelBlock, PoolingConnector, RegionHeads
 from vlm_trt.bundle.picture_rules import CROPS, Crops
+from vlm_trt.families.moondream2.positions import ROTARY_DIM
 from vlm_trt.families.moondream2.settings import read_settings
 from vlm_trt.families.published.sections import Section
 
@@ -14,7 +15,7 @@ FAMILY = "moondream2"
 # What the published code computes with and its config does not say. Source: text.py, vision.py and moondream.py of
 # vikhyat/moondream.
 _NORM_EPS = 1e-5
-_ROTARY_DIM, _ROPE_BASE = 32, 10_000.0
+_ROPE_BASE = 10_000.0
 _HALF = (0.5, 0.5, 0.5)
 _MAX_NEW_TOKENS, _TEMPERATURE, _TOP_P = 768, 0.5, 0.3
 
@@ -87,8 +88,8 @@ def _decoder(text: Section) -> DecoderConfig:
     if hidden % heads or heads % kv_heads:
         raise text.wrong("n_heads", f"is {heads}, which divides not dim {hidden}, or is not divided by {kv_heads}")
     head_dim = hidden // heads
-    if head_dim < _ROTARY_DIM:
-        raise text.wrong("n_heads", f"is {heads}: heads of {head_dim} numbers, of which {_ROTARY_DIM} would turn")
+    if head_dim < ROTARY_DIM or head_dim % 2:
+        raise text.wrong("n_heads", f"is {heads}: heads of {head_dim} numbers, of which {ROTARY_DIM} would turn")
     positions = text.whole("max_context", parts.TOKENS)
     block = ParallelBlock(
         heads=heads,
@@ -107,7 +108,7 @@ def _decoder(text: Section) -> DecoderConfig:
         embedding_scale=1.0,
         tied_head=False,
         logit_cap=None,
-        rotary_dim=_ROTARY_DIM,
+        rotary_dim=head_dim,  # by nothing beyond the first ROTARY_DIM
         rope_base=_ROPE_BASE,
         trained_tokens=positions,
         max_positions=positions,

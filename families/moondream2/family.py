@@ -8,10 +8,10 @@ from vlm_trt.families.contract import Family, PlaceQuestions, answered_in_words
 from vlm_trt.families.moondream2.config import FAMILY as NAME
 from vlm_trt.families.moondream2.config import read_config
 from vlm_trt.families.moondream2.pictures import preprocess
+from vlm_trt.families.moondream2.positions import position_table
 from vlm_trt.families.moondream2.prompt import DETECT, POINT, build_prompt, continue_text
 from vlm_trt.families.moondream2.settings import CODE_FILE
 from vlm_trt.families.moondream2.weights import weight_map
-from vlm_trt.families.positions import plain_positions
 from vlm_trt.families.published.agreement import CONFIG_FILE
 from vlm_trt.families.tokenizer_json import TOKENIZER_FILE, JsonTokenizer, require_tokenizer_json
 
@@ -55,7 +55,7 @@ FAMILY = Family(
     build_prompt=build_prompt,
     continue_text=continue_text,
     preprocess=preprocess,
-    position_table=plain_positions,
+    position_table=position_table,
     parse_answer=answered_in_words,
     write_places=None,
     place_questions=PlaceQuestions(box=f"{DETECT} {{name}}", point=f"{POINT} {{name}}"),

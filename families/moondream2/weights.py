@@ -3,6 +3,7 @@
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
 from vlm_trt.bundle.parts import CropTower, PoolingConnector, RegionHeads
+from vlm_trt.families.moondream2.positions import ROTARY_DIM
 from vlm_trt.families.weights import Layout, Rows, Shapes, WeightMap, gathered
 
 _TEXT, _VISION, _REGION = "model.text.", "model.vision.", "model.region."
@@ -71,7 +72,10 @@ def _decoder(decoder: DecoderConfig) -> Rows:
     for i in range(decoder.layers):
         ours, theirs = f"layers.{i}.", f"{_TEXT}blocks.{i}."
         rows.norm(f"{ours}norm", f"{theirs}ln", hidden, bias=True)
-        rows.linear(f"{ours}attention.qkv", f"{theirs}attn.qkv", hidden, packed, bias=True)
+        qkv: Shapes = {f"{theirs}attn.qkv.weight": (packed, hidden)}
+        rows.add(f"{ours}attention.qkv.weight", (hidden, packed), Layout.PAIR_HEADS, qkv, part=ROTARY_DIM)
+        bias: Shapes = {f"{theirs}attn.qkv.bias": (packed,)}
+        rows.add(f"{ours}attention.qkv.bias", (packed,), Layout.PAIR_HEADS, bias, part=ROTARY_DIM)
         rows.linear(f"{ours}attention.output", f"{theirs}attn.proj", queries, hidden, bias=True)
         rows.linear(f"{ours}mlp.up", f"{theirs}mlp.fc1", hidden, block.mlp_width, bias=True)
         rows.linear(f"{ours}mlp.down", f"{theirs}mlp.fc2", block.mlp_width, hidden, bias=True)

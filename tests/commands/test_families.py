@@ -20,9 +20,10 @@ from vlm_trt.runtime.options import Options
 
 RECIPES = ("int8", "int8-weight", "int4", "fp8")
 ENGINES = (("sm89", "fp32"), ("sm89", "int4"), ("sm120", "int4"))
-# Attention of the golden PaliGemma is so sharp that rounded keys in the cache are another model: `diagnose` says so.
+# Attention of the golden PaliGemma and Moondream is so sharp that rounded keys in the cache are another model:
+# `diagnose` says so.
 # That the same layers hold in half precision where attention is not is in tests/diagnosis/test_families.py.
-HALF_REFUSED = {"paligemma"}
+HALF_REFUSED = {"paligemma", "moondream2"}
 # Heads of the golden SmolVLM2 have 10 numbers, those of the published ones 64.
 ODD_HEADS = {"smolvlm2"}
 

@@ -67,7 +67,7 @@ def test_the_published_model(tmp_path: Path) -> None:
     assert isinstance(decoder.block, ParallelBlock)
     assert (decoder.hidden, decoder.layers, decoder.heads, decoder.head_dim) == (2048, 24, 32, 64)
     assert (decoder.mlp_width, decoder.vocab_size, decoder.max_positions) == (8192, 51200, 2048)
-    assert (decoder.rotary_dim, decoder.rope_base, decoder.tied_head) == (32, 10_000, False)
+    assert (decoder.rotary_dim, decoder.rope_base, decoder.tied_head) == (64, 10_000, False)
     assert (tower.width, tower.layers, tower.heads, tower.patches, tower.norm_eps) == (1152, 27, 16, 729, 1e-5)
     assert (connector.tokens, connector.hidden, model.most_patches) == (729, 2048, 13 * 729)
     assert model.region is not None and (model.region.coordinate_bins, model.region.size_bins) == (1024, 1024)
