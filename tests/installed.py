@@ -40,7 +40,7 @@ print(json.dumps(found))
 class Step:
     """A command that a row of README's table is for, or is not for."""
 
-    words: str  # {bundle}, {checkpoint}, {picture}, {clip}, {questions}, {out}: as the run gives them
+    words: str  # {bundle}, {checkpoint}, {picture}, {clip}, {questions}, {boxes}, {out}: as the run gives them
     says: str = ""  # found in what it prints
     codes: tuple[int, ...] = (0,)
 
@@ -56,6 +56,7 @@ _ANSWERS = Step("generate {bundle} What? --image {picture} --backend cpu --greed
 _VERIFIES = Step("verify {bundle} --backend cpu", "verified: fp32 on onnxruntime-cpu")
 _EXPORTS = Step("export {checkpoint} {out} --precision fp32 --max-seq-tokens 320 --max-batch 1 --max-images 1")
 _BUILDS = "build {bundle} --precision fp32 --component resampler"
+_BOXES = "evaluate {bundle} --data {boxes} --images . --max-new-tokens 8 -o {out}.json"
 # Where engines run there may be a GPU, or none.
 _CUDA = Step("generate {bundle} What? --image {picture} --backend cuda --greedy --max-new-tokens 4", "", (0, 6))
 _QUANTIZED = (
@@ -76,8 +77,10 @@ STEPS: dict[tuple[str, ...], tuple[Step, ...]] = {
         Step("plan {bundle}", "", (0, 8)),
         _refused("export {checkpoint} {out}", "torch"),
         _refused("verify {bundle}", "torch"),
+        _refused(_BOXES, "pycocotools"),
         Step("generate {bundle} What? --video {clip}", "PyAV is missing; install it with: pip install 'av", (2,)),
     ),
+    ("coco", "cpu"): (Step(_BOXES, "^AP50 +0.000"),),
     # The bundle's family takes none, which is said behind what the extra is for.
     ("video", "cpu"): (Step("generate {bundle} What? --video {clip}", "takes no video; send frames", (2,)), _ANSWERS),
     # An address that no machine has: refused when everything is imported and the bundle is found fit.
@@ -244,7 +247,10 @@ def require(python: Path, steps: Sequence[Step], folder: Path, bundle: Path) -> 
     clip.write_bytes(b"\0\0\0\x10ftypmp42\0\0\0\0")  # a video by its first bytes
     line = {"images": [picture.name], "prompt": "What colour is the circle?", "reference": "red", "metric": "exact"}
     questions.write_text(json.dumps(line))
+    boxes = folder / "boxes.json"
+    boxes.write_text(json.dumps(_annotated(picture.name)))
     places = {
+        "boxes": boxes,
         "bundle": bundle,
         "clip": clip,
         "checkpoint": ROOT / "tests" / "golden" / "qwen_vl" / "ntk-256" / "checkpoint",
@@ -258,6 +264,19 @@ def require(python: Path, steps: Sequence[Step], folder: Path, bundle: Path) -> 
         assert ran.raised is None, f"{printed}{ran.raised}"
         assert ran.exit_code in step.codes, printed
         assert re.search(step.says, ran.stdout + ran.stderr, re.MULTILINE), printed
+
+
+def _annotated(picture: str) -> dict[str, object]:
+    """COCO annotations of the demo's scene: its two stars."""
+    boxes = [[40, 60, 160, 160], [500, 460, 100, 100]]
+    return {
+        "images": [{"id": 1, "file_name": picture, "width": 640, "height": 640}],
+        "categories": [{"id": 1, "name": "stars"}],
+        "annotations": [
+            {"id": at, "image_id": 1, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for at, box in enumerate(boxes, 1)
+        ],
+    }
 
 
 def outside(python: Path, words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
