@@ -114,6 +114,13 @@ diagnose_options = with_options(
 )
 verify_options = with_options(
     click.option("--against", type=PATH, help="The checkpoint.  [default: the one the bundle was exported from]"),
+    click.option(
+        "--lora",
+        "adapters",
+        type=PATH,
+        multiple=True,
+        help="An adapter that was merged, where it is now; all of them, in order.  [default: where they were]",
+    ),
     click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: the backend's preferred ones]"),
     click.option("--backend", type=BACKENDS, default="auto", show_default=True, help="Where they run."),
     click.option(
