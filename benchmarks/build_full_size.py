@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.export_full_size import family_of
 from benchmarks.make_checkpoint import SIZES, write_checkpoint
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.report import read_report
@@ -49,7 +49,7 @@ def main() -> None:
         write_checkpoint(checkpoint, arguments.size)
         found["export_fp16"] = command("export", checkpoint, bundle, "--precision", "fp16")
         shutil.rmtree(checkpoint)
-    for component in WEIGHTED:
+    for component in PIPELINE:
         found[f"fp16, build {component}"] = built(bundle, Precision.FP16, component, arguments.target)
     found[Precision.FP16] = recorded(Bundle.open(bundle), Precision.FP16)
     recipe.write_text(INT4)
@@ -95,7 +95,8 @@ def built(bundle: Path, precision: Precision, component: Component, target: str)
 
 def recorded(bundle: Bundle, precision: Precision) -> dict[str, Any]:
     """What the bundle itself says of the quantization, if any, and of the engines."""
-    graphs = {component.value: bundle.graph(component, precision).weight_bytes for component in Component}
+    components = bundle.manifest.model.components
+    graphs = {component.value: bundle.graph(component, precision).weight_bytes for component in components}
     engines = [one for one in bundle.manifest.engines if one.precision is precision]
     return {
         "quantize_seconds": read_report(bundle, precision).get("seconds"),

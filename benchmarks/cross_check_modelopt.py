@@ -87,7 +87,7 @@ def shown(bundle_path: Path) -> dict[str, Floats]:
     """Inputs [rows, channels] of the demo model's products while it answers drawn samples; the rows drawn of all."""
     import onnx_ir as ir
 
-    from vlm_trt.bundle.component import WEIGHTED, Component
+    from vlm_trt.bundle.component import PIPELINE, Component
     from vlm_trt.bundle.precision import Precision
     from vlm_trt.bundle.store import Bundle
     from vlm_trt.calibration.linears import find_groups, find_linears
@@ -104,11 +104,11 @@ def shown(bundle_path: Path) -> dict[str, Floats]:
 
     export_verified(bundle_path)
     bundle = Bundle.open(bundle_path)
-    models = {one: ir.load(bundle_path / bundle.graph(one, Precision.FP32).graph.path) for one in WEIGHTED}
+    models = {one: ir.load(bundle_path / bundle.graph(one, Precision.FP32).graph.path) for one in PIPELINE}
     groups = {one: find_groups(model, find_linears(model, one)) for one, model in models.items()}
     choice = Choice(bundle, as_stored(Precision.FP32), Precision.FP32, 0)
     observe(choice, tuple(calibration_samples(SAMPLES, 0)), groups, Keeping({}, {}, Precision.FP32))
-    names = {(one, group.source): group.linears[0].name for one in WEIGHTED for group in groups[one]}
+    names = {(one, group.source): group.linears[0].name for one in PIPELINE for group in groups[one]}
     return {
         name: some_rows(np.concatenate(collected[key]))
         for key, name in names.items()

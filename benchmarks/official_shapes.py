@@ -284,8 +284,8 @@ def measured(bundle: Bundle, precision: Precision) -> dict[str, Any]:
     prompt = PicturePrompt(engine)
     patches = [engine.encode_vision(run) for run in prompt.runs]
     vision_ms = timed(lambda: [engine.encode_vision(run) for run in prompt.runs])
-    parts = [engine.resample(one).read() for one in patches]
-    connector_ms = timed(lambda: [engine.resample(one) for one in patches])
+    parts = [engine.resample(*one).read() for one in zip(patches, prompt.runs, strict=True)]
+    connector_ms = timed(lambda: [engine.resample(*one) for one in zip(patches, prompt.runs, strict=True)])
     large, kind = large_picture(), family(engine.model.family)
     prepare_ms = timed(lambda: kind.preprocess(decode_image(large), engine.model))
     rows = np.concatenate(parts).reshape(-1, engine.model.decoder.hidden)
@@ -293,8 +293,9 @@ def measured(bundle: Bundle, precision: Precision) -> dict[str, Any]:
     prefill_ms(engine, prompt, features)
     prefill, decode = prefill_ms(engine, prompt, features), decode_ms(engine, prompt, features)
     floor = floor_ms(bundle, precision, read)
+    components = bundle.manifest.model.components
     return {
-        "weight_bytes": {one.value: bundle.graph(one, precision).weight_bytes for one in Component},
+        "weight_bytes": {one.value: bundle.graph(one, precision).weight_bytes for one in components},
         "load_seconds": round(load_seconds, 1),
         "loaded_anonymous_bytes": loaded,
         "prompt_tokens": len(prompt.ids),

@@ -58,7 +58,7 @@ class Ours:
     def look(self) -> None:
         first = 0
         for run in self.prompt.runs:
-            self.engine.resample(self.engine.encode_vision(run), self._features, first)
+            self.engine.resample(self.engine.encode_vision(run), run, self._features, first)
             first += sum(map(tile_count, run))
 
     def seen(self) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.export_full_size import watched
 from benchmarks.make_checkpoint import SIZES, write_checkpoint
-from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.plan import weight_bytes
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, nargs="*", default=["XS4", "S"])
     parser.add_argument("--precision", nargs="*", default=["fp16", "bf16"])
     parser.add_argument("--target", default="sm89")
-    parser.add_argument("--component", nargs="*", default=list(Component), help="the engines to build")
+    parser.add_argument("--component", nargs="*", default=[*PIPELINE, Component.SAMPLER], help="the engines to build")
     arguments = parser.parse_args()
     runs = []
     for size in arguments.size:

@@ -20,7 +20,6 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.stages import progress
-from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import VlmTrtError
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.progress import no_bar
@@ -92,7 +91,8 @@ def fp16_of(bundle: Path, questions: DataSet) -> dict[str, Any]:
     before, after = Precision.FP32, Precision.FP16
     floats = ask(Choice(opened, as_stored(before), before, 0), questions, no_bar)
     found = judge(floats, ask(Choice(opened, as_stored(after), after, 0), questions, no_bar, floats), 1.0)
-    weights = {one: sum(opened.graph(part, one).weight_bytes for part in Component) for one in (before, after)}
+    parts = opened.manifest.model.components
+    weights = {one: sum(opened.graph(part, one).weight_bytes for part in parts) for one in (before, after)}
     return {"bytes": weights[after], "float_bytes": weights[before]} | answers(found)
 
 

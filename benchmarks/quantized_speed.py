@@ -83,10 +83,12 @@ def runs(engine: Engine) -> dict[str, Callable[[], float]]:
     """Stage → one timed run of it, in milliseconds."""
     prompt = Prompt(engine)
     patches = engine.encode_vision(prompt.pictures)
-    features = engine.backend.upload(np.array(engine.resample(patches).read()[0]), engine.precision.dtype)
+    features = engine.backend.upload(
+        np.array(engine.resample(patches, prompt.pictures).read()[0]), engine.precision.dtype
+    )
     return {
         "vision_encoder": lambda: timed(lambda: engine.encode_vision(prompt.pictures)),
-        "resampler": lambda: timed(lambda: engine.resample(patches)),
+        "resampler": lambda: timed(lambda: engine.resample(patches, prompt.pictures)),
         "prefill": lambda: prefill_ms(engine, prompt, features),
         "decode_step": lambda: decode_ms(engine, prompt, features),
     }

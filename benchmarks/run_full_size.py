@@ -26,7 +26,6 @@ from benchmarks.make_checkpoint import SIZES, write_checkpoint
 from benchmarks.packed import FORMS
 from benchmarks.quantized_speed import floor_ms
 from benchmarks.stages import PROMPT_TOKENS, Prompt, decode_ms, prefill_ms, timed
-from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.runtime.environment import environment
@@ -82,11 +81,14 @@ def measured(bundle: Bundle, form: str) -> dict[str, Any]:
     prompt = Prompt(engine)
     vision_ms = timed(lambda: engine.encode_vision(prompt.pictures))
     patches = engine.encode_vision(prompt.pictures)
-    features = engine.backend.upload(np.array(engine.resample(patches).read()[0]), engine.precision.dtype)
+    features = engine.backend.upload(
+        np.array(engine.resample(patches, prompt.pictures).read()[0]), engine.precision.dtype
+    )
     prefill = prefill_ms(engine, prompt, features)
     decode, floor = decode_ms(engine, prompt, features), floor_ms(bundle, Precision.INT4, read)
+    components = bundle.manifest.model.components
     return {
-        "weight_bytes": {one.value: bundle.graph(one, Precision.INT4).weight_bytes for one in Component},
+        "weight_bytes": {one.value: bundle.graph(one, Precision.INT4).weight_bytes for one in components},
         "load_seconds": round(load_seconds, 1),
         "loaded_anonymous_bytes": loaded,
         "prompt_tokens": PROMPT_TOKENS,

@@ -71,7 +71,12 @@ def exported(folder: Path, size: str, max_seq_tokens: int, max_batch: int = 4) -
     if not checkpoint.exists():
         write_checkpoint(checkpoint, size)
     if not target.exists():
-        export(checkpoint, target, Choices(Precision.FP32, tuple(Component), max_seq_tokens, max_batch), say=progress)
+        export(
+            checkpoint,
+            target,
+            Choices(Precision.FP32, max_seq_tokens=max_seq_tokens, max_batch=max_batch),
+            say=progress,
+        )
     return Bundle.open(target), checkpoint
 
 
@@ -104,7 +109,7 @@ def stages(bundle: Bundle, checkpoint: Path, pairs: int) -> dict[str, dict[str, 
     prompt = Prompt(engine)
     reference = Reference(Checkpoint(checkpoint), bundle.manifest.model, family("qwen_vl"))
     patches = engine.encode_vision(prompt.pictures)
-    features = engine.backend.upload(engine.resample(patches).read()[0], "float32")
+    features = engine.backend.upload(engine.resample(patches, prompt.pictures).read()[0], "float32")
     torch_run = TorchSide(reference, prompt, features)
     named: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
         "vision_encoder": (
@@ -112,8 +117,8 @@ def stages(bundle: Bundle, checkpoint: Path, pairs: int) -> dict[str, dict[str, 
             lambda: timed(lambda: reference.vision_encoder(prompt.pictures)),
         ),
         "resampler": (
-            lambda: timed(lambda: engine.resample(patches)),
-            lambda: timed(lambda: reference.resampler(np.asarray(patches.read()))),
+            lambda: timed(lambda: engine.resample(patches, prompt.pictures)),
+            lambda: timed(lambda: reference.resampler(np.asarray(patches.read()), prompt.pictures)),
         ),
         "prefill": (lambda: prefill_ms(engine, prompt, features), torch_run.prefill_ms),
         "decode_step": (lambda: decode_ms(engine, prompt, features), torch_run.decode_ms),

@@ -4,11 +4,12 @@ from enum import StrEnum
 
 
 class Component(StrEnum):
-    """The four graphs of a bundle, in the order data flows through them."""
+    """The graphs of a bundle, in the order data flows through them. `ModelConfig.components` has those of a model."""
 
     VISION_ENCODER = "vision_encoder"
     RESAMPLER = "resampler"
     DECODER = "decoder"
+    REGION = "region"  # hidden states ↔ coordinates, of models that point
     SAMPLER = "sampler"
 
     @property
@@ -17,5 +18,5 @@ class Component(StrEnum):
         return self is not Component.SAMPLER
 
 
-# Of the model: what is computed in a precision, quantized, and compared value by value.
-WEIGHTED = tuple(component for component in Component if component.has_weights)
+# What every model has and nearly all of it: what is quantized, diagnosed, and compared value by value.
+PIPELINE = (Component.VISION_ENCODER, Component.RESAMPLER, Component.DECODER)

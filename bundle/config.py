@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated
 
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.fields import Within
 from vlm_trt.bundle.parts import (
@@ -17,14 +18,17 @@ from vlm_trt.bundle.parts import (
     WIDTH,
     Block,
     Connector,
+    CropTower,
     FrameTower,
     MergerConnector,
+    ParallelBlock,
+    RegionHeads,
     SandwichBlock,
     SquareTower,
     Tower,
     WindowTower,
 )
-from vlm_trt.bundle.picture_rules import PIXELS, AnySize, PictureRule, SquareRule
+from vlm_trt.bundle.picture_rules import PIXELS, AnySize, Crops, PictureRule, SquareRule
 from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
 
 TRAINED_TOKENS = Within(2, 1 << 24)  # log-n attention divides by its logarithm
@@ -87,6 +91,11 @@ class DecoderConfig:
         return 0 if self.tied_head and precision.quantization is None else self.table_bytes(precision)
 
     @property
+    def biased_head(self) -> bool:
+        """Whether the head adds a bias, and the norm before it is a layer norm, as those of the layers."""
+        return isinstance(self.block, ParallelBlock)
+
+    @property
     def window(self) -> int | None:
         """Positions that a token sees on layers with a window; None where every layer sees all."""
         block = self.block
@@ -101,6 +110,7 @@ class ChatFormat(StrEnum):
     LLAVA = "llava"  # USER: … ASSISTANT:
     TASK = "task"  # PaliGemma: a task and a line break
     UTTERANCES = "utterances"  # SmolVLM2: User: …<end_of_utterance>
+    TEMPLATES = "templates"  # Moondream: a question, a caption, a thing to find
 
     @property
     def converses(self) -> bool:
@@ -121,6 +131,23 @@ class GenerationDefaults:
     top_p: Annotated[float, TOP_P]
     repetition_penalty: Annotated[float, PENALTY]
     max_window_tokens: Annotated[int, TOKENS]  # history beyond it is dropped, oldest turn first
+    suppressed_ids: tuple[Annotated[int, TOKEN_ID], ...] = ()  # that no answer holds
+
+
+Ids = tuple[Annotated[int, TOKEN_ID], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Templates:
+    """The ids that stand around what is asked, of a model that was not given them as text."""
+
+    beginning: Annotated[int, TOKEN_ID]  # of every prompt, before the picture
+    short_caption: Ids
+    caption: Ids
+    long_caption: Ids  # none: it was not taught to
+    query: tuple[Ids, Ids]  # before and behind the question
+    detect: tuple[Ids, Ids]
+    point: tuple[Ids, Ids]
 
 
 @dataclass(frozen=True)
@@ -131,17 +158,32 @@ class ModelConfig:
     connector: Connector
     decoder: DecoderConfig
     generation: GenerationDefaults
+    region: RegionHeads | None = None  # of a model that points
+    templates: Templates | None = None
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The graphs that it becomes, in the order data flows through them."""
+        return tuple(one for one in Component if one is not Component.REGION or self.region is not None)
+
+    @property
+    def weighted(self) -> tuple[Component, ...]:
+        """Those that hold its weights."""
+        return tuple(one for one in self.components if one.has_weights)
 
     @property
     def most_tiles(self) -> int:
         """Tiles of one picture, at most."""
-        return 1 if isinstance(self.pictures, AnySize) else self.pictures.most_tiles(self.square.image_size)
+        rule = self.pictures
+        return 1 if isinstance(rule, AnySize | Crops) else rule.most_tiles(self.square.image_size)
 
     @property
     def most_patches(self) -> int:
         """Patches of one tile, at most."""
         if isinstance(self.pictures, AnySize):
             return self.any_size.patches_of(self.pictures.max_pixels)
+        if isinstance(self.pictures, Crops):
+            return (1 + self.pictures.most_crops) * self.crops.patches
         return self.square.patches
 
     @property
@@ -168,13 +210,19 @@ class ModelConfig:
     @property
     def square(self) -> SquareTower:
         """The tower of a model whose pictures become squares."""
-        assert not isinstance(self.vision, FrameTower | WindowTower)
+        assert not isinstance(self.vision, CropTower | FrameTower | WindowTower)
+        return self.vision
+
+    @property
+    def crops(self) -> CropTower:
+        """The tower of a model that sees a picture in several squares at once."""
+        assert isinstance(self.vision, CropTower)
         return self.vision
 
     @property
     def square_rule(self) -> SquareRule:
         """The rule of a model whose pictures become squares."""
-        assert not isinstance(self.pictures, AnySize)
+        assert not isinstance(self.pictures, AnySize | Crops)
         return self.pictures
 
     @property
@@ -218,6 +266,8 @@ def usual_limits(model: ModelConfig) -> Limits:
         rule = model.pictures.narrowed(None, DEFAULT_MAX_PIXELS)
         # Pictures of different sizes share no run, so that memory for several is of little use.
         model, least, most, images = replace(model, pictures=rule), rule.min_pixels, rule.max_pixels, 1
+    if isinstance(model.pictures, Crops):
+        images = 1
     positions = max(model.decoder.trained_tokens, 2 * model.most_picture_tokens + 256)
     return Limits(min(positions, model.decoder.max_positions), DEFAULT_MAX_BATCH, images, least, most)
 

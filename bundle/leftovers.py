@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import StorageError
 from vlm_trt.bundle.lock import AT_WORK
 from vlm_trt.bundle.precision import Precision
@@ -137,7 +137,8 @@ def _orphans(bundle: Bundle) -> list[Path]:
     graphs |= {
         path
         for precision in Precision
-        for component in WEIGHTED
+        for component in Component
+        if component.has_weights
         for path in (weights_path(component, precision), *packed_paths(component, precision))
     }
     plans = {

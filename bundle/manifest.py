@@ -21,7 +21,7 @@ from vlm_trt.bundle.fields import ANYTHING, Origin
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.reading import parse_json, shown
 
-SCHEMA = 9
+SCHEMA = 10
 OF_ADAPTERS = "lora "  # what the files of adapters begin with in `Source.files`
 SEAL = "sha256"  # the field that holds the hash of all others
 
@@ -114,7 +114,7 @@ class Manifest:
         now = self.about(verdict.precision)
         differs = [part for part in (*now, *verdict.about) if now.get(part) != verdict.about.get(part)]
         graphs = self.identities(verdict.precision)
-        if len(graphs) != len(Component) or graphs != verdict.graphs:
+        if len(graphs) != len(self.model.components) or graphs != verdict.graphs:
             differs.insert(0, "graphs")
         return tuple(dict.fromkeys(differs))
 

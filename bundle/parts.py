@@ -97,6 +97,18 @@ class SiglipTower(_PatchTower):
 SquareTower = OpenClipTower | ClipTower | SiglipTower
 
 
+# --- A tower for several squares of one picture: pixels [images, crops, 3, image_size, image_size], the whole picture
+# first, → features [images, crops · patches, width]. Images of one run have as many crops.
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropTower(_PatchTower):
+    """Moondream's: SigLIP's layers, every patch attending to those of its crop."""
+
+    type: Literal["crops"] = "crops"
+    activation: Activation
+
+
 # --- Vision towers for any size: patches [images, patches, patch_values], with rotary tables that say where each one
 # lies, → features [images, patches, width]. The `token_side`² patches that become a token lie together, tokens in
 # reading order. Images of one run have one size.
@@ -152,7 +164,7 @@ class WindowTower(_AnySizeTower):
     full_layers: tuple[Annotated[int, LAYER_INDEX], ...]  # where a patch attends to all of its frame
 
 
-Tower = SquareTower | FrameTower | WindowTower
+Tower = SquareTower | CropTower | FrameTower | WindowTower
 
 
 # --- Connectors: features [images, patches, vision_width] → image tokens [images, tokens, hidden].
@@ -203,6 +215,17 @@ class PixelShuffleConnector(_Connector):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolingConnector(_Connector):
+    """Moondream's: the crops' patches, put together and averaged to a square as that of the whole picture, beside its
+    patches; two products with bias, an activation between them."""
+
+    type: Literal["pooling"] = "pooling"
+    side: Annotated[int, GRID]  # of the square, patches
+    inner: Annotated[int, MLP_WIDTH]
+    activation: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
 class MergerConnector:
     """Each patch normed, `token_side`² of them joined, two products with bias, GELU between them: as many tokens as the
     picture has room for."""
@@ -215,11 +238,11 @@ class MergerConnector:
     norm_eps: Annotated[float, EPSILON]
 
 
-FixedConnector = ResamplerConnector | LinearConnector | MlpConnector | PixelShuffleConnector
+FixedConnector = ResamplerConnector | LinearConnector | MlpConnector | PixelShuffleConnector | PoolingConnector
 Connector = FixedConnector | MergerConnector
 
 
-# --- Decoder blocks: how attention and a gated MLP are put together in a layer.
+# --- Decoder blocks: how attention and an MLP are put together in a layer.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,4 +274,31 @@ class SandwichBlock(_Block):
     window_layers: tuple[Annotated[int, LAYER_INDEX], ...]
 
 
-Block = SerialBlock | SandwichBlock
+@dataclass(frozen=True, kw_only=True)
+class ParallelBlock(_Block):
+    """Phi's and Moondream's: x + attention(norm(x)) + mlp(norm(x)) with one layer norm, a plain MLP, biases throughout;
+    so have the norm before the head, and the head."""
+
+    type: Literal["parallel"] = "parallel"
+
+
+Block = SerialBlock | SandwichBlock | ParallelBlock
+
+
+# --- Heads beside the decoder's own: hidden states → what is no token.
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionHeads:
+    """Moondream's: coordinates and sizes as bins, and embeddings of their values, as Fourier features.
+
+    A coordinate is its bin's share of the bins; a side is 2^(10 · bin / (bins − 1) − 10) of the picture's.
+    """
+
+    hidden: Annotated[int, WIDTH]
+    inner: Annotated[int, MLP_WIDTH]  # of both MLPs
+    activation: Activation
+    coordinate_features: Annotated[int, WIDTH]  # sines and cosines
+    coordinate_bins: Annotated[int, TOKENS]
+    size_features: Annotated[int, WIDTH]
+    size_bins: Annotated[int, TOKENS]  # of a width; as many of a height

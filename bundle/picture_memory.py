@@ -8,7 +8,7 @@ precision only.
 from math import isqrt
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.parts import WindowTower
+from vlm_trt.bundle.parts import CropTower, Tower, WindowTower
 
 _FP32_BYTES = 4
 # Of a tower's widest tensors, how many ONNX Runtime's CPU has at its peak. Source: from 4,096 patches on the estimate
@@ -18,9 +18,17 @@ _CPU_COPIES = 4
 
 def score_bytes(model: ModelConfig, patches: int, images: int = 1) -> int:
     """Scores of the layer that has most, for images of so many patches in one run, in fp32."""
-    tower = model.vision
-    seen = min(patches, tower.window**2) if isinstance(tower, WindowTower) and not tower.full_layers else patches
-    return images * tower.heads * patches * seen * _FP32_BYTES
+    return images * model.vision.heads * patches * _seen(model.vision, patches) * _FP32_BYTES
+
+
+def _seen(tower: Tower, patches: int) -> int:
+    """How many patches one attends to at most."""
+    match tower:
+        case CropTower():
+            return tower.patches
+        case WindowTower() if not tower.full_layers:
+            return min(patches, tower.window**2)
+    return patches
 
 
 def activation_bytes(model: ModelConfig, patches: int, images: int = 1) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from vlm_trt.bundle.fields import Within
-from vlm_trt.bundle.parts import SIDE
+from vlm_trt.bundle.parts import GRID, SIDE
 
 PIXELS = Within(1, 1 << 30)
 CHANNEL_MEAN = Within(-16.0, 16.0)
@@ -12,6 +12,7 @@ CHANNEL_STD = Within(1e-4, 16.0)
 FRAME_RATE = Within(0.01, 240.0)
 FRAME_COUNT = Within(1, 999)
 POSITION_RATE = Within(0.01, 1000.0)
+CROPS = Within(1, 1_024)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,5 +99,15 @@ class AnySize(_PictureRule):
         return replace(self, min_pixels=min(least, most), max_pixels=most)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Crops(_PictureRule):
+    """The whole picture as a square, and the picture once more in overlapping squares, all of them seen together;
+    Lanczos."""
+
+    type: Literal["crops"] = "crops"
+    most_crops: Annotated[int, CROPS]  # overlapping ones
+    margin: Annotated[int, GRID]  # patches at each side of a crop that its neighbour has too
+
+
 SquareRule = Squash | CentreCrop | PadSquare | Split
-PictureRule = SquareRule | AnySize
+PictureRule = SquareRule | AnySize | Crops

@@ -1,4 +1,4 @@
-"""The graph contract, stated once as data: names, dtypes and axes of every tensor of the four graphs.
+"""The graph contract, stated once as data: names, dtypes and axes of every tensor of the graphs.
 
 The exporter names its inputs and outputs from here, the runtime binds from here, the engine builder derives
 profiles from here. An axis is an `int` (literal) or a `str` (dynamic).
@@ -10,9 +10,12 @@ from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.parts import (
     ClipTower,
+    CropTower,
     FrameTower,
     MergerConnector,
     OpenClipTower,
+    PoolingConnector,
+    RegionHeads,
     SiglipTower,
     Tower,
     WindowTower,
@@ -67,6 +70,9 @@ def signature(component: Component, model: ModelConfig, limits: Limits, precisio
             return _resampler(model, precision.dtype)
         case Component.DECODER:
             return _decoder(model, limits, precision.dtype)
+        case Component.REGION:
+            assert model.region is not None
+            return _region(model.region, precision.dtype)
         case Component.SAMPLER:
             return _sampler(model.decoder.vocab_size)
 
@@ -88,7 +94,14 @@ def axis_step(axis: str, model: ModelConfig) -> int:
             return model.vision.token_side**2
         case WindowTower(), "slots":
             return model.vision.window**2
+        case CropTower(), "patches":
+            return model.vision.patches
     return 1
+
+
+def axis_unit(axis: str, model: ModelConfig) -> str:
+    """The axis that a dynamic one is `axis_step` times as long as; its own name where the contract has none."""
+    return "crops" if isinstance(model.vision, CropTower) and axis == "patches" else axis
 
 
 def candidate_count(vocab_size: int) -> int:
@@ -115,6 +128,8 @@ def _tower_inputs(tower: Tower) -> tuple[Tensor, ...]:
     match tower:
         case OpenClipTower() | ClipTower() | SiglipTower():
             return (Tensor("pixel_values", "float32", ("images", 3, tower.image_size, tower.image_size)),)
+        case CropTower():
+            return (Tensor("pixel_values", "float32", ("images", "crops", 3, tower.image_size, tower.image_size)),)
         case FrameTower():
             return _patch_inputs(tower)
         case WindowTower():
@@ -136,7 +151,7 @@ def _patch_inputs(tower: FrameTower | WindowTower) -> tuple[Tensor, ...]:
 
 def _vision_features(model: ModelConfig, dtype: str) -> Tensor:
     vision = model.vision
-    patches = "patches" if isinstance(vision, FrameTower | WindowTower) else vision.patches
+    patches = "patches" if isinstance(vision, CropTower | FrameTower | WindowTower) else vision.patches
     return Tensor("vision_features", dtype, ("images", patches, vision.width))
 
 
@@ -144,9 +159,21 @@ def _resampler(model: ModelConfig, dtype: str) -> Signature:
     connector = model.connector
     tokens = "picture_tokens" if isinstance(connector, MergerConnector) else connector.tokens
     return Signature(
-        inputs=(_vision_features(model, dtype),),
+        inputs=(_vision_features(model, dtype), *connector_inputs(model)),
         outputs=(Tensor("image_features", dtype, ("images", tokens, connector.hidden)),),
     )
+
+
+def connector_inputs(model: ModelConfig) -> tuple[Tensor, ...]:
+    """What a connector is given of pictures beside their patches' features: names of a family's `PictureInputs`.
+
+    Rows and columns of the square that the crops become, as averages of those of each crop: 0 where another crop, or
+    none, lies under it.
+    """
+    if not isinstance(model.connector, PoolingConnector):
+        return ()
+    pooled = ("images", "crops", model.connector.side, model.crops.grid)
+    return Tensor("pool_rows", "float32", pooled), Tensor("pool_columns", "float32", pooled)
 
 
 def _decoder(model: ModelConfig, limits: Limits, dtype: str) -> Signature:
@@ -174,8 +201,28 @@ def _decoder(model: ModelConfig, limits: Limits, dtype: str) -> Signature:
     ]
     inputs += [Tensor(name, dtype, cache) for i in range(decoder.layers) for name in past_names(i)]
     outputs = [Tensor("logits", "float32", ("scored", decoder.vocab_size))]
+    if model.region is not None:
+        outputs.append(Tensor("hidden_states", "float32", ("scored", decoder.hidden)))  # before the last norm
     outputs += [Tensor(name, dtype, cache) for i in range(decoder.layers) for name in present_names(i)]
     return Signature(tuple(inputs), tuple(outputs))
+
+
+def _region(region: RegionHeads, dtype: str) -> Signature:
+    """Of each row what its hidden state says, and what the decoder is given for a coordinate, or a width and height,
+    both as shares of the picture's sides."""
+    return Signature(
+        inputs=(
+            Tensor("hidden_states", "float32", ("batch", region.hidden)),
+            Tensor("coordinate", "float32", ("batch", 1)),
+            Tensor("size", "float32", ("batch", 2)),
+        ),
+        outputs=(
+            Tensor("coordinate_logits", "float32", ("batch", region.coordinate_bins)),
+            Tensor("size_logits", "float32", ("batch", 2, region.size_bins)),
+            Tensor("coordinate_features", dtype, ("batch", region.hidden)),
+            Tensor("size_features", dtype, ("batch", region.hidden)),
+        ),
+    )
 
 
 def _sampler(vocab_size: int) -> Signature:

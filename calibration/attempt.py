@@ -102,9 +102,14 @@ def _write(
 
 def _copy(job: Job, source: GraphEntry, staging: Path) -> GraphEntry:
     """A graph that no recipe changes into the staging folder, under the new precision."""
-    graph = graph_path(source.component, job.precision)
-    shutil.copyfile(job.bundle.path / source.graph.path, staging / graph)
-    return replace(source, precision=job.precision, graph=file_entry(staging, graph))
+    graph, path = graph_path(source.component, job.precision), job.bundle.path
+    shutil.copyfile(path / source.graph.path, staging / graph)
+    weights = None
+    if source.weights is not None:
+        to = weights_path(source.component, job.precision)
+        shutil.copyfile(path / source.weights.path, staging / to)
+        weights = file_entry(staging, to)
+    return replace(source, precision=job.precision, graph=file_entry(staging, graph), weights=weights)
 
 
 def _staged(job: Job, staging: Path, entries: tuple[GraphEntry, ...]) -> Choice:

@@ -5,7 +5,8 @@ Answers judge what a quantization costs; this proves that the integers, scales a
 
 from collections.abc import Callable
 
-from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.component import PIPELINE
+from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import BundleError
 from vlm_trt.bundle.precision import Precision
@@ -30,7 +31,8 @@ def audit(bundle: Bundle, precision: Precision, byte_bar: MakeBar = no_bar) -> A
         BundleError: a graph is missing or no ONNX file, or the record of what made it is no such thing.
     """
     found = Audit()
-    pairs = [(bundle.graph(one, precision), bundle.graph(one, precision.floating)) for one in Component]
+    components = bundle.manifest.model.components
+    pairs = [(bundle.graph(one, precision), bundle.graph(one, precision.floating)) for one in components]
     bundle.check([floats for _, floats in pairs])
     with byte_bar("audit", sum(entry.weight_bytes for entry, _ in pairs)) as bar:
         on_bytes = (lambda _: None) if bar is None else bar.update
@@ -41,7 +43,7 @@ def audit(bundle: Bundle, precision: Precision, byte_bar: MakeBar = no_bar) -> A
 
 def _audited(bundle: Bundle, entry: GraphEntry, floats: GraphEntry, on_bytes: Callable[[int], None]) -> Audit:
     again = f"{how_to_make(entry.precision, bundle.path)} --force"
-    if entry.weights is None:
+    if entry.component not in PIPELINE or entry.weights is None:
         return _copied(bundle, entry, floats, again)
     if entry.calibration is None:
         raise BundleError(f"{bundle.path / entry.graph.path} lacks the record of what made it; {again}")
@@ -77,7 +79,10 @@ def _audited(bundle: Bundle, entry: GraphEntry, floats: GraphEntry, on_bytes: Ca
 
 
 def _copied(bundle: Bundle, entry: GraphEntry, floats: GraphEntry, again: str) -> Audit:
-    """A graph without weights is the float one, byte for byte."""
-    path, other = bundle.path / entry.graph.path, bundle.path / floats.graph.path
-    same = path.read_bytes() == other.read_bytes()
-    return Audit(failures=() if same else (f"audit: {path} is not {other}, which no quantization changes; {again}",))
+    """A graph that no quantization changes is the float one, byte for byte, and so are its weights."""
+    failures = tuple(
+        f"audit: {bundle.path / own.path} is not {bundle.path / other.path}, which no quantization changes; {again}"
+        for own, other in zip(entry.files, floats.files, strict=True)
+        if sha256_of(bundle.path / own.path) != sha256_of(bundle.path / other.path)
+    )
+    return Audit(bytes=entry.weight_bytes, failures=failures)

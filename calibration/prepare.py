@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from vlm_trt.bundle.alignment import PAGE_BYTES
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import UsageError, VerificationError
 from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
@@ -76,7 +76,7 @@ class Job:
     questions: DataSet | None
     verified: bool  # whether the float graphs were shown equal to the model
     work: dict[Component, Work]
-    copied: tuple[GraphEntry, ...]  # float graphs without weights, which are taken as they are
+    copied: tuple[GraphEntry, ...]  # float graphs that are taken as they are
 
     @property
     def max_drop(self) -> float:
@@ -119,9 +119,9 @@ def prepare(path: Path, choices: Choices, questions: DataSet | None) -> Job:
     verified = _require_floats(bundle, choices)
     if precision in bundle.manifest.precisions() and not choices.force:
         raise UsageError(f"{path} already has {precision} graphs; --force replaces them")
-    entries = {component: bundle.graph(component, floating) for component in Component}
+    entries = {component: bundle.graph(component, floating) for component in bundle.manifest.model.components}
     bundle.check(entries.values())
-    work = {component: _work(bundle, entries[component], recipe) for component in WEIGHTED}
+    work = {component: _work(bundle, entries[component], recipe) for component in PIPELINE}
     copied = tuple(entry for component, entry in entries.items() if component not in work)
     _require_patterns(work, recipe)
     if not any(one.treatments for one in work.values()):
@@ -153,7 +153,7 @@ def _require_floats(bundle: Bundle, choices: Choices) -> bool:
         VerificationError: they were not shown equal to the model, and that is not accepted.
     """
     path, manifest, floating = bundle.path, bundle.manifest, choices.floating
-    if any(manifest.graph(component, floating) is None for component in Component):
+    if any(manifest.graph(component, floating) is None for component in manifest.model.components):
         raise UsageError(
             f"{path} has not all {floating} graphs (it has {', '.join(manifest.precisions()) or 'none'}); quantize "
             f"others with --activations, or export them: vlm-trt export CHECKPOINT {path} --precision {floating}"

@@ -21,7 +21,7 @@ def run(
 ) -> None:
     choices = Choices(
         precision=None if precision is None else Precision(precision),
-        components=tuple(component for component in Component if not components or component in components),
+        components=tuple(component for component in Component if component in components),
         targets=tuple(dict.fromkeys(capability(target) for target in targets)),
         **rest,
     )

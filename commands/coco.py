@@ -15,9 +15,9 @@ from vlm_trt.bundle.output import append_line, require_output, write_output
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.terminal import say
 from vlm_trt.families.images import decode_image, read_picture
-from vlm_trt.families.messages import Image, Message
+from vlm_trt.families.messages import Image, Message, PlaceKind
 from vlm_trt.runtime.model import Answer, found_in
-from vlm_trt.runtime.places import Place, PlaceKind, asked
+from vlm_trt.runtime.places import Place, asked
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 

@@ -18,9 +18,10 @@ from vlm_trt.commands.generate import loaded
 from vlm_trt.commands.shown import read_images
 from vlm_trt.commands.terminal import count_bar, printable, say
 from vlm_trt.families.family import family
+from vlm_trt.families.messages import PlaceKind
 from vlm_trt.runtime.model import VisionLanguageModel
 from vlm_trt.runtime.options import Options
-from vlm_trt.runtime.places import Found, PlaceKind, question_of, require_names
+from vlm_trt.runtime.places import Found, question_of, require_names
 
 
 def run(

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vlm_trt.bundle.component import WEIGHTED
+from vlm_trt.bundle.component import PIPELINE
 from vlm_trt.bundle.errors import UsageError, VerificationError
 from vlm_trt.bundle.leftovers import open_to_write
 from vlm_trt.bundle.precision import FLOATS, Precision
@@ -169,7 +169,7 @@ def _write(bundle: Bundle, found: Diagnosis, more: dict[str, Any]) -> dict[str, 
 
 def _show(found: Diagnosis) -> None:
     """How much is off in each component, and where that begins."""
-    for component in WEIGHTED:
+    for component in PIPELINE:
         seen, off, begin = found.deviations[component], found.off(component), found.begin(component)
         say(f"{component}: {len(off)} of {len(seen)} values are off" + (", beginning with" if begin else ""))
         if begin:

@@ -34,7 +34,7 @@ def run(
     folder = checkpoint_folder(checkpoint, download=download, revision=revision, say=say)
     choices = Choices(
         precision=Precision(precision),
-        components=tuple(component for component in Component if not components or component in components),
+        components=tuple(component for component in Component if component in components),
         max_seq_tokens=max_seq_tokens,
         max_batch=max_batch,
         max_images=max_images,
@@ -45,7 +45,9 @@ def run(
     )
     done = export(folder, bundle, choices, say=say, byte_bar=byte_bar)
     if as_json:
-        entries = [Bundle.open(bundle).graph(component, choices.precision) for component in choices.components]
+        made = Bundle.open(bundle)
+        wanted = choices.components or made.manifest.model.components
+        entries = [made.graph(component, choices.precision) for component in wanted]
         written = {"written_bytes": done.written_bytes, "seconds": round(done.seconds, 1)}
         found = {"bundle": str(bundle), "precision": precision, **written, "graphs": [asdict(one) for one in entries]}
         click.echo(json.dumps(found, indent=2))
@@ -56,7 +58,8 @@ def run(
 def _next(checkpoint: Path, bundle: Path, precision: str, adapters: Sequence[Path]) -> str:
     """The command that comes next: the graphs of this precision that are still missing, or verification."""
     manifest = Bundle.open(bundle).manifest
-    missing = [component for component in Component if manifest.graph(component, Precision(precision)) is None]
+    components = manifest.model.components
+    missing = [component for component in components if manifest.graph(component, Precision(precision)) is None]
     if not missing:
         return f"vlm-trt verify {bundle} --precision {precision}"
     rest = [f"--lora {adapter}" for adapter in adapters] + [f"--component {component}" for component in missing]

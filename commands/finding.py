@@ -35,7 +35,7 @@ def detect(bundle: Path, words: tuple[str, ...], **options: Any) -> None:
       vlm-trt detect bundle bicycle --images photos -o boxes.json
     """
     from vlm_trt.commands.detect import run
-    from vlm_trt.runtime.places import PlaceKind
+    from vlm_trt.families.messages import PlaceKind
 
     run(PlaceKind.BOX, bundle, words, **options)
 
@@ -55,6 +55,6 @@ def point(bundle: Path, words: tuple[str, ...], **options: Any) -> None:
       vlm-trt point bundle street.jpg "traffic light" --json
     """
     from vlm_trt.commands.detect import run
-    from vlm_trt.runtime.places import PlaceKind
+    from vlm_trt.families.messages import PlaceKind
 
     run(PlaceKind.POINT, bundle, words, **options)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig, within
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.leftovers import leftovers
 from vlm_trt.bundle.manifest import Manifest
-from vlm_trt.bundle.picture_rules import AnySize
+from vlm_trt.bundle.parts import RegionHeads
+from vlm_trt.bundle.picture_rules import AnySize, Crops
 from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.commands.terminal import figure, printable, say, size, table
@@ -37,13 +37,14 @@ def _description(bundle: Bundle) -> list[str]:
         "",
         f"vision encoder   {_pixels(model)} → {_most(model.most_patches, model)} patches of {vision.width}, "
         f"{vision.layers} layers ({_words(vision.type)}; pictures: {_words(model.pictures.type)})",
-        f"resampler        {_most(model.most_tile_tokens, model)} tokens of {connector.hidden} per {_seen(model)} "
-        f"({_words(connector.type)})",
+        f"resampler        {_tokens(model)} tokens of {connector.hidden} per {_seen(model)} ({_words(connector.type)})",
         f"decoder          {decoder.layers} layers of {decoder.hidden} ({_words(decoder.block.type)}), "
         f"{_heads(decoder)}, vocabulary {decoder.vocab_size}",
+        *([f"region heads     {_region(model.region)}"] if model.region is not None else []),
         f"positions        {_positions(decoder)}",
         f"limits           {limits.max_seq_tokens} positions, {_several(limits.max_batch, 'sequence')} at once, "
         f"{_several(limits.max_images, 'picture')} per run",
+        f"made of          {_made_of(manifest)}",
         "",
         table(_graph_rows(manifest), ("graph", "precision", " weights", "sha256")),
         "",
@@ -59,15 +60,27 @@ def _origin(manifest: Manifest) -> str:
     return f"{source.checkpoint}{''.join(f' with {one}' for one in source.adapters)}"
 
 
+def _made_of(manifest: Manifest) -> str:
+    """What the checkpoint is known by: its small files by their sha256."""
+    return ", ".join(f"{name} {digest[:12]}" for name, digest in manifest.source.files.items() if ":" not in digest)
+
+
 def _pixels(model: ModelConfig) -> str:
     rule = model.pictures
     if isinstance(rule, AnySize):
         return f"{rule.min_pixels:,} to {rule.max_pixels:,} px in all"
+    if isinstance(rule, Crops):
+        return f"2 to {1 + rule.most_crops} squares of {model.crops.image_size} px"
     return f"{model.square.image_size} px"
 
 
 def _most(count: int, model: ModelConfig) -> str:
-    return f"up to {count}" if isinstance(model.pictures, AnySize) else str(count)
+    return f"up to {count}" if isinstance(model.pictures, AnySize | Crops) else str(count)
+
+
+def _tokens(model: ModelConfig) -> str:
+    count = str(model.most_tile_tokens)
+    return f"up to {count}" if isinstance(model.pictures, AnySize) else count
 
 
 def _seen(model: ModelConfig) -> str:
@@ -79,6 +92,10 @@ def _seen(model: ModelConfig) -> str:
 def _heads(decoder: DecoderConfig) -> str:
     shared = "" if decoder.kv_heads == decoder.heads else f" ({decoder.kv_heads} of keys and values)"
     return f"{decoder.heads} heads of {decoder.head_dim}{shared}"
+
+
+def _region(heads: RegionHeads) -> str:
+    return f"coordinates in {heads.coordinate_bins} bins, widths and heights in {heads.size_bins}"
 
 
 def _positions(decoder: DecoderConfig) -> str:
@@ -107,7 +124,7 @@ def _left_lines(bundle: Bundle) -> list[str]:
 def _graph_rows(manifest: Manifest) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for precision in manifest.precisions():
-        for component in Component:
+        for component in manifest.model.components:
             entry = manifest.graph(component, precision)
             if entry is None:
                 rows.append((component.value, precision.value, "missing", ""))

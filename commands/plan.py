@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig, require_limits, usual_limits, within
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.manifest import Manifest
@@ -146,7 +146,7 @@ def _fits(stages: Sequence[Stage], machine: Machine) -> str:
 @cache
 def weight_bytes(model: ModelConfig, precision: Precision) -> Mapping[Component, int]:
     """Bytes of each graph's weights, quantized as the shipped recipe of that kind does it."""
-    found, decoder = dict.fromkeys(Component, 0), model.decoder
+    found, decoder = dict.fromkeys(model.components, 0), model.decoder
     for weight in family(model.family).weight_map(model).weights:
         table = weight.component is Component.DECODER and weight.name == "embedding.weight"
         found[weight.component] += decoder.table_bytes(precision) if table else _bytes_of(weight, precision)
@@ -223,7 +223,8 @@ def _show(path: Path, plans: Mapping[Precision, Plan], machine: Machine) -> None
     )
     rows: list[tuple[str, ...]] = [
         (f"weights, {component.replace('_', ' ')}", *(size(one.weight_bytes[component]) for one in columns))
-        for component in WEIGHTED
+        for component in columns[0].weight_bytes
+        if component.has_weights
     ]
     rows += [
         ("cache of one sequence", *(size(one.kv_bytes_per_sequence) for one in columns)),

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.errors import NotFiniteError
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
@@ -66,7 +66,7 @@ def deviations(
     Raises:
         VerificationError: the graphs are not made of the same nodes.
     """
-    found_pairs = {component: _pairs_of(component, expected, found) for component in WEIGHTED}
+    found_pairs = {component: _pairs_of(component, expected, found) for component in PIPELINE}
     both = _Both(expected, found, found_pairs)
     members = family(expected[0].manifest.model.family)
     for sample in samples:
@@ -175,9 +175,9 @@ def _features(right: Engine, other: Engine, picture: PictureInputs) -> Floats:
     patches = right.encode_vision([picture])
     other.encode_vision([picture])
     known = to_float32(patches.read(), patches.dtype)
-    features = right.resample(patches)
+    features = right.resample(patches, [picture])
     dtype = other.precision.dtype
-    other.resample(other.backend.upload(from_float32(known, dtype), dtype))
+    other.resample(other.backend.upload(from_float32(known, dtype), dtype), [picture])
     (found,) = to_float32(features.read(), features.dtype)
     rows: Floats = found
     return rows

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.errors import DataSetError, UsageError, VerificationError
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle, how_to_make
@@ -128,7 +128,7 @@ def islands(
         VerificationError: nothing of the kind can help.
     """
     found = dict(known or {})
-    for component in WEIGHTED:
+    for component in PIPELINE:
         if diagnosis.off(component):
             model = ir.load(bundle.path / bundle.graph(component, diagnosis.precision).graph.path)
             seen, fp16 = diagnosis.deviations[component], diagnosis.precision is Precision.FP16

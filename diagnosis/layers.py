@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.linears import find_linears
 from vlm_trt.diagnosis.compare import Deviation
@@ -25,7 +25,7 @@ class Added:
 
 def added(bundle: Bundle, diagnosis: Diagnosis) -> tuple[Added, ...]:
     """Of every layer, the largest first."""
-    found = [one for component in WEIGHTED for one in _added(bundle, diagnosis, component)]
+    found = [one for component in PIPELINE for one in _added(bundle, diagnosis, component)]
     return tuple(sorted(found, key=lambda one: -one.error))
 
 

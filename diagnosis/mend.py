@@ -55,7 +55,7 @@ def mend(
         VerificationError: no islands help, or the graphs fail verification with them; nothing is published.
         StorageError: no room.
     """
-    entries = [bundle.graph(component, before.precision) for component in Component]
+    entries = [bundle.graph(component, before.precision) for component in bundle.manifest.model.components]
     require_room(bundle.path / "graphs", sum(file.size for entry in entries for file in entry.files))
     with staging_folder(bundle.path / "graphs") as folder:
         staged = _staged(bundle, entries, folder)
@@ -121,7 +121,6 @@ def _publish(bundle: Bundle, folder: Path, precision: Precision, changed: set[Co
     verdict: Verification | None = staged.manifest.verification(precision)
     assert verdict is not None
     report = (folder / verdict.report).read_text(encoding="utf-8")
-    publish_graphs(
-        bundle, folder, tuple(staged.graph(component, precision) for component in Component if component in changed)
-    )
+    ordered = [component for component in bundle.manifest.model.components if component in changed]
+    publish_graphs(bundle, folder, tuple(staged.graph(component, precision) for component in ordered))
     bundle.record(verdict, report)

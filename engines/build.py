@@ -41,7 +41,7 @@ class Choices:
 
     backend: str | None = None
     precision: Precision | None = None
-    components: tuple[Component, ...] = tuple(Component)
+    components: tuple[Component, ...] = ()  # none: all
     targets: tuple[str, ...] = ("native",)
     max_batch: int | None = None
     max_images: int | None = None
@@ -113,7 +113,7 @@ def _prepare(path: Path, choices: Choices, say: Callable[[str], None]) -> Job:
     precision = _precision(manifest, choices.precision, path)
     here = device()
     targets = dict.fromkeys(require_target(trt, backend, target, here) for target in choices.targets)
-    graphs = tuple(bundle.graph(component, precision) for component in choices.components)
+    graphs = tuple(bundle.graph(component, precision) for component in choices.components or manifest.model.components)
     verdict = manifest.verification(precision)
     if verdict is not None and not verdict.passed:
         raise VerificationError(
@@ -265,7 +265,8 @@ def _entry(
 
 def variant(job: Job, options: BuildOptions) -> str:
     """The folder's name: what it was built with and for, and eight digits that stand for graphs, limits, settings."""
-    graphs = (job.bundle.manifest.graph(component, job.precision) for component in Component)
+    manifest = job.bundle.manifest
+    graphs = (manifest.graph(component, job.precision) for component in manifest.model.components)
     settings: Sequence[Any] = (
         [entry.identity for entry in graphs if entry is not None], asdict(job.limits),
         options.optimization_level, options.workspace_bytes, options.weight_streaming,

@@ -45,7 +45,7 @@ class Expected:
                 return int(isinstance(self.model.connector, ResamplerConnector))
             case Component.DECODER:
                 return 0 if isinstance(self.model.decoder.block, SandwichBlock) else self.model.decoder.layers
-            case Component.SAMPLER:
+            case Component.REGION | Component.SAMPLER:
                 return 0
 
     @property

@@ -5,7 +5,7 @@ from math import ceil, isqrt
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.entries import Profile, Range
-from vlm_trt.bundle.picture_rules import AnySize
+from vlm_trt.bundle.picture_rules import AnySize, Crops
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.signature import DRAFT_TOKENS, Tensor, axis_step, most_edits, signature
 
@@ -13,7 +13,8 @@ from vlm_trt.bundle.signature import DRAFT_TOKENS, Tensor, axis_step, most_edits
 def profiles(component: Component, model: ModelConfig, limits: Limits, precision: Precision) -> tuple[Profile, ...]:
     """The profiles of one engine.
 
-    Vision encoder and resampler have one, for 1…max_images pictures, and the sampler one, for 1…max_batch rows. The
+    Vision encoder and resampler have one, for 1…max_images pictures, and sampler and region heads one, for 1…max_batch
+    rows. The
     decoder has three in one engine, which share the weights: decode pins seq = 1 and the window to the whole cache, so
     that attention reads the cache in place; prefill takes one sequence of any length; check a token of one sequence and
     those drafted after it. For more than one position TensorRT copies the window, so that of both is what is filled.
@@ -21,6 +22,8 @@ def profiles(component: Component, model: ModelConfig, limits: Limits, precision
     """
     model = within(model, limits)
     contract = signature(component, model, limits, precision)
+    if component is Component.REGION:
+        return (_profile("rows", contract.inputs, {"batch": (1, 1, limits.max_batch)}),)
     if component is Component.SAMPLER:
         rows = {"batch": (1, limits.max_batch, limits.max_batch), "edits": (1, 1, most_edits(limits))}
         return (_profile("rows", contract.inputs, rows),)
@@ -30,11 +33,14 @@ def profiles(component: Component, model: ModelConfig, limits: Limits, precision
     longest, tokens = limits.max_seq_tokens, model.most_tile_tokens
     # Text stands between pictures; of those of any size, a position may each be a row.
     most_rows = longest if isinstance(model.pictures, AnySize) else max(tokens, longest // (tokens + 2) * tokens)
+    # Where no picture's features are bound, rows that stand for places may be: one per slot.
+    most = 1 if model.region is None else limits.max_batch
+    instead = (most, most, most)
     decode = {
         "batch": (1, limits.max_batch, limits.max_batch),
         "seq": (1, 1, 1),
         "window": (longest, longest, longest),
-        "image_tokens": (1, 1, 1),
+        "image_tokens": instead,
         "scored": (1, limits.max_batch, limits.max_batch),
     }
     prefill = {
@@ -46,13 +52,17 @@ def profiles(component: Component, model: ModelConfig, limits: Limits, precision
     }
     most_checked = min(1 + DRAFT_TOKENS, longest)
     checked = (2, most_checked, most_checked)
-    check = {**prefill, "seq": checked, "scored": checked, "image_tokens": (1, 1, 1)}
+    check = {**prefill, "seq": checked, "scored": checked, "image_tokens": instead}
     named = {"decode": decode, "prefill": prefill, "check": check}
     return tuple(_profile(name, contract.inputs, ranges) for name, ranges in named.items())
 
 
 def _sizes(model: ModelConfig) -> dict[str, Range]:
-    """Of pictures of any size: from one token to the largest; best for the largest that is a square."""
+    """Of pictures of any size: from one token to the largest; best for the largest that is a square. Of crops: the
+    whole picture and one, to as many as there may be."""
+    if isinstance(model.pictures, Crops):
+        most, patches = 1 + model.pictures.most_crops, model.crops.patches
+        return {"crops": (2, most, most), "patches": (2 * patches, most * patches, most * patches)}
     if not isinstance(model.pictures, AnySize):
         return {}
     step, most = axis_step("patches", model), model.most_patches

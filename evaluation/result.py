@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.reading import LARGE_BYTES, read_json
 from vlm_trt.evaluation.baseline import Baseline, Comparison, EarlierAnswer
@@ -51,7 +50,7 @@ def setup_of(model: VisionLanguageModel, bundle: str, max_new_tokens: int) -> Se
     """The setup of a run with that model."""
     manifest, engine = model.manifest, model.engine
     verdict = manifest.verification(engine.precision)
-    graphs = (manifest.graph(component, engine.precision) for component in Component)
+    graphs = (manifest.graph(component, engine.precision) for component in manifest.model.components)
     return Setup(
         bundle=bundle,
         family=manifest.model.family,

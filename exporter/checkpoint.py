@@ -24,6 +24,7 @@ from vlm_trt.families.weights import WeightMap
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_TURNED = ".T"
 Renames = Sequence[tuple[str, str]]
 
 
@@ -34,7 +35,8 @@ class Checkpoint:
         """
         Args:
             folder: as published.
-            renames: regular expressions of stored names, and what makes of them the names that are asked for, in order.
+            renames: regular expressions of stored names, and what makes of them the names that are asked for, in order;
+                of a matrix that is stored the other way round, the name with `.T` behind.
             adapters: folders of LoRA adapters that are merged, in order.
             side: of the adapters.
         Raises:
@@ -49,8 +51,12 @@ class Checkpoint:
         if not stored:
             raise CheckpointError(f"{folder} holds no tensor; download the checkpoint again")
         self._stored: dict[str, tuple[Shard, str]] = {}
+        self._turned: set[str] = set()  # small matrices that are stored the other way round
         for name, shard in stored.items():
             known = _renamed(name, renames)
+            if known.endswith(_TURNED):
+                known = known.removesuffix(_TURNED)
+                self._turned.add(known)
             if known in self._stored:
                 raise CheckpointError(
                     f"{folder} holds {known} twice, as {self._stored[known][1]} and as {name}, so one of them is "
@@ -75,7 +81,8 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         shard, stored = self._stored[name]
-        return shard.tensors[stored].shape
+        shape = shard.tensors[stored].shape
+        return shape[::-1] if name in self._turned else shape
 
     def check(self, weights: WeightMap) -> None:
         """Compares names and shapes with what the model's config says.
@@ -116,13 +123,16 @@ class Checkpoint:
     def unchecked_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """The same for a caller who looks for NaN and Inf in what it makes of them, and tells with `require_finite`."""
         shard, stored = self._stored[name]
-        assert 0 <= start <= stop <= shard.tensors[stored].shape[0], f"rows {start}…{stop} of {name}"
+        assert 0 <= start <= stop <= self.shape(name)[0], f"rows {start}…{stop} of {name}"
         if isinstance(shard, BinFile) and shard is not self._mapped:
             if self._mapped is not None:
                 self._mapped.close()  # one shard mapped at a time
             self._mapped = shard
         with read_errors(shard.path):
-            values = shard.rows(stored, start, stop)
+            if name in self._turned:
+                values = shard.rows(stored, 0, shard.tensors[stored].shape[0]).t()[start:stop]
+            else:
+                values = shard.rows(stored, start, stop)
         for adapter in self.adapters:
             values = adapter.merged(name, values, start, stop)
         return values

@@ -1,7 +1,7 @@
 """Checkpoint folder in, bundle out: trace each graph, stream its weights, publish all of it at once."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +42,7 @@ class Choices:
     """What to export; None takes the default, or what an existing bundle has."""
 
     precision: Precision
-    components: tuple[Component, ...] = tuple(Component)
+    components: tuple[Component, ...] = ()  # none: all that the model has
     max_seq_tokens: int | None = None
     max_batch: int | None = None
     max_images: int | None = None
@@ -115,17 +115,20 @@ def _prepare(folder: Path, target: Path, choices: Choices, say: Callable[[str], 
     weight_map = kind.weight_map(model)
     checkpoint = Checkpoint(folder, weight_map.renames, choices.adapters)
     checkpoint.check(weight_map)
+    wanted = choices.components or model.components
+    if lacking := [one for one in wanted if one not in model.components]:
+        raise UsageError(f"{folder} is of a model without {lacking[0]}; it has {', '.join(model.components)}")
     existing = destination(target, say)
     if existing is not None:
         _require_same_source(existing, checkpoint, kind)
-        _require_free(existing, choices)
+        _require_free(existing, choices, wanted)
     return Job(
         checkpoint=checkpoint,
         family=kind,
         model=model,
         limits=_limits(model, choices, existing),
         precision=choices.precision,
-        weights={c: tuple(w for w in weight_map.weights if w.component is c) for c in choices.components},
+        weights={c: tuple(w for w in weight_map.weights if w.component is c) for c in wanted},
         existing=existing,
     )
 
@@ -169,8 +172,8 @@ def _described(source: Source) -> str:
     return " and ".join((source.checkpoint, *source.adapters))
 
 
-def _require_free(existing: Bundle, choices: Choices) -> None:
-    have = [c for c in choices.components if existing.manifest.graph(c, choices.precision) is not None]
+def _require_free(existing: Bundle, choices: Choices, wanted: Sequence[Component]) -> None:
+    have = [c for c in wanted if existing.manifest.graph(c, choices.precision) is not None]
     if have and not choices.force:
         raise UsageError(
             f"{existing.path} already has {choices.precision} graphs ({', '.join(have)}); --force replaces them"

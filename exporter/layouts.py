@@ -67,6 +67,8 @@ def _whole(weight: Weight, model: ModelConfig, checkpoint: Checkpoint, convert: 
             return convert(checkpoint.read(key)).reshape(weight.shape[1], -1).t()
         case Layout.JOIN:
             return _joined(weight, checkpoint, convert, allocate)
+        case Layout.RESHAPE:
+            return convert(checkpoint.read(key)).reshape(weight.shape)
         case Layout.PLUS_ONE:
             return convert(checkpoint.read(key).float() + 1)
         case Layout.UNPACK_HEADS:

@@ -19,7 +19,7 @@ from torch import Tensor
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.precision import Precision
-from vlm_trt.bundle.signature import SCOPES, Axis, Signature, axis_step, signature
+from vlm_trt.bundle.signature import SCOPES, Axis, Signature, axis_step, axis_unit, signature
 from vlm_trt.exporter.layer_stack import restored, shorten
 from vlm_trt.exporter.modules.build import build_module
 from vlm_trt.exporter.modules.decoder import Decoder
@@ -29,7 +29,7 @@ OPSET = 24
 # Example sizes of the dynamic axes: distinct, and above one, since torch specializes axes of size 0 and 1.
 _EXAMPLE_SIZES = {
     "images": 2, "batch": 3, "seq": 5, "image_tokens": 7, "window": 11, "edits": 13, "patches": 17, "slots": 19,
-    "scored": 23,
+    "scored": 23, "crops": 29,
 }  # fmt: skip
 _TORCH_DTYPES = {
     "float32": torch.float32,
@@ -111,14 +111,15 @@ def _arguments(
 ) -> tuple[tuple[object, ...], tuple[object, ...]]:
     """Example inputs on the meta device and their dynamic axes, in the order of the module's forward."""
     steps = {name: axis_step(name, model) for name in _EXAMPLE_SIZES}
-    dims = {
-        name: torch.export.Dim(name) if step == 1 else step * torch.export.Dim(f"_{name}")
-        for name, step in steps.items()
-    }
+    units = {name: axis_unit(name, model) for name in _EXAMPLE_SIZES}
+    dims = {name: torch.export.Dim(name) for name, step in steps.items() if step == 1}
+    for name, step in steps.items():
+        if step > 1:
+            dims[name] = step * dims.get(units[name], torch.export.Dim(f"_{name}"))
     dims["window"] = torch.export.Dim("window", max=limits.max_seq_tokens)
 
     def example(axes: tuple[Axis, ...], dtype: str) -> Tensor:
-        shape = [axis if isinstance(axis, int) else steps[axis] * _EXAMPLE_SIZES[axis] for axis in axes]
+        shape = [axis if isinstance(axis, int) else steps[axis] * _EXAMPLE_SIZES[units[axis]] for axis in axes]
         return torch.zeros(shape, dtype=_TORCH_DTYPES[dtype], device="meta")
 
     tensors: list[object] = [example(tensor.axes, tensor.dtype) for tensor in contract.inputs]

@@ -1,24 +1,26 @@
 """What every model family offers to exporter and runtime: its functions, gathered as data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
-from vlm_trt.bundle.parts import FrameTower, WindowTower
+from vlm_trt.bundle.parts import CropTower, FrameTower, WindowTower
+from vlm_trt.bundle.signature import connector_inputs
 from vlm_trt.families.clips import Clip, FrameRule
 from vlm_trt.families.messages import AS_IT_IS, Answered, Look, Message, Prompt, PromptShape
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.families.weights import WeightMap
 
-# What the vision encoder is given of one picture, by the names of its graph's inputs. The leading axis counts the
-# picture's tiles: what the tower sees as a picture of its own. A run takes tiles of any pictures.
+# What vision encoder and connector are given of one picture, by the names of their graphs' inputs. The leading axis
+# counts the picture's tiles: what the tower sees as a picture of its own. A run takes tiles of any pictures.
 PictureInputs = dict[str, NDArray[Any]]
+T = TypeVar("T")
 
 
 def stacked(pictures: Sequence[PictureInputs]) -> PictureInputs:
@@ -26,6 +28,17 @@ def stacked(pictures: Sequence[PictureInputs]) -> PictureInputs:
     if len(pictures) == 1:  # a clip's take hundreds of MiB
         return pictures[0]
     return {name: np.concatenate([one[name] for one in pictures]) for name in pictures[0]}
+
+
+def of_tower(picture: Mapping[str, T], model: ModelConfig) -> dict[str, T]:
+    """What the vision encoder is given."""
+    others = {one.name for one in connector_inputs(model)}
+    return {name: array for name, array in picture.items() if name not in others}
+
+
+def of_connector(picture: Mapping[str, T], model: ModelConfig) -> dict[str, T]:
+    """What the connector is given, beside the vision encoder's features."""
+    return {one.name: picture[one.name] for one in connector_inputs(model)}
 
 
 def tile_count(picture: PictureInputs) -> int:
@@ -37,6 +50,8 @@ def patch_count(picture: PictureInputs, model: ModelConfig) -> int:
     """How many patches each of its tiles has."""
     if isinstance(model.vision, FrameTower | WindowTower):
         return int(picture["pixel_values"].shape[1])
+    if isinstance(model.vision, CropTower):
+        return int(picture["pixel_values"].shape[1]) * model.vision.patches
     return model.vision.patches
 
 

@@ -27,6 +27,7 @@ _FAMILIES = (
     _Known("smolvlm2", "SmolVLM2", ("smolvlm",)),
     _Known("qwen2_vl", "Qwen2-VL", ("qwen2_vl",)),
     _Known("qwen2_5_vl", "Qwen2.5-VL", ("qwen2_5_vl",)),
+    _Known("moondream2", "Moondream 2", ("moondream1",)),
 )
 
 

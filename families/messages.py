@@ -190,6 +190,17 @@ class PromptShape:
     spans: tuple[ImageSpan, ...] = ()  # those of pictures whose tokens have a row and a column
 
 
+class PlaceKind(StrEnum):
+    """What a place is."""
+
+    BOX = "box"
+    POINT = "point"
+
+    @property
+    def plural(self) -> str:
+        return "boxes" if self is PlaceKind.BOX else "points"
+
+
 @dataclass(frozen=True)
 class Prompt:
     ids: tuple[int, ...]  # those of picture positions are not looked up
@@ -197,6 +208,7 @@ class Prompt:
     images: tuple[Shown, ...]
     dropped_turns: int = 0  # oldest turns left out because the window was full
     prefix: int = 0  # as `PromptShape` has it
+    places: PlaceKind | None = None  # what the model answers with instead of words, through its region heads
 
     @property
     def picture_tokens(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image, Resampling, new
 
-from vlm_trt.bundle.picture_rules import CentreCrop, PadSquare, Split, SquareRule, Squash
+from vlm_trt.bundle.picture_rules import CentreCrop, PadSquare, PictureRule, Split, SquareRule, Squash
 from vlm_trt.families.messages import Detail
 from vlm_trt.families.splitting import tiles_of
 
@@ -33,12 +33,17 @@ def pixel_values(
 
 def square_values(found: Sequence[Image], rule: SquareRule) -> dict[str, NDArray[np.float32]]:
     """`pixel_values` [squares, 3, side, side] fp32 of square RGB pictures."""
+    return {"pixel_values": normalized(found, rule)}
+
+
+def normalized(found: Sequence[Image], rule: PictureRule) -> NDArray[np.float32]:
+    """The colours of square RGB pictures as the rule has them: [squares, 3, side, side]."""
     side = found[0].width
     mean, std = np.array(rule.mean, dtype=np.float32), np.array(rule.std, dtype=np.float32)
     values = np.empty((len(found), 3, side, side), dtype=np.float32)
     for at, one in enumerate(found):
         values[at] = ((np.asarray(one, dtype=np.float32) / np.float32(255) - mean) / std).transpose(2, 0, 1)
-    return {"pixel_values": values}
+    return values
 
 
 def squares(picture: Image, rule: SquareRule, side: int, detail: Detail = Detail.AUTO) -> list[Image]:

@@ -7,7 +7,7 @@ from typing import Protocol, Self
 
 from vlm_trt.bundle.errors import PromptError
 from vlm_trt.families.clips import Clip, Frames, Video
-from vlm_trt.families.messages import Image, ImageSpan, Message, Part, Prompt, Region, Shown, Text
+from vlm_trt.families.messages import Image, ImageSpan, Message, Part, PlaceKind, Prompt, Region, Shown, Text
 
 Stretch = tuple[int, int]  # first position, and the one behind the last
 
@@ -40,19 +40,20 @@ class Piece:
         start = len(before)
         return cls((*before, *ids, *behind), (Placed(image, ((start, start + len(ids)),)),))
 
-    def prompt(self, *, dropped_turns: int = 0, prefix: int = 0) -> Prompt:
+    def prompt(self, *, dropped_turns: int = 0, prefix: int = 0, places: PlaceKind | None = None) -> Prompt:
         """The whole of a prompt.
 
         Args:
             dropped_turns: turns left out of it.
             prefix: positions that attend to each other in both directions.
+            places: what is answered with instead of words.
         """
         spans = tuple(
             ImageSpan(*stretch, i, one.grid, one.time_step)
             for i, one in enumerate(self.images)
             for stretch in one.stretches
         )
-        return Prompt(self.ids, spans, tuple(one.image for one in self.images), dropped_turns, prefix)
+        return Prompt(self.ids, spans, tuple(one.image for one in self.images), dropped_turns, prefix, places)
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,10 @@ class JsonTokenizer:
             )
         return self._added[name]
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether no text becomes that token."""
+        return token_id in self._special
+
     def encode(self, text: str, *, later: bool = False) -> list[int]:
         """Ids of plain text; a lone surrogate becomes U+FFFD.
 

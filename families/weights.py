@@ -19,6 +19,7 @@ class Layout(StrEnum):
     UNPACK_HEADS = "unpack_heads"  # rows packed per head [q|k|v] → all q, all k, all v; then transposed if 2-D
     POSITION_GRID = "position_grid"  # [g·g, width] table → bicubically resized to the model's patch grid
     QUERY_PROJECTION = "query_projection"  # input-independent resampler queries, projected once at export
+    RESHAPE = "reshape"  # as stored, in another shape
     ROWS = "rows"  # a third of a packed [3·n, …] tensor (`part` 0, 1 or 2); then transposed if 2-D
 
 

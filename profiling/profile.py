@@ -114,7 +114,7 @@ def profile(
         backend=choice.backend.name,
         verified=verdict is not None and verdict.passed,
         threads=choice.backend.threads if isinstance(choice.backend, CpuBackend) else None,
-        graphs=tuple(choice.bundle.graph(component, precision).identity for component in Component),
+        graphs=tuple(choice.bundle.graph(component, precision).identity for component in manifest.model.components),
         load_ms=model.load_ms,
         peak_rss_bytes=peak,
         device_bytes=device,
@@ -170,7 +170,8 @@ def _shown(model: VisionLanguageModel, workload: Workload) -> tuple[int, int]:
 
 def weight_bytes(choice: Choice) -> dict[Component, int]:
     """Of the graphs; an engine reads as many."""
-    return {one: choice.bundle.graph(one, choice.precision).weight_bytes for one in Component}
+    components = choice.bundle.manifest.model.components
+    return {one: choice.bundle.graph(one, choice.precision).weight_bytes for one in components}
 
 
 def _device_bytes() -> int | None:

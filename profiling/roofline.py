@@ -11,11 +11,14 @@ from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.parts import (
     Connector,
+    CropTower,
     FrameTower,
     LinearConnector,
     MergerConnector,
     MlpConnector,
+    ParallelBlock,
     PixelShuffleConnector,
+    PoolingConnector,
     ResamplerConnector,
     Tower,
     WindowTower,
@@ -120,6 +123,8 @@ def _vision(model: ModelConfig, weights: int, precision: Precision, images: int,
 
 def _pairs_attending(vision: Tower, patches: int) -> int:
     """Pairs of patches that attend to each other, on all layers."""
+    if isinstance(vision, CropTower):
+        return vision.layers * patches * vision.patches
     if not isinstance(vision, WindowTower):
         return vision.layers * patches**2
     full = len(vision.full_layers)
@@ -143,6 +148,8 @@ def _connecting(one: Connector, patches: int) -> int:
             return patches * one.vision_width * one.hidden
         case MlpConnector():
             return patches * (one.vision_width + one.hidden) * one.hidden
+        case PoolingConnector():
+            return one.tokens * (2 * one.vision_width + one.hidden) * one.inner
         case PixelShuffleConnector():
             return patches * one.vision_width * one.hidden
         case MergerConnector():
@@ -179,7 +186,8 @@ def _layers(model: ModelConfig) -> int:
     """Numbers in the matrices of the decoder's layers."""
     decoder = model.decoder
     attention = decoder.hidden * decoder.head_dim * (2 * decoder.heads + 2 * decoder.kv_heads)
-    return decoder.layers * (attention + 3 * decoder.hidden * decoder.mlp_width)
+    products = 2 if isinstance(decoder.block, ParallelBlock) else 3  # of the MLP
+    return decoder.layers * (attention + products * decoder.hidden * decoder.mlp_width)
 
 
 def _cache_bytes(model: ModelConfig, precision: Precision) -> int:

@@ -12,7 +12,7 @@ from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import DecoderConfig, within
 from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.exporter.checkpoint import Checkpoint
-from vlm_trt.families.contract import PictureInputs, stacked
+from vlm_trt.families.contract import PictureInputs, of_connector, of_tower, stacked
 from vlm_trt.families.family import family
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.families.watching import inputs_of
@@ -61,7 +61,7 @@ class TorchDecoder:
             logits_index=torch.tensor([len(ids) - 1]),
             past=self._past,
         )
-        self._past = list(outputs[1:])
+        self._past = list(outputs[-2 * self._config.layers :])
         return np.asarray(outputs[0][0].numpy())
 
 
@@ -113,9 +113,14 @@ class TorchBaseline:
             inputs = [inputs_of(image, self._family, self._model)[1] for image in asked.prompt.images]
             tensors = [{name: torch.from_numpy(array) for name, array in one.items()} for one in self._runs(inputs)]
         with clock.stage("vision_encoder"):
-            patches = [self._modules[Component.VISION_ENCODER](**one) for one in tensors]
+            patches = [self._modules[Component.VISION_ENCODER](**of_tower(one, self._model)) for one in tensors]
         with clock.stage("resampler"):
-            self._flat = torch.cat([self._modules[Component.RESAMPLER](one).flatten(0, 1) for one in patches])
+            connector = self._modules[Component.RESAMPLER]
+            features = [
+                connector(vision_features=seen, **of_connector(one, self._model))
+                for seen, one in zip(patches, tensors, strict=True)
+            ]
+            self._flat = torch.cat([one.flatten(0, 1) for one in features])
 
     def _runs(self, pictures: Sequence[PictureInputs]) -> list[PictureInputs]:
         """All pictures at once, where they have one shape."""

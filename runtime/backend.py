@@ -6,7 +6,7 @@ here copies: a tensor is bound as an address, so that a cache slot is a pointer 
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 from pathlib import Path
@@ -85,6 +85,21 @@ def bind_host(array: Array, dtype: str) -> Binding:
     """The binding of a host array, which must outlive every run that uses it."""
     assert array.flags.c_contiguous and array.dtype == NUMPY_DTYPES[dtype], f"{array.dtype} is not {dtype}"
     return Binding(array.ctypes.data, array.shape, dtype, on_host=True)
+
+
+def contiguous(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Host arrays of int64 or fp32 as they are bound, those that lie apart copied; to be kept until the run ends."""
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def bind_all(arrays: Mapping[str, Array]) -> dict[str, Binding]:
+    """The bindings of `contiguous` arrays."""
+    return {name: bind_host(one, "int64" if one.dtype == np.int64 else "float32") for name, one in arrays.items()}
+
+
+def flat(features: Binding) -> Binding:
+    """[images, tokens, hidden], or rows already, as the decoder takes them: [rows, hidden]."""
+    return replace(features, shape=(prod(features.shape[:-1]), features.shape[-1]))
 
 
 def host_view(binding: Binding) -> Array:

@@ -17,6 +17,18 @@ def next_tokens(engine: Engine, sequences: Sequence[Generation]) -> list[Token |
     return [_next_token(engine, one, rows[one.place.index], found.get(one.place.index)) for one in sequences]
 
 
+def greedy_token(engine: Engine, slot: int) -> int:
+    """The likeliest token of a slot.
+
+    Raises:
+        NotFiniteError: the logits are not finite.
+    """
+    logits = engine.logits_of(slot)
+    if not np.isfinite(logits).all():
+        raise engine.not_finite()
+    return int(logits.argmax())
+
+
 def checked_tokens(
     engine: Engine, sequence: Generation, logits: Floats, draft: Sequence[int]
 ) -> list[Token | Exception]:

@@ -1,9 +1,7 @@
 """The three sessions and the cache: encode pictures, prefill one slot, decode many. No sampling, no text."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +10,28 @@ from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.errors import NotFiniteError, PromptError, VlmTrtError
 from vlm_trt.bundle.precision import Precision
-from vlm_trt.bundle.signature import DRAFT_TOKENS, signature
-from vlm_trt.families.contract import PictureInputs, patch_count, stacked, tile_count
+from vlm_trt.bundle.signature import signature
+from vlm_trt.families.contract import PictureInputs, of_connector, of_tower, patch_count, stacked, tile_count
 from vlm_trt.families.positions import PositionTable
-from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Backend, Binding, Buffer, Session, bind_host, rounded_window
+from vlm_trt.runtime.backend import (
+    NUMPY_DTYPES,
+    Array,
+    Backend,
+    Binding,
+    Buffer,
+    Session,
+    bind_all,
+    contiguous,
+    flat,
+    rounded_window,
+)
 from vlm_trt.runtime.cache import KVCache
+from vlm_trt.runtime.decoder_outputs import DecoderOutputs
 from vlm_trt.runtime.in_use import InUse
+from vlm_trt.runtime.region import RegionRun
 from vlm_trt.runtime.sampler import Drawn, Row
 from vlm_trt.runtime.sampling_run import SamplerRun
-from vlm_trt.runtime.step_inputs import Step, StepInputs
+from vlm_trt.runtime.step_inputs import Step, StepInputs, runs_of
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -45,12 +56,15 @@ class Engine:
         decoder, batch = model.decoder, limits.max_batch
         self._positions = backend.host((limits.max_seq_tokens,), "int64")
         self._positions[:] = np.arange(limits.max_seq_tokens)
-        self._no_image = backend.upload(self._zeros(1, decoder.hidden), precision.dtype)
-        # [max_batch, vocab], a row per slot, where the backend computes: they are sampled there.
-        self.logits = backend.allocate((batch, decoder.vocab_size), "float32")
+        # [1, hidden], or where places are told a row per slot: what stands at its next position instead of a token.
+        rows = 1 if model.region is None else batch
+        self._instead = backend.upload(self._zeros(rows, decoder.hidden), precision.dtype)
+        self.outputs = DecoderOutputs(backend, model, batch)
+        self.region: RegionRun | None = None
+        if model.region is not None:
+            self.region = RegionRun(sessions[Component.REGION], backend, model.region, precision.dtype)
         self._step_inputs = StepInputs(backend, decoder, batch)
         self._sampler = SamplerRun(sessions[Component.SAMPLER], backend, decoder.vocab_size, batch)
-        self._checked: Buffer | None = None  # [1 + DRAFT_TOKENS, vocab]
         contract = signature(Component.DECODER, model, limits, precision)
         self._inputs = frozenset(tensor.name for tensor in contract.inputs)
 
@@ -62,13 +76,13 @@ class Engine:
         Raises:
             ResourceError: there is no memory for them.
         """
-        arrays = {name: np.ascontiguousarray(array) for name, array in stacked(pictures).items()}
+        arrays = contiguous(stacked(pictures))
         images = tile_count(arrays)
         assert images <= self.limits.max_images
         shape = (images, patch_count(arrays, self.model), self.model.vision.width)
         self.backend.require_room(self.model, shape[1], images)
         features = self.backend.allocate(shape, self.precision.dtype)
-        inputs = {name: _bound(array) for name, array in arrays.items()}
+        inputs = bind_all(of_tower(arrays, self.model))
         self.sessions[Component.VISION_ENCODER].run(inputs, {"vision_features": features.rows(0, images)})
         return features
 
@@ -77,18 +91,27 @@ class Engine:
         shape = (images, self.model.tokens_of(patches), self.model.connector.hidden)
         return self.backend.allocate(shape, self.precision.dtype)
 
-    def resample(self, vision_features: Buffer, features: Buffer | None = None, first: int = 0) -> Buffer:
+    def resample(
+        self,
+        vision_features: Buffer,
+        pictures: Sequence[PictureInputs],
+        features: Buffer | None = None,
+        first: int = 0,
+    ) -> Buffer:
         """Image features [images, tokens, hidden], where the backend computes.
 
         Args:
             vision_features: of a run of the vision encoder.
+            pictures: what that run was given.
             features: where they are to lie, from row `first` on; None: in memory of their own.
             first: a row.
         """
         images = vision_features.shape[0]
         features = self.features(images, vision_features.shape[1]) if features is None else features
         outputs = {"image_features": features.rows(first, images)}
-        self.sessions[Component.RESAMPLER].run({"vision_features": vision_features.rows(0, images)}, outputs)
+        kept = contiguous(of_connector(stacked(pictures), self.model))
+        inputs = {"vision_features": vision_features.rows(0, images), **bind_all(kept)}
+        self.sessions[Component.RESAMPLER].run(inputs, outputs)
         return features
 
     def prefill(self, slot: int, ids: Ints, image_rows: Ints, features: Binding | None, table: PositionTable) -> Floats:
@@ -115,7 +138,8 @@ class Engine:
         Raises:
             PromptError: the slot has no room for them. After any failed run the slot is cleared.
         """
-        self._append(slot, ids, image_rows, features, table, np.array([ids.shape[0] - 1]), self.logits.rows(slot, 1))
+        last = np.array([ids.shape[0] - 1])
+        self._append(slot, ids, image_rows, features, table, last, self.outputs.of_slots(slot, 1))
 
     def check(self, slot: int, ids: Ints, table: PositionTable) -> Floats:
         """Logits [seq, vocab] of every one of a few tokens that are appended to a slot, on the host.
@@ -127,12 +151,10 @@ class Engine:
         Raises:
             PromptError: the slot has no room for them. After any failed run the slot is cleared.
         """
-        if self._checked is None:
-            self._checked = self.backend.allocate((1 + DRAFT_TOKENS, self.model.decoder.vocab_size), "float32")
         seq = len(ids)
-        rows = self._checked.rows(0, seq)
-        self._append(slot, ids, np.full(seq, -1), None, table, np.arange(seq), rows)
-        return np.asarray(self.backend.read(rows))
+        outputs = self.outputs.of_checked(seq)
+        self._append(slot, ids, np.full(seq, -1), None, table, np.arange(seq), outputs)
+        return np.asarray(self.backend.read(outputs["logits"]))
 
     def _append(
         self,
@@ -142,9 +164,9 @@ class Engine:
         features: Binding | None,
         table: PositionTable,
         scored: Ints,
-        logits: Binding,
+        outputs: Mapping[str, Binding],
     ) -> None:
-        """Appends tokens to a slot, and writes logits of the `scored` ones among them."""
+        """Appends tokens to a slot, and writes outputs of the `scored` ones among them."""
         start, seq = self.cache.lengths[slot], ids.shape[0]
         self.cache.require_room(slot, seq)
         stop = start + seq
@@ -163,7 +185,7 @@ class Engine:
         }
         window = rounded_window(stop, self.limits.max_seq_tokens)
         try:
-            self.run_decoder(slot, 1, inputs, features, window, logits=logits)
+            self.run_decoder(slot, 1, inputs, features, window, outputs=outputs)
         except Exception:
             self.clear([slot])
             raise
@@ -198,7 +220,7 @@ class Engine:
                 fitting.append(step)
             except PromptError as error:
                 failed[step.slot] = error
-        for run in self._runs(fitting):
+        for run in runs_of(fitting, self.cache.lengths, self.limits.max_seq_tokens):
             first, count = self._rows(run)
             try:
                 self._decode_run(first, count, run)
@@ -218,10 +240,20 @@ class Engine:
         found = self._sampler.run(self.logits.rows(first, stop - first), [rows.get(at) for at in range(first, stop)])
         return {first + at: one for at, one in enumerate(found) if one is not None}
 
+    @property
+    def logits(self) -> Buffer:
+        """[max_batch, vocab], a row per slot, where the backend computes."""
+        return self.outputs.logits
+
     def logits_of(self, slot: int) -> Floats:
         """The slot's row of `logits` [vocab], on the host."""
         logits: Floats = self.backend.read(self.logits.rows(slot, 1))[0].copy()
         return logits
+
+    def instead_of(self, slot: int) -> Binding:
+        """The row [1, hidden] that stands at the slot's next position if its step says so, where the backend
+        computes."""
+        return self._instead.rows(slot, 1)
 
     def not_finite(self) -> NotFiniteError:
         """What to tell of logits that are not finite. Their slot must be cleared: 0·NaN under a mask is NaN."""
@@ -235,19 +267,6 @@ class Engine:
         for slot in slots:
             with suppress(VlmTrtError):  # of a GPU that failed; what failed is already on its way to the user
                 self.cache.clear(slot)
-
-    def _runs(self, steps: Sequence[Step]) -> Iterator[list[Step]]:
-        """Steps by slot, split where a full slot, which cannot ride along, lies between two of them."""
-        ordered = sorted(steps, key=lambda step: step.slot)
-        run = ordered[:1]
-        for step in ordered[1:]:
-            between = range(run[-1].slot + 1, step.slot)
-            if any(self.cache.lengths[slot] >= self.limits.max_seq_tokens for slot in between):
-                yield run
-                run = []
-            run.append(step)
-        if run:
-            yield run
 
     def _rows(self, run: Sequence[Step]) -> tuple[int, int]:
         """The slots that a run is given; a full one, which cannot ride along, is in none."""
@@ -272,7 +291,7 @@ class Engine:
         window: int,
         *,
         repeats: bool = False,
-        logits: Binding | None = None,
+        outputs: Mapping[str, Binding] | None = None,
     ) -> None:
         """Writes logits and the slots' rows of the cache, whose lengths stay.
 
@@ -283,16 +302,16 @@ class Engine:
             features: image features, where the backend computes; None where no row refers to them.
             window: how many positions of the cache are looked at.
             repeats: whether the run will come again with the same shapes and addresses.
-            logits: where a row for each of `logits_index` goes; None: the slots' rows of `logits`.
+            outputs: where a row for each of `logits_index` goes; None: the slots' rows.
         """
         past, present = self.cache.bindings(first, count)
         # Contiguous copies of slices must live until the run ends; slices of whole rows are not copied.
         kept = {"kv_positions": self._positions[:window]}
-        kept |= {name: np.ascontiguousarray(array) for name, array in arrays.items() if name in self._inputs}
-        inputs = {name: _bound(array) for name, array in kept.items()}
-        inputs["image_features"] = self._no_image.rows(0, 1) if features is None else flat(features)
-        outputs = {"logits": self.logits.rows(first, count) if logits is None else logits, **present}
-        self.sessions[Component.DECODER].run({**inputs, **past}, outputs, repeats=repeats)
+        kept |= contiguous({name: array for name, array in arrays.items() if name in self._inputs})
+        inputs = bind_all(kept)
+        inputs["image_features"] = self._instead.rows(0, self._instead.shape[0]) if features is None else flat(features)
+        scored = self.outputs.of_slots(first, count) if outputs is None else outputs
+        self.sessions[Component.DECODER].run({**inputs, **past}, {**scored, **present}, repeats=repeats)
 
     def _finite_logits(self, slot: int) -> Floats:
         logits = self.logits_of(slot)
@@ -303,12 +322,3 @@ class Engine:
 
     def _zeros(self, *shape: int) -> Array:
         return np.zeros(shape, dtype=NUMPY_DTYPES[self.precision.dtype])
-
-
-def _bound(array: Array) -> Binding:
-    return bind_host(array, "int64" if array.dtype == np.int64 else "float32")
-
-
-def flat(features: Binding) -> Binding:
-    """[images, tokens, hidden], or rows already, as the decoder takes them: [rows, hidden]."""
-    return replace(features, shape=(prod(features.shape[:-1]), features.shape[-1]))

@@ -11,8 +11,8 @@ from vlm_trt.families.contract import PictureInputs, stacked, tile_count, tiles
 from vlm_trt.families.family import Family
 from vlm_trt.families.messages import Shown
 from vlm_trt.families.watching import inputs_of
-from vlm_trt.runtime.backend import Backend, Binding, Buffer
-from vlm_trt.runtime.engine import Engine, flat
+from vlm_trt.runtime.backend import Backend, Binding, Buffer, flat
+from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.timing import StageClock
 
 # Image features [rows, hidden], where the backend computes, behind the memory that they lie in.
@@ -148,12 +148,13 @@ class FeatureCache:
         count, step = tile_count(together), self._engine.limits.max_images
         features: Buffer | None = None
         for first in range(0, count, step):
+            run = [tiles(together, first, first + step)]
             with clock.stage("vision_encoder"):
-                patches = self._engine.encode_vision([tiles(together, first, first + step)])
+                patches = self._engine.encode_vision(run)
             if features is None:
                 features = self._engine.features(count, patches.shape[1])
             with clock.stage("resampler"):
-                self._engine.resample(patches, features, first)
+                self._engine.resample(patches, run, features, first)
         assert features is not None
         self.encoded_images += len(batch)
         starts = accumulate((picture.tiles for _, picture in batch), initial=0)

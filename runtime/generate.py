@@ -10,11 +10,12 @@ import numpy as np
 from vlm_trt.bundle.errors import PromptError, VlmTrtError
 from vlm_trt.families.family import Family, Tokenizer
 from vlm_trt.families.messages import Prompt
-from vlm_trt.runtime.choose import checked_tokens, next_tokens
+from vlm_trt.runtime.choose import checked_tokens, greedy_token, next_tokens
 from vlm_trt.runtime.continuation import Continuation, prefill_runs
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.features import FeatureCache, ImageFeatures, together
 from vlm_trt.runtime.generation import Generation, Phase
+from vlm_trt.runtime.locating import MOST_PLACES, Locator
 from vlm_trt.runtime.pictures import Pictures
 from vlm_trt.runtime.requests import Request, Token
 from vlm_trt.runtime.sampler import Sampler
@@ -46,7 +47,8 @@ class Generator:
         """
         prompt, limits, decoder = request.prompt, self.engine.limits, self.engine.model.decoder
         _require_usable(prompt, limits.max_seq_tokens, decoder.vocab_size)
-        suppressed = {self._tokenizer.end_of_text} if request.ignore_eos else ()
+        generation = self.engine.model.generation
+        suppressed = {*generation.suppressed_ids, *({self._tokenizer.end_of_text} if request.ignore_eos else ())}
         return Generation(
             request,
             clock,
@@ -56,6 +58,7 @@ class Generator:
                 self._tokenizer.visible_bytes, request.stop_strings, drops_first_blank=self._tokenizer.drops_first_blank
             ),
             asked=self.pictures.ask(prompt.images, clock, request.prepared),
+            locator=None if prompt.places is None else Locator(prompt.places),
         )
 
     def prefill(self, sequence: Generation, chunk_tokens: int) -> None:
@@ -84,7 +87,7 @@ class Generator:
         if len(active) == 1 and (draft := self._draft(active[0])):
             self._check(active[0], draft)
             return
-        steps = [Step(one.place.index, one.ids[-1], one.table) for one in active]
+        steps = [self._step(one) for one in active]
         clock = StageClock()
         failures: Sequence[Exception | None]
         try:
@@ -99,7 +102,7 @@ class Generator:
             if failure is not None:
                 self.end(sequence, "error", failure)
             else:
-                sequence.place.keys.append(sequence.ids[-1])
+                sequence.place.keys.append(sequence.ids[-1] if sequence.locator is None else sequence.locator.key)
         self._take([sequence for sequence in active if sequence.phase is Phase.DECODE])
 
     def end(self, sequence: Generation, reason: str, error: Exception | None = None) -> None:
@@ -158,13 +161,23 @@ class Generator:
         engine.extend(slot.index, ids, rows, features, sequence.table)
         slot.keys += sequence.keys[part]
 
+    def _step(self, sequence: Generation) -> Step:
+        """The step that appends what the sequence said last."""
+        slot, locator, region = sequence.place.index, sequence.locator, self.engine.region
+        if locator is None:
+            return Step(slot, sequence.ids[-1], sequence.table)
+        assert region is not None
+        locator.write(region, self.engine.instead_of(slot))
+        return Step(slot, 0, sequence.table, instead=True)
+
     def _draft(self, sequence: Generation) -> list[int]:
         """What may come after the token that the next step computes; empty where that is not known, or does not pay."""
         request, place = sequence.request, sequence.place.index
         room = self.engine.limits.max_seq_tokens - self.engine.cache.lengths[place]
         most = min(request.max_new_tokens - len(sequence.ids) - 1, room - 2)
         wanted = self._may_draft if request.speculation is None else request.speculation
-        if not (wanted and request.sampling.greedy and most > 0 and self._pays.worth_trying()):
+        greedy = request.sampling.greedy and sequence.locator is None
+        if not (wanted and greedy and most > 0 and self._pays.worth_trying()):
             return []
         if sequence.drafts is None:
             sequence.drafts = Drafts(request.prompt.ids)
@@ -202,7 +215,13 @@ class Generator:
         return False
 
     def _take(self, sequences: Sequence[Generation]) -> None:
-        """Draws the next token of each, and decides whether it ends with it."""
+        """Draws the next token of each, or reads the next number of a place, and decides whether it ends with it."""
+        for sequence in sequences:
+            if sequence.locator is not None:
+                self._locate(sequence, sequence.locator)
+        sequences = [sequence for sequence in sequences if sequence.locator is None]
+        if not sequences:
+            return
         clock = StageClock()
         chosen: Sequence[Token | Exception]
         try:
@@ -213,6 +232,27 @@ class Generator:
         for token, sequence in zip(chosen, sequences, strict=True):
             sequence.clock.spans += clock.spans
             self._accept(sequence, token)
+
+    def _locate(self, sequence: Generation, locator: Locator) -> None:
+        """The next number of its places, or the end of them."""
+        engine, slot, region = self.engine, sequence.place.index, self.engine.region
+        assert region is not None
+        try:
+            with sequence.clock.stage("sampling"):
+                if locator.may_end():
+                    token = greedy_token(engine, slot)
+                    sequence.ids.append(token)
+                    if token in self._tokenizer.stop_ids:
+                        self.end(sequence, "stop")
+                        return
+                full = engine.cache.lengths[slot] >= engine.limits.max_seq_tokens
+                if full or (locator.may_end() and len(locator.places) >= MOST_PLACES):
+                    self.end(sequence, "length")
+                    return
+                locator.take(region.said(engine.outputs.hidden_of(slot)))
+        except Exception as error:  # a backend raises whatever it stumbles over
+            engine.clear([slot])
+            self.end(sequence, "error", error)
 
     def _accept(self, sequence: Generation, token: Token | Exception) -> None:
         """The next token of a sequence, or why it has none."""

@@ -6,6 +6,7 @@ from time import perf_counter
 
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.features import Features, ImageFeatures
+from vlm_trt.runtime.locating import Locator
 from vlm_trt.runtime.pictures import Asked
 from vlm_trt.runtime.requests import Request, Token
 from vlm_trt.runtime.sampler import Sampler
@@ -44,6 +45,7 @@ class Generation:
     keys: list[Key] = field(default_factory=list)  # what the positions of the prompt hold
     reused_tokens: int = 0  # positions of the prompt that were in the cache already
     ids: list[int] = field(default_factory=list)
+    locator: Locator | None = None  # of an answer of places
     drafts: Drafts | None = None  # from the first that was asked for
     tokens: list[Token] = field(default_factory=list)  # where log-probabilities were asked for
     text: str = ""

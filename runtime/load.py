@@ -1,6 +1,5 @@
 """A bundle on disk → an engine in memory, every file checked before it is used."""
 
-from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import VerificationError
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
@@ -27,7 +26,7 @@ def open_engine(bundle: Bundle, precision: Precision, backend: Backend) -> Engin
         bundle.check(engines)
         sessions = {one.component: backend.open(bundle.path / one.plan.path, one) for one in engines}
     else:
-        graphs = {component: bundle.graph(component, precision) for component in Component}
+        graphs = {component: bundle.graph(component, precision) for component in manifest.model.components}
         files = {component: backend.packed(bundle, one) or one for component, one in graphs.items()}
         bundle.check(files.values())
         sessions = {component: backend.open(bundle.path / one.graph.path) for component, one in files.items()}

@@ -9,14 +9,14 @@ from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.families.contract import Seen
 from vlm_trt.families.family import Family, Tokenizer
 from vlm_trt.families.looks import looking
-from vlm_trt.families.messages import Conversation, Grounding, Image, Message, Prompt, turns_of
+from vlm_trt.families.messages import Conversation, Grounding, Image, Message, PlaceKind, Prompt, turns_of
 from vlm_trt.families.watching import watched
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.generate import Generator
 from vlm_trt.runtime.generation import Generation, Phase
 from vlm_trt.runtime.in_use import OpenAnswer, Piece
 from vlm_trt.runtime.options import DEFAULTS, Options
-from vlm_trt.runtime.places import Found, PlaceKind, asked, places_of, question_of, require_names
+from vlm_trt.runtime.places import Found, asked, places_of, question_of, require_names
 from vlm_trt.runtime.requests import Constraint, Request, Token
 from vlm_trt.runtime.scheduler import Scheduler
 from vlm_trt.runtime.timing import StageClock
@@ -289,8 +289,10 @@ class VisionLanguageModel:
         looks = (one.look if isinstance(one, Image) else None for one in sequence.request.prompt.images)
         pictures = [Seen(*one) for one in zip(sizes, looks, strict=True)]
         parsed = self._family.parse_answer(sequence.text, pictures, self.engine.model)
+        if sequence.locator is not None:
+            parsed = sequence.locator.answered(sizes[0])
         return Answer(
-            text=sequence.text,
+            text=sequence.text if sequence.locator is None else parsed.plain_text,
             plain_text=parsed.plain_text,
             groundings=parsed.groundings,
             prompt_ids=sequence.request.prompt.ids,

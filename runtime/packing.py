@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import GraphEntry, PackedEntry
 from vlm_trt.bundle.errors import VerificationError
 from vlm_trt.bundle.leftovers import open_to_write
@@ -49,14 +49,15 @@ def pack(path: Path, wanted: str | None, say: Callable[[str], None] = lambda _: 
     """
     bundle = open_to_write(path, say)
     precision = choose_precision(CpuBackend(), bundle, wanted)
-    graphs = {component: bundle.graph(component, precision) for component in Component}
+    model = bundle.manifest.model
+    graphs = {component: bundle.graph(component, precision) for component in model.components}
     bundle.check(graphs.values())
     require_room(path, _OF_THE_WEIGHTS * sum(graph.weight_bytes for graph in graphs.values()))
     folder = path / "packed"
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
     with exclusive(folder), staging_folder(folder) as staging:
-        packed = tuple(_packed(bundle, graphs[component], staging, say) for component in WEIGHTED)
+        packed = tuple(_packed(bundle, graphs[component], staging, say) for component in model.weighted)
         say("compare the packed graphs with those that they were made of")
         _require_equal(bundle, precision, {one.component: staging / one.graph.path for one in packed})
         publish_packed(bundle, staging, packed)
@@ -104,7 +105,8 @@ def _require_equal(bundle: Bundle, precision: Precision, packed: Mapping[Compone
     Raises:
         VerificationError: a picture, a prompt and a few steps give other numbers than with the graphs.
     """
-    graphs = {component: bundle.path / bundle.graph(component, precision).graph.path for component in Component}
+    components = bundle.manifest.model.components
+    graphs = {component: bundle.path / bundle.graph(component, precision).graph.path for component in components}
     # One after the other: each has the weights, the first in memory of its own.
     expected = _asked(bundle, precision, CpuBackend(prepack=True), graphs)
     found = _asked(bundle, precision, PackedCpuBackend(), {**graphs, **packed})
@@ -127,8 +129,9 @@ def _asked(
     engine = Engine(manifest.model, manifest.limits, precision, backend, sessions, cache)
     kind, random = family(engine.model.family), np.random.default_rng(0)
     picture = Image.fromarray(random.integers(0, 256, (*_PICTURE_ROWS_COLUMNS, 3), dtype=np.uint8))
-    vision = engine.encode_vision([tiles(kind.preprocess(picture, engine.model), 0, 1)])
-    features = engine.resample(vision)
+    pictures = [tiles(kind.preprocess(picture, engine.model), 0, 1)]
+    vision = engine.encode_vision(pictures)
+    features = engine.resample(vision, pictures)
     shown = features.shape[1]
     length = min(shown + _TEXT_TOKENS, engine.limits.max_seq_tokens - _STEPS)
     ids = random.integers(0, engine.model.decoder.vocab_size, length)
@@ -138,4 +141,7 @@ def _asked(
     found["logits of a prompt"] = engine.prefill(0, ids, rows, features.rows(0, 1), table)
     for step in range(_STEPS):
         found[f"logits of step {step + 1}"] = engine.decode([Step(0, int(ids[step]), table)])
+    if engine.region is not None:
+        said = engine.region.said(engine.outputs.hidden_of(0))
+        found["coordinates"], found["sizes"] = said.coordinate, said.size
     return found

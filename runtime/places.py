@@ -2,25 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from vlm_trt.bundle.errors import UnsupportedError, UsageError
 from vlm_trt.families.contract import Family
 from vlm_trt.families.family import family, known_families, title_of
-from vlm_trt.families.messages import Grounding, Image, Message, Text
+from vlm_trt.families.messages import Grounding, Image, Message, PlaceKind, Text
 
 NAME = "{name}"
-
-
-class PlaceKind(StrEnum):
-    """What a place is."""
-
-    BOX = "box"
-    POINT = "point"
-
-    @property
-    def plural(self) -> str:
-        return "boxes" if self is PlaceKind.BOX else "points"
 
 
 @dataclass(frozen=True)

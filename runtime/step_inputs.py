@@ -1,6 +1,6 @@
 """A decode step's inputs at fixed addresses: nothing but the window is bound anew."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,14 +17,33 @@ class Step:
     slot: int
     token_id: int
     table: PositionTable
+    instead: bool = False  # the slot's row of `Engine.instead_of` stands there, and not the token
+
+
+def runs_of(steps: Sequence[Step], lengths: Sequence[int], longest: int) -> Iterator[list[Step]]:
+    """Steps by slot, split where a full slot, which cannot ride along, lies between two of them.
+
+    Args:
+        steps: one of each slot at most.
+        lengths: of all slots.
+        longest: of a full one.
+    """
+    ordered = sorted(steps, key=lambda step: step.slot)
+    run = ordered[:1]
+    for step in ordered[1:]:
+        if any(lengths[slot] >= longest for slot in range(run[-1].slot + 1, step.slot)):
+            yield run
+            run = []
+        run.append(step)
+    if run:
+        yield run
 
 
 class StepInputs:
     """Memory for a row of every slot."""
 
     def __init__(self, backend: Backend, decoder: DecoderConfig, batch: int) -> None:
-        self._no_rows = backend.host((batch, 1), "int64")
-        self._no_rows[:] = -1
+        self._rows = backend.host((batch, 1), "int64")
         self._ids = backend.host((batch, 1), "int64")
         self._write_index, self._logits_index = (backend.host((batch,), "int64") for _ in range(2))
         self._logits_index[:] = np.arange(batch)  # of each sequence its only position
@@ -46,15 +65,18 @@ class StepInputs:
         self._write_index[:count] = lengths
         self._attend_from[:count] = 0
         self._ids[:count] = 0
+        self._rows[:count] = -1
         for step in run:
             row, at = step.slot - first, lengths[step.slot - first]
             self._ids[row, 0] = step.token_id
+            if step.instead:
+                self._rows[row, 0] = step.slot
             self._cos[row, 0], self._sin[row, 0] = step.table.cos[at], step.table.sin[at]
             self._query_scale[row, 0] = step.table.query_scale[at]
             self._attend_from[row, 0] = step.table.attend_from[at]
         return {
             "input_ids": self._ids[:count],
-            "image_rows": self._no_rows[:count],
+            "image_rows": self._rows[:count],
             "rope_cos": self._cos[:count],
             "rope_sin": self._sin[:count],
             "query_scale": self._query_scale[:count],

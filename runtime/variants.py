@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits
 from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import IncompatibleError
@@ -43,7 +42,7 @@ def obstacle(
 ) -> str | None:
     """Why the engines of a variant do not run here; None if they do."""
     one = engines[0]
-    if missing := set(Component) - {engine.component for engine in engines}:
+    if missing := set(manifest.model.components) - {engine.component for engine in engines}:
         return f"has no {', '.join(sorted(missing))}"
     if one.backend != backend:
         return f"built for {one.backend}, and {backend} is asked for"

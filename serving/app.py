@@ -9,7 +9,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vlm_trt.runtime.places import PlaceKind
+from vlm_trt.families.messages import PlaceKind
 from vlm_trt.serving.chat import Chat
 from vlm_trt.serving.completions import Completions
 from vlm_trt.serving.errors import UNKNOWN, ApiError

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 
 from vlm_trt.bundle.errors import UnsupportedError
 from vlm_trt.families.family import family
-from vlm_trt.families.messages import Image
+from vlm_trt.families.messages import Image, PlaceKind
 from vlm_trt.runtime.model import Answer, found_in
-from vlm_trt.runtime.places import PlaceKind, asked, question_of, require_names
+from vlm_trt.runtime.places import asked, question_of, require_names
 from vlm_trt.runtime.requests import Request
 from vlm_trt.serving.documents import Document, Heading, usage
 from vlm_trt.serving.errors import refused

@@ -97,7 +97,9 @@ def _traced_of(plan: "GraphPlan", model: ModelConfig, limits: Limits) -> object:
         case Component.RESAMPLER:
             return plan, model.vision, model.connector
         case Component.DECODER:
-            return plan, model.decoder, limits
+            return plan, model.decoder, limits, model.region is not None
+        case Component.REGION:
+            return plan, model.region
         case Component.SAMPLER:
             return plan, model.decoder.vocab_size
 
@@ -134,9 +136,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, family_checkpoint: Callab
         target = root / hashlib.sha256(name.encode()).hexdigest()[:8] / variant
         with alone(root / name):
             if not target.exists():
-                choices = Choices(
-                    Precision(precision), tuple(Component), max_seq_tokens=max_seq_tokens, max_batch=max_batch
-                )
+                choices = Choices(Precision(precision), max_seq_tokens=max_seq_tokens, max_batch=max_batch)
                 export(checkpoint, target, choices)
         manifest = Bundle.open(target).manifest
         assert not (manifest.verifications or manifest.engines), f"a test wrote into the shared bundle {target}"

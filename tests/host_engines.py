@@ -23,7 +23,7 @@ def add_engines(
     version: str = "1.0",
     target: str = "sm89",
     max_batch: int | None = None,
-    components: tuple[Component, ...] = tuple(Component),
+    components: tuple[Component, ...] = (),
 ) -> tuple[EngineEntry, ...]:
     """Gives a bundle engines that run its graphs, listed as built ones are."""
     bundle = Bundle.open(path)
@@ -32,7 +32,7 @@ def add_engines(
     entries = []
     (path / "engines").mkdir(exist_ok=True)
     with staging_folder(path / "engines") as staging:
-        for component in components:
+        for component in components or bundle.manifest.model.components:
             graph = bundle.graph(component, precision)
             shapes = profiles(component, bundle.manifest.model, limits, precision)
             content = {"graph": str(path / graph.graph.path), "profiles": [profile.shapes for profile in shapes]}

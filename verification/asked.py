@@ -1,12 +1,15 @@
 """What a verification asks: passages made from prompts in the model's own format, and pictures drawn here."""
 
 from vlm_trt.bundle.config import Limits, ModelConfig, within
+from vlm_trt.bundle.picture_rules import Crops
 from vlm_trt.families.contract import PictureInputs, patch_count, tiles
 from vlm_trt.families.family import Family, Tokenizer
 from vlm_trt.families.images import decode_image
 from vlm_trt.verification.passages import PICTURES, WHOLE, Extent, Passage, passages
-from vlm_trt.verification.samples import picture, samples
+from vlm_trt.verification.samples import SIZES, picture, samples
 
+# Rows and columns: seen in many crops, lying and standing, and in one.
+_SIZES_OF_CROPS = ((480, 640), (640, 480), (200, 200))
 _PROMPTS = ("one_image", "swapped_image", "text")
 
 
@@ -23,7 +26,8 @@ def asked(
     """
     model = within(model, limits)
     prompts = [one for one in samples(family, tokenizer, model, limits, extent.new_tokens) if one.name in _PROMPTS]
-    drawn = [decode_image(picture(seed), f"picture {seed}") for seed in range(PICTURES)]
+    sizes = _SIZES_OF_CROPS if isinstance(model.pictures, Crops) else SIZES
+    drawn = [decode_image(picture(seed, sizes), f"picture {seed}") for seed in range(PICTURES)]
     pictures = [tiles(family.preprocess(one, model), 0, 1) for one in drawn]
     tokens = [model.tokens_of(patch_count(one, model)) for one in pictures]
     return passages(model, limits, prompts, tokens, extent), pictures

@@ -20,6 +20,7 @@ from vlm_trt.verification.figures import (
     tolerance_of,
 )
 from vlm_trt.verification.outcome import Outcome
+from vlm_trt.verification.region_check import check_region
 from vlm_trt.verification.sampler_check import check_sampler
 from vlm_trt.verification.trial import Row, Seen, Trial, vision_runs
 
@@ -46,6 +47,7 @@ def check_engine(
     rows = trial.decoder(expected.passages, features_of(runs))
     yield check_decoder(rows, expected, label, tolerance)
     yield check_swap(rows, expected, label)
+    yield from check_region(engine, expected, label, tolerance)
     progress(f"the sampler{label}")
     yield check_sampler(engine, label)
 
@@ -80,8 +82,11 @@ def check_decoder(rows: Sequence[Row], expected: Expected, label: str, tolerance
         where = f"{name}, run {row.run}" if row.run else name
         if row.logits is None:
             continue  # a run before it failed, which is said already
-        model = expected.logits[row.passage][row.run]
+        scored = expected.scored[row.passage]
+        model = scored.logits[row.run]
         figures.append(compare(row.stage, where, model, row.logits))
+        if scored.hidden is not None and row.hidden is not None:
+            figures.append(compare("hidden_states", where, scored.hidden[row.run], row.hidden))
         token, chosen = int(model.argmax()), int(row.logits.argmax())
         if token == chosen:
             agreed[name] += 1
@@ -118,7 +123,7 @@ def _after_prompt(
     for row in rows:
         passage = expected.passages[row.passage]
         if passage.name in names and row.stage != "decode_step" and row.logits is not None:
-            yield passage.name, (expected.logits[row.passage][row.run], row.logits)
+            yield passage.name, (expected.scored[row.passage].logits[row.run], row.logits)
 
 
 def _judged(figures: Sequence[Figures], tolerance: Tolerance) -> Outcome:

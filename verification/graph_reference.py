@@ -13,8 +13,9 @@ from vlm_trt.families.contract import PictureInputs
 from vlm_trt.families.family import Family
 from vlm_trt.runtime.backend import Backend
 from vlm_trt.runtime.load import open_engine
-from vlm_trt.verification.expected import Floats
+from vlm_trt.verification.expected import Floats, RegionAsked, Scored
 from vlm_trt.verification.passages import Passage
+from vlm_trt.verification.region_check import region_outputs
 from vlm_trt.verification.trial import Trial
 
 
@@ -30,11 +31,19 @@ class GraphReference:
         runs = list(self._trial.vision(pictures, [(at,) for at in range(len(pictures))]))
         return [one.patches[0] for one in runs], [one.features[0] for one in runs]
 
-    def logits(self, passages: Sequence[Passage], features: Sequence[Floats]) -> list[Floats]:
-        """Per passage its logits [runs, vocab]."""
-        vocab = self._engine.model.decoder.vocab_size
-        found = [np.full((len(one.ends), vocab), np.nan, dtype=np.float32) for one in passages]
+    def scored(self, passages: Sequence[Passage], features: Sequence[Floats]) -> list[Scored]:
+        """What each passage ends in, run by run; NaN where a run failed."""
+        model = self._engine.model
+        logits = [np.full((len(one.ends), model.decoder.vocab_size), np.nan, dtype=np.float32) for one in passages]
+        hidden = [np.full((len(one.ends), model.decoder.hidden), np.nan, dtype=np.float32) for one in passages]
         for row in self._trial.decoder(passages, features):
             if row.logits is not None:
-                found[row.passage][row.run] = row.logits
-        return found
+                logits[row.passage][row.run] = row.logits
+            if row.hidden is not None:
+                hidden[row.passage][row.run] = row.hidden
+        known = model.region is not None
+        return [Scored(one, other if known else None) for one, other in zip(logits, hidden, strict=True)]
+
+    def region(self, asked: RegionAsked) -> dict[str, Floats]:
+        """The outputs of the region heads by name."""
+        return region_outputs(self._engine, asked)

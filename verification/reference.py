@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.modules.build import build_module
 from vlm_trt.exporter.weight_stream import load_weights
-from vlm_trt.families.contract import PictureInputs, stacked
+from vlm_trt.families.contract import PictureInputs, of_connector, of_tower, stacked
 from vlm_trt.families.family import Family
 from vlm_trt.families.messages import Prompt
 from vlm_trt.families.positions import PositionTable
@@ -27,7 +27,7 @@ class Reference:
         self.model, self._family = model, family
         weights = family.weight_map(model).weights
         self.modules = {}
-        for component in WEIGHTED:
+        for component in model.weighted:
             with torch.device("meta"):
                 module = build_module(component, model, Precision.FP32)
             own = [weight for weight in weights if weight.component is component]
@@ -37,13 +37,14 @@ class Reference:
     @torch.inference_mode()
     def vision_encoder(self, pictures: Sequence[PictureInputs]) -> Floats:
         """[images, patches, width] of preprocessed pictures."""
-        inputs = {name: torch.from_numpy(array) for name, array in stacked(pictures).items()}
+        inputs = {name: torch.from_numpy(array) for name, array in of_tower(stacked(pictures), self.model).items()}
         return _numpy(self.modules[Component.VISION_ENCODER](**inputs))
 
     @torch.inference_mode()
-    def resampler(self, vision_features: Floats) -> Floats:
-        """[images, patches, width] → [images, tokens, hidden]."""
-        return _numpy(self.modules[Component.RESAMPLER](torch.from_numpy(vision_features)))
+    def resampler(self, vision_features: Floats, pictures: Sequence[PictureInputs]) -> Floats:
+        """[images, patches, width] of those preprocessed pictures → [images, tokens, hidden]."""
+        inputs = {name: torch.from_numpy(array) for name, array in of_connector(stacked(pictures), self.model).items()}
+        return _numpy(self.modules[Component.RESAMPLER](torch.from_numpy(vision_features), **inputs))
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int], prompt: Prompt, features: Floats | None, position: int = -1) -> Floats:

@@ -14,7 +14,7 @@ from vlm_trt.bundle.errors import PromptError, VerificationError
 from vlm_trt.families.family import Family
 from vlm_trt.families.messages import Image, Message, Part, Prompt, Text
 
-_SIZES = ((240, 320), (320, 208), (200, 200))  # rows and columns
+SIZES = ((240, 320), (320, 208), (200, 200))  # rows and columns
 # A sentence that tokenizes into many different ids, repeated until a prompt is as long as a check needs.
 _FILLER = "The quick brown fox, 17 lazy dogs and a red circle: 图中有一个红色的圆。 "
 
@@ -58,11 +58,11 @@ def samples(family: Family, tokenizer: Any, model: ModelConfig, limits: Limits, 
     return [one_picture, swapped, *(sample for sample in optional if sample is not None)]
 
 
-def picture(seed: int) -> bytes:
-    """A PNG of coloured shapes on a gradient."""
+def picture(seed: int, sizes: Sequence[tuple[int, int]] = SIZES) -> bytes:
+    """A PNG of coloured shapes on a gradient; of those sizes in turn."""
     rng = np.random.default_rng(seed)
     # For models that take any size, each has another.
-    height, width = _SIZES[seed % len(_SIZES)]
+    height, width = sizes[seed % len(sizes)]
     rows, columns = np.mgrid[0:height, 0:width]
     corner = rng.integers(0, 255, 3)
     pixels = np.stack([(rows + c) % 256 if i % 2 else (columns + c) % 256 for i, c in enumerate(corner)], axis=-1)

@@ -23,9 +23,10 @@ from vlm_trt.exporter.modules.build import build_module
 from vlm_trt.exporter.modules.decoder import Decoder
 from vlm_trt.exporter.modules.towers import VisionEncoder
 from vlm_trt.exporter.weight_stream import load_weights
-from vlm_trt.families.contract import PictureInputs
+from vlm_trt.families.contract import PictureInputs, of_connector, of_tower
 from vlm_trt.families.family import Family
 from vlm_trt.families.weights import Weight
+from vlm_trt.verification.expected import RegionAsked, Scored
 from vlm_trt.verification.passages import Passage
 
 Floats = NDArray[np.float32]
@@ -62,14 +63,15 @@ class StreamedReference:
     def vision(self, pictures: Sequence[PictureInputs]) -> tuple[list[Floats], list[Floats]]:
         """Of each preprocessed picture, one tile each, [patches, width] and [tokens, hidden]."""
         patches = self.vision_encoder(pictures)
-        return patches, self.resampler(patches)
+        return patches, self.resampler(patches, pictures)
 
     @torch.inference_mode()
     def vision_encoder(self, pictures: Sequence[PictureInputs]) -> list[Floats]:
         """Of each picture [patches, width]."""
         module = self._skeleton(Component.VISION_ENCODER)
         assert isinstance(module, VisionEncoder | FrameEncoder | WindowEncoder)
-        given = [{name: self._tensor(array) for name, array in one.items()} for one in pictures]
+        of_each = [of_tower(one, self.model) for one in pictures]
+        given = [{name: self._tensor(array) for name, array in one.items()} for one in of_each]
         with self._filled(Component.VISION_ENCODER, module, ""):
             residuals = [module.embed(one["pixel_values"]) for one in given]
         told = [module.lie(**{name: array for name, array in one.items() if name != "pixel_values"}) for one in given]
@@ -81,15 +83,18 @@ class StreamedReference:
             return [_numpy(module.finish(one))[0] for one in residuals]
 
     @torch.inference_mode()
-    def resampler(self, vision_features: Sequence[Floats]) -> list[Floats]:
+    def resampler(self, vision_features: Sequence[Floats], pictures: Sequence[PictureInputs]) -> list[Floats]:
         """Of each picture [patches, width] → [tokens, hidden]."""
-        module = self._skeleton(Component.RESAMPLER)
+        module, found = self._skeleton(Component.RESAMPLER), []
         with self._filled(Component.RESAMPLER, module, ""):
-            return [_numpy(module(self._tensor(one)[None]))[0] for one in vision_features]
+            for seen, picture in zip(vision_features, pictures, strict=True):
+                others = {name: self._tensor(array) for name, array in of_connector(picture, self.model).items()}
+                found.append(_numpy(module(self._tensor(seen)[None], **others))[0])
+        return found
 
     @torch.inference_mode()
-    def logits(self, passages: Sequence[Passage], features: Sequence[Floats]) -> list[Floats]:
-        """Per passage its logits [runs, vocab] at the end of each of its runs.
+    def scored(self, passages: Sequence[Passage], features: Sequence[Floats]) -> list[Scored]:
+        """What each passage ends in, at the end of each of its runs.
 
         Args:
             passages: any number of them.
@@ -115,7 +120,20 @@ class StreamedReference:
             self._filled(Component.DECODER, module.head, head),
         ):
             logits = _numpy(module.logits(residual[0, ends]))
-        return list(np.split(logits, np.cumsum([len(passage.ends) for passage in passages])[:-1]))
+        of_each = np.cumsum([len(passage.ends) for passage in passages])[:-1]
+        if self.model.region is None:
+            return [Scored(one, None) for one in np.split(logits, of_each)]
+        hidden = _numpy(residual[0, ends])
+        return [Scored(*one) for one in zip(np.split(logits, of_each), np.split(hidden, of_each), strict=True)]
+
+    @torch.inference_mode()
+    def region(self, asked: RegionAsked) -> dict[str, Floats]:
+        """The outputs of the region heads by name."""
+        module = self._skeleton(Component.REGION)
+        names = ("coordinate_logits", "size_logits", "coordinate_features", "size_features")
+        with self._filled(Component.REGION, module, ""):
+            given = (self._tensor(one) for one in (asked.hidden_states, asked.coordinate, asked.size))
+            return {name: _numpy(one) for name, one in zip(names, module(*given), strict=True)}
 
     def _packed(self, passages: Sequence[Passage], tokens: Sequence[int]) -> tuple[Tensor, Tensor, Step]:
         """All passages one after the other as one sequence: ids and image rows [1, ids], and a step whose mask keeps

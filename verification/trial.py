@@ -31,6 +31,7 @@ class Row:
     passage: int  # its number
     run: int  # of the passage
     logits: Floats | None  # [vocab]; None where the run before it failed
+    hidden: Floats | None = None  # [hidden], of a model with region heads
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,10 @@ class Trial:
             pictures: every one, preprocessed.
             runs: the pictures of each, at most as many as the engine takes.
         """
-        encoded = [self._engine.encode_vision([pictures[at] for at in run]) for run in runs]
+        given = [[pictures[at] for at in run] for run in runs]
+        encoded = [self._engine.encode_vision(one) for one in given]
         _finish(self._engine.sessions[Component.VISION_ENCODER])
-        features = [self._engine.resample(one) for one in encoded]
+        features = [self._engine.resample(*one) for one in zip(encoded, given, strict=True)]
         _finish(self._engine.sessions[Component.RESAMPLER])
         dtype = self._engine.precision.dtype
         for run, patches, image in zip(runs, encoded, features, strict=True):
@@ -101,10 +103,7 @@ class Trial:
             asked += [(stage, number, run, place) for run, (stage, place) in enumerate(made)]
         asked += self._all_slots(together)
         self._decoder.finish()
-        return [
-            Row(stage, number, run, None if place is None else self._decoder.rows[place[0]][place[1]])
-            for stage, number, run, place in asked
-        ]
+        return [Row(stage, number, run, *self._decoder.row(place)) for stage, number, run, place in asked]
 
     def _runs(self, one: Passage, features: Sequence[Floats]) -> Iterator[tuple[str, tuple[int, int] | None]]:
         """Stage, and number and row of the run's logits, of each run of a passage of its own slot."""
@@ -204,8 +203,17 @@ class _Kept:
 
     def __init__(self, session: Session, backend: Backend) -> None:
         self._session, self._backend = session, backend
-        self.rows: list[Floats] = []  # per run [batch, vocab]
+        self._logits: list[Floats] = []  # per run [batch, vocab]
+        self._hidden: list[Floats | None] = []  # per run [batch, hidden]
         self.count = 0  # runs asked for
+
+    def row(self, place: tuple[int, int] | None) -> tuple[Floats | None, Floats | None]:
+        """Logits and hidden state of that run's row of that number."""
+        if place is None:
+            return None, None
+        run, row = place
+        hidden = self._hidden[run]
+        return self._logits[run][row], None if hidden is None else hidden[row]
 
     def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding], *, repeats: bool = False) -> None:
         self._session.run(inputs, outputs, repeats=repeats)
@@ -217,7 +225,9 @@ class _Kept:
         _finish(self._session, self._keep)
 
     def _keep(self, outputs: Mapping[str, Binding]) -> None:
-        self.rows.append(self._backend.read(outputs["logits"]).copy())
+        self._logits.append(self._backend.read(outputs["logits"]).copy())
+        hidden = outputs.get("hidden_states")
+        self._hidden.append(None if hidden is None else self._backend.read(hidden).copy())
 
 
 def _finish(session: Session, done: Callable[[Mapping[str, Binding]], None] = lambda _: None) -> None:

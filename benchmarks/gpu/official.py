@@ -15,7 +15,7 @@ from benchmarks.gpu.parity import compared, long_passage
 from benchmarks.gpu.seeded import Seeded
 from benchmarks.gpu.speed import Bench
 from benchmarks.gpu.steps import Found, Step
-from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import VlmTrtError
 from vlm_trt.bundle.manifest import SCHEMA, Manifest, Source
@@ -88,7 +88,7 @@ class Shape:
         return expect(StreamedReference(self._seeded, self.model, self.kind, lambda _: None, device), passages, pixels)
 
     def reference(self) -> Found:
-        logits = np.concatenate(self.expected.logits)
+        logits = np.concatenate([one.logits for one in self.expected.scored])
         return {"runs": len(logits), "largest_logit": float(np.abs(logits).max()), "device": self.kit.device.torch}
 
     def path(self, precision: Precision) -> Path:
@@ -102,7 +102,7 @@ class Shape:
         shutil.rmtree(staging, ignore_errors=True)
         shutil.copytree(self.kit.folder / self.kit.size / precision, staging)
         entries = []
-        for component in Component:
+        for component in (*PIPELINE, Component.SAMPLER):
             graph, weights = file_entry(staging, graph_path(component, precision)), None
             if component.has_weights:
                 own = [one for one in self.kind.weight_map(self.model).weights if one.component is component]

@@ -20,7 +20,6 @@ from benchmarks.gpu.golden import CHECKPOINT
 from benchmarks.gpu.kit import LIMITS, SIZES
 from benchmarks.gpu.wheels import copy_installed, fetch, pack, unpack
 from benchmarks.make_checkpoint import write_small_files
-from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.precision import FLOATS, Precision
 from vlm_trt.bundle.store import graph_path
 from vlm_trt.calibration.prepare import Choices as Quantized
@@ -79,7 +78,7 @@ def graphs(folder: Path, size: str, precisions: Sequence[Precision]) -> None:
     kind = family_of(checkpoint)
     model = kind.read_config(checkpoint)
     for precision in precisions:
-        for component in Component:
+        for component in model.components:
             print(f"{size}: trace {component} ({precision}) ...", file=sys.stderr, flush=True)
             own = [one for one in kind.weight_map(model).weights if one.component is component]
             plan = graph_plan(component, precision, own)

@@ -35,7 +35,7 @@ class Bench:
         patches = self._engine.encode_vision(pictures)
         return {
             "vision_encoder_ms": spread(lambda: self._engine.encode_vision(pictures), self._runs),
-            "resampler_ms": spread(lambda: self._engine.resample(patches), self._runs),
+            "resampler_ms": spread(lambda: self._engine.resample(patches, pictures), self._runs),
         }
 
     def prefill(self, tokens: int) -> Found:

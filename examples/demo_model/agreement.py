@@ -60,7 +60,7 @@ def answered(
     features = None
     if prompt.images:
         inputs = [inputs_of(image, kind, reference.model)[1] for image in prompt.images]
-        features = reference.resampler(reference.vision_encoder(inputs))
+        features = reference.resampler(reference.vision_encoder(inputs), inputs)
     ids: list[int] = []
     while len(ids) < max_new_tokens and not (ids and ids[-1] in model.tokenizer.stop_ids):
         ids.append(int(reference.logits([*prompt.ids, *ids], prompt, features).argmax()))

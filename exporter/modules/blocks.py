@@ -1,4 +1,4 @@
-"""The decoder's layers: attention over the static cache and a gated MLP, put together as a block says.
+"""The decoder's layers: attention over the static cache and an MLP, put together as a block says.
 
 Norms, rotary embedding and the residual stream are fp32 whatever the precision; products and cache are not.
 """
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vlm_trt.bundle.parts import Block, SandwichBlock, SerialBlock
+from vlm_trt.bundle.parts import Block, ParallelBlock, SandwichBlock, SerialBlock
 from vlm_trt.exporter.modules.activations import ACTIVATIONS
-from vlm_trt.exporter.modules.layers import Linear, RMSNorm, merge_heads, split_heads
+from vlm_trt.exporter.modules.layers import LayerNorm, Linear, RMSNorm, merge_heads, split_heads
 from vlm_trt.exporter.modules.onnx_operators import attention, rotary_embedding, tensor_scatter
 
 
@@ -30,12 +30,12 @@ class Step:
 class Attention(nn.Module):
     """Queries of all heads, keys and values of a few, written into the cache and read from it."""
 
-    def __init__(self, block: Block, hidden: int, dtype: torch.dtype, *, bias: bool) -> None:
+    def __init__(self, block: Block, hidden: int, dtype: torch.dtype, *, bias: bool, output_bias: bool = False) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = block.heads, block.kv_heads, block.head_dim
         self.scale, self.dtype = block.attention_scale, dtype
         self.qkv = Linear(hidden, (block.heads + 2 * block.kv_heads) * block.head_dim, dtype, bias=bias)
-        self.output = Linear(block.heads * block.head_dim, hidden, dtype, bias=False)
+        self.output = Linear(block.heads * block.head_dim, hidden, dtype, bias=output_bias)
 
     def forward(self, x: Tensor, step: Step, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         packed, dim = self.qkv(x), self.head_dim
@@ -91,6 +91,17 @@ class MLP(nn.Module):
         return self.down(self.up(x) * self.activation(self.gate(x)))  # type: ignore[no-any-return]
 
 
+class PlainMLP(nn.Module):
+    def __init__(self, block: ParallelBlock, hidden: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.up = Linear(hidden, block.mlp_width, dtype, bias=True)
+        self.down = Linear(block.mlp_width, hidden, dtype, bias=True)
+        self.activation = ACTIVATIONS[block.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))  # type: ignore[no-any-return]
+
+
 class SerialLayer(nn.Module):
     def __init__(self, block: SerialBlock, hidden: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -126,6 +137,21 @@ class SandwichLayer(nn.Module):
         return residual + self.mlp_post_norm(self.mlp(self.mlp_norm(residual))), key, value
 
 
+class ParallelLayer(nn.Module):
+    def __init__(self, block: ParallelBlock, hidden: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.norm = LayerNorm(hidden, block.norm_eps, dtype)
+        self.attention = Attention(block, hidden, dtype, bias=True, output_bias=True)
+        self.mlp = PlainMLP(block, hidden, dtype)
+
+    def forward(
+        self, residual: Tensor, step: Step, past_key: Tensor, past_value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        normed = self.norm(residual)
+        context, key, value = self.attention(normed, step, past_key, past_value)
+        return residual + context.float() + self.mlp(normed).float(), key, value
+
+
 def decoder_layer(block: Block, hidden: int, dtype: torch.dtype, index: int) -> nn.Module:
     """The layer of that number."""
     match block:
@@ -133,3 +159,5 @@ def decoder_layer(block: Block, hidden: int, dtype: torch.dtype, index: int) -> 
             return SerialLayer(block, hidden, dtype)
         case SandwichBlock():
             return SandwichLayer(block, hidden, dtype, index)
+        case ParallelBlock():
+            return ParallelLayer(block, hidden, dtype)

@@ -10,6 +10,7 @@ from vlm_trt.bundle.precision import Precision
 from vlm_trt.exporter.modules.any_size_towers import FrameEncoder, WindowEncoder
 from vlm_trt.exporter.modules.connectors import connector
 from vlm_trt.exporter.modules.decoder import Decoder
+from vlm_trt.exporter.modules.region import Region
 from vlm_trt.exporter.modules.sampler import Sampler
 from vlm_trt.exporter.modules.towers import square_encoder
 
@@ -29,7 +30,10 @@ def build_module(component: Component, model: ModelConfig, precision: Precision)
         case Component.RESAMPLER:
             return connector(model, dtype).eval()
         case Component.DECODER:
-            return Decoder(model.decoder, dtype).eval()
+            return Decoder(model.decoder, dtype, gives_hidden=model.region is not None).eval()
+        case Component.REGION:
+            assert model.region is not None
+            return Region(model.region, dtype).eval()
         case Component.SAMPLER:
             return Sampler(model.decoder.vocab_size).eval()
 

@@ -10,6 +10,7 @@ from vlm_trt.bundle.parts import (
     MlpConnector,
     NormKind,
     PixelShuffleConnector,
+    PoolingConnector,
     ResamplerConnector,
 )
 from vlm_trt.exporter.modules.activations import ACTIVATIONS
@@ -104,6 +105,33 @@ class Merger(nn.Module):
         return self.down(nn.functional.gelu(self.up(joined)))  # type: ignore[no-any-return]
 
 
+class PoolingProjection(nn.Module):
+    """The whole picture's patches beside the crops' averages, two products, an activation between them."""
+
+    def __init__(self, connector: PoolingConnector, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.up = Linear(2 * connector.vision_width, connector.inner, dtype, bias=True)
+        self.down = Linear(connector.inner, connector.hidden, dtype, bias=True)
+        self.activation = ACTIVATIONS[connector.activation]
+
+    def forward(self, vision_features: Tensor, pool_rows: Tensor, pool_columns: Tensor) -> Tensor:
+        """image_features [images, side², hidden].
+
+        Args:
+            vision_features: [images, crops · patches, width], the whole picture first.
+            pool_rows, pool_columns: what each row and column of a crop's patches adds to those of the square:
+                [images, crops, side, grid] each, all 0 for the whole picture.
+        """
+        images, crops, side, grid = pool_rows.shape
+        width, dtype = vision_features.shape[-1], vision_features.dtype
+        rows = pool_rows.to(dtype) @ vision_features.reshape(images, crops, grid, grid * width)
+        by_column = rows.reshape(images, crops, side, grid, width).transpose(2, 3).reshape(images, crops, grid, -1)
+        squares = (pool_columns.to(dtype) @ by_column).reshape(images, crops, side, side, width)
+        pooled = squares.sum(dim=1).transpose(1, 2).reshape(images, side * side, width)
+        both = torch.cat((vision_features[:, : grid * grid], pooled), dim=-1)
+        return self.down(self.activation(self.up(both)))  # type: ignore[no-any-return]
+
+
 def connector(model: ModelConfig, dtype: torch.dtype) -> nn.Module:
     """The module of a model's connector."""
     match model.connector:
@@ -115,5 +143,7 @@ def connector(model: ModelConfig, dtype: torch.dtype) -> nn.Module:
             return MLPProjection(model.connector, dtype)
         case PixelShuffleConnector():
             return PixelShuffle(model.connector, model.square.grid, dtype)
+        case PoolingConnector():
+            return PoolingProjection(model.connector, dtype)
         case MergerConnector():
             return Merger(model.connector, dtype)

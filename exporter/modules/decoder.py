@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from vlm_trt.bundle.config import DecoderConfig
 from vlm_trt.exporter.modules.blocks import Step, decoder_layer
-from vlm_trt.exporter.modules.layers import RMSNorm
+from vlm_trt.exporter.modules.layers import LayerNorm, RMSNorm
 
 
 class Table(nn.Module):
@@ -16,17 +16,33 @@ class Table(nn.Module):
         self.weight = nn.Parameter(torch.empty(decoder.vocab_size, decoder.hidden, dtype=dtype), False)
 
 
-class Decoder(nn.Module):
+class BiasedTable(Table):
+    """A head that adds a bias."""
+
     def __init__(self, decoder: DecoderConfig, dtype: torch.dtype) -> None:
+        super().__init__(decoder, dtype)
+        self.bias = nn.Parameter(torch.empty(decoder.vocab_size, dtype=dtype), False)
+
+
+class Decoder(nn.Module):
+    def __init__(self, decoder: DecoderConfig, dtype: torch.dtype, *, gives_hidden: bool = False) -> None:
+        """
+        Args:
+            decoder: sizes.
+            dtype: of products and cache.
+            gives_hidden: whether the residual before the last norm is an output too.
+        """
         super().__init__()
+        self.gives_hidden = gives_hidden
         self.dtype, self.embedding_scale, self.logit_cap = dtype, decoder.embedding_scale, decoder.logit_cap
         self.embedding = Table(decoder, dtype)
         self.layers = nn.ModuleList(
             decoder_layer(decoder.block, decoder.hidden, dtype, index) for index in range(decoder.layers)
         )
-        self.final_norm = RMSNorm(decoder.hidden, decoder.block.norm_eps, dtype)
+        norm, head = (LayerNorm, BiasedTable) if decoder.biased_head else (RMSNorm, Table)
+        self.final_norm = norm(decoder.hidden, decoder.block.norm_eps, dtype)
         if not decoder.tied_head:
-            self.lm_head = Table(decoder, dtype)
+            self.lm_head = head(decoder, dtype)
 
     @property
     def head(self) -> Table:
@@ -50,7 +66,7 @@ class Decoder(nn.Module):
         logits_index: Tensor,
         past: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Logits of the positions that are asked for, and the cache.
+        """Logits of the positions that are asked for, maybe their hidden states, and the cache.
 
         Shapes: as in `bundle.signature`; past holds key and value of each layer in turn.
         """
@@ -64,7 +80,9 @@ class Decoder(nn.Module):
         for i, layer in enumerate(self.layers):
             residual, key, value = layer(residual, step, past[2 * i], past[2 * i + 1])
             present += (key, value)
-        return (self.logits(self.scored(residual, logits_index)), *present)
+        scored = self.scored(residual, logits_index)
+        hidden = (scored,) if self.gives_hidden else ()
+        return (self.logits(scored), *hidden, *present)
 
     def embed(self, input_ids: Tensor, image_features: Tensor, image_rows: Tensor) -> Tensor:
         """Token embeddings with image features in their places, fp32 [batch, seq, hidden]."""
@@ -82,5 +100,8 @@ class Decoder(nn.Module):
 
     def logits(self, residual: Tensor) -> Tensor:
         """fp32 [rows, vocab] of rows of the residual [rows, hidden]."""
-        logits = nn.functional.linear(self.final_norm(residual), self.head.weight).float()
+        logits = nn.functional.linear(self.final_norm(residual), self.head.weight)
+        if isinstance(self.head, BiasedTable):
+            logits = logits + self.head.bias
+        logits = logits.float()
         return logits if self.logit_cap is None else torch.tanh(logits / self.logit_cap) * self.logit_cap

@@ -19,10 +19,12 @@ def rms_normalization(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 @torch.library.custom_op("vlm_trt::rotary_embedding", mutates_args=())
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The two halves of each head rotated; x [batch, heads, seq, dim], cos and sin [batch, seq, dim/2], fp32."""
-    first, second = x.chunk(2, dim=-1)
+    """The two halves of each head's first `rotary` numbers rotated; x [batch, heads, seq, dim], cos and sin [batch,
+    seq, rotary/2], fp32."""
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     cos, sin = cos[:, None], sin[:, None]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 @torch.library.custom_op("vlm_trt::tensor_scatter", mutates_args=())
@@ -90,7 +92,9 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         return op.RMSNormalization(x, weight, axis=-1, epsilon=epsilon)
 
     def write_rotary_embedding(x: Any, cos: Any, sin: Any) -> Any:
-        return op.RotaryEmbedding(x, cos, sin)
+        rotary = 2 * cos.shape[-1]
+        partial = {} if rotary == x.shape[-1] else {"rotary_embedding_dim": rotary}
+        return op.RotaryEmbedding(x, cos, sin, **partial)
 
     def write_tensor_scatter(past: Any, update: Any, write_index: Any) -> Any:
         return op.TensorScatter(past, update, write_index)

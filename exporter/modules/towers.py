@@ -1,19 +1,28 @@
-"""The vision towers for squares: pixels → patch features. The residual stream is fp32 whatever the precision.
+"""The vision towers for squares, and for several squares of one picture: pixels → patch features.
 
-Each is `embed`, `layers`, `finish`: so that a model of any size can be computed a layer at a time.
+The residual stream is fp32 whatever the precision. Each is `embed`, `layers`, `finish`: so that a model of any size can
+be computed a layer at a time.
 """
 
 import torch
 from torch import Tensor, nn
 
-from vlm_trt.bundle.parts import Activation, ClipTower, FrameTower, OpenClipTower, SiglipTower, SquareTower
+from vlm_trt.bundle.parts import (
+    Activation,
+    ClipTower,
+    CropTower,
+    FrameTower,
+    OpenClipTower,
+    SiglipTower,
+    SquareTower,
+)
 from vlm_trt.exporter.modules.activations import ACTIVATIONS
 from vlm_trt.exporter.modules.layers import LayerNorm, Linear, merge_heads, split_heads
 from vlm_trt.exporter.modules.onnx_operators import attention
 
 
 class PatchEmbedding(nn.Module):
-    def __init__(self, tower: SquareTower, dtype: torch.dtype, *, bias: bool) -> None:
+    def __init__(self, tower: SquareTower | CropTower, dtype: torch.dtype, *, bias: bool) -> None:
         super().__init__()
         self.patch_size = tower.patch_size
         shape = (tower.width, 3, tower.patch_size, tower.patch_size)
@@ -27,7 +36,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, tower: SquareTower, dtype: torch.dtype) -> None:
+    def __init__(self, tower: SquareTower | CropTower, dtype: torch.dtype) -> None:
         super().__init__()
         self.heads, self.head_dim = tower.heads, tower.head_dim
         self.qkv = Linear(tower.width, 3 * tower.width, dtype, bias=True)
@@ -41,8 +50,19 @@ class Attention(nn.Module):
         return self.output(merge_heads(attention(query, key, value, None, self.head_dim**-0.5)))  # type: ignore[no-any-return]
 
 
+class CropAttention(Attention):
+    """Of each patch to those of its crop; x [images, crops · patches, width]."""
+
+    def __init__(self, tower: CropTower, dtype: torch.dtype) -> None:
+        super().__init__(tower, dtype)
+        self.patches = tower.patches
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.reshape(-1, self.patches, x.shape[-1])).reshape(x.shape)
+
+
 class MLP(nn.Module):
-    def __init__(self, tower: SquareTower | FrameTower, activation: Activation, dtype: torch.dtype) -> None:
+    def __init__(self, tower: SquareTower | CropTower | FrameTower, activation: Activation, dtype: torch.dtype) -> None:
         super().__init__()
         self.up = Linear(tower.width, tower.mlp_width, dtype, bias=True)
         self.down = Linear(tower.mlp_width, tower.width, dtype, bias=True)
@@ -53,10 +73,10 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, tower: SquareTower, activation: Activation, dtype: torch.dtype) -> None:
+    def __init__(self, tower: SquareTower | CropTower, activation: Activation, dtype: torch.dtype) -> None:
         super().__init__()
         self.attention_norm = LayerNorm(tower.width, tower.norm_eps, dtype)
-        self.attention = Attention(tower, dtype)
+        self.attention = CropAttention(tower, dtype) if isinstance(tower, CropTower) else Attention(tower, dtype)
         self.mlp_norm = LayerNorm(tower.width, tower.norm_eps, dtype)
         self.mlp = MLP(tower, activation, dtype)
 
@@ -68,7 +88,7 @@ class Layer(nn.Module):
 class VisionEncoder(nn.Module):
     """What all towers share; shapes: pixel_values [images, 3, H, W] fp32, residual [images, positions, width] fp32."""
 
-    def __init__(self, tower: SquareTower, activation: Activation, dtype: torch.dtype) -> None:
+    def __init__(self, tower: SquareTower | CropTower, activation: Activation, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
         self.layers = nn.ModuleList(Layer(tower, activation, dtype) for _ in range(tower.layers))
@@ -122,7 +142,7 @@ class ClipEncoder(VisionEncoder):
 
 
 class SiglipEncoder(VisionEncoder):
-    def __init__(self, tower: SiglipTower, dtype: torch.dtype) -> None:
+    def __init__(self, tower: SiglipTower | CropTower, dtype: torch.dtype) -> None:
         super().__init__(tower, tower.activation, dtype)
         self.patch_embedding = PatchEmbedding(tower, dtype, bias=True)
         self.position_embedding = nn.Parameter(torch.empty(tower.patches, tower.width, dtype=dtype), False)
@@ -136,9 +156,19 @@ class SiglipEncoder(VisionEncoder):
         return self.post_norm(residual)  # type: ignore[no-any-return]
 
 
-def square_encoder(tower: SquareTower, dtype: torch.dtype) -> VisionEncoder:
+class CropEncoder(SiglipEncoder):
+    """SigLIP's on every crop; pixel_values [images, crops, 3, H, W], features [images, crops · patches, width]."""
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        crops = super().embed(pixel_values.flatten(0, 1))
+        return crops.reshape(pixel_values.shape[0], -1, crops.shape[-1])
+
+
+def square_encoder(tower: SquareTower | CropTower, dtype: torch.dtype) -> VisionEncoder:
     """The module of a tower for squares."""
     match tower:
+        case CropTower():
+            return CropEncoder(tower, dtype)
         case OpenClipTower():
             return OpenClipEncoder(tower, dtype)
         case ClipTower():

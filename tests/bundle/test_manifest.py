@@ -17,6 +17,8 @@ from vlm_trt.bundle.manifest import SCHEMA, SEAL, Manifest, Source, Verification
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.families.qwen_vl.config import read_config
 
+MODEL = read_config(GOLDEN / "ntk-256" / "checkpoint")
+
 
 def graph(component: Component, precision: Precision = Precision.FP16, digest: str = "a") -> GraphEntry:
     path = f"graphs/{precision}/{component}"
@@ -28,11 +30,11 @@ def manifest() -> Manifest:
     return Manifest(
         schema=SCHEMA,
         version="0.1.0",
-        model=read_config(GOLDEN / "ntk-256" / "checkpoint"),
+        model=MODEL,
         limits=Limits(700, 2, 4),
         source=Source("/somewhere", {"config.json": "c" * 64}),
         tokenizer=FileEntry("tokenizer/qwen.tiktoken", 5, "d" * 64),
-        graphs=tuple(graph(component) for component in Component),
+        graphs=tuple(graph(component) for component in MODEL.components),
     )
 
 
@@ -53,7 +55,7 @@ def engine(of: Manifest, component: Component, digest: str = "9") -> EngineEntry
 
 def test_it_survives_a_round_trip() -> None:
     full = manifest().with_verification(verdict(manifest()))
-    full = full.with_engines(tuple(engine(full, component) for component in Component))
+    full = full.with_engines(tuple(engine(full, component) for component in MODEL.components))
     assert loads(full.dumps(), "bundle.json") == full
 
 
@@ -77,7 +79,7 @@ def test_an_engine_is_stale_when_its_graph_was_exported_again() -> None:
 
 def test_a_verdict_on_engines_is_none_on_the_graphs_nor_on_other_engines() -> None:
     full = manifest()
-    built = tuple(engine(full, component) for component in Component)
+    built = tuple(engine(full, component) for component in MODEL.components)
     judged = replace(verdict(full), engines=tuple(sorted(one.identity for one in built)))
     full = full.with_engines(built).with_verification(judged)
     assert full.verification(Precision.FP16, built) == judged
@@ -214,7 +216,7 @@ def test_the_drop_that_is_allowed_is_a_share(drop: Any) -> None:
 
 
 def test_how_graphs_were_made_goes_with_them() -> None:
-    int8 = tuple(graph(component, Precision.INT8) for component in Component)
+    int8 = tuple(graph(component, Precision.INT8) for component in MODEL.components)
     entry = replace(made(manifest()), precision=Precision.INT8)
     full = manifest().with_graphs(int8, entry)
     assert full.quantization(Precision.INT8) == entry and loads(full.dumps(), "bundle.json") == full

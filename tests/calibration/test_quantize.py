@@ -21,7 +21,7 @@ from tests.calibration.drawn import write_samples
 from tests.conftest import ROOT
 from tests.manifests import edit_manifest, set_field
 from tests.once_per_run import alone, run_folder
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.errors import BundleError, DataSetError, PromptError, StorageError, UsageError, VerificationError
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
@@ -134,7 +134,7 @@ def test_half_precision_graphs_become_engines(bundle: Copy, questions: DataSet, 
         entries = build(
             path,
             BuildChoices(
-                backend="tensorrt-rtx", precision=precision, targets=("sm80", "sm89", "sm120"), components=WEIGHTED
+                backend="tensorrt-rtx", precision=precision, targets=("sm80", "sm89", "sm120"), components=PIPELINE
             ),
         )
         assert {entry.precision for entry in entries} == {Precision.of(precision.quantization, Precision.FP16)}

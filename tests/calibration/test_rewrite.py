@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.linears import Fold, find_groups, find_linears, matrix_columns
@@ -75,7 +75,7 @@ def fused(graph: Path, folder: Path) -> Counter[str]:
 
 
 @pytest.mark.parametrize("kind", [Kind.INT8_WEIGHT, Kind.INT4, Kind.INT8])
-@pytest.mark.parametrize("component", WEIGHTED)
+@pytest.mark.parametrize("component", PIPELINE)
 def test_every_product_becomes_one_integer_kernel(
     component: Component, kind: Kind, exported: Exported, tmp_path: Path
 ) -> None:
@@ -108,7 +108,7 @@ def test_the_graph_computes_with_the_integers_it_holds(exported: Exported, tmp_p
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9995
 
 
-@pytest.mark.parametrize("component", WEIGHTED)
+@pytest.mark.parametrize("component", PIPELINE)
 def test_half_precision_graphs_are_balanced_in_the_same_places(component: Component, exported: Exported) -> None:
     """There a Cast lies between a norm and its products."""
     folds = []
@@ -161,7 +161,7 @@ def test_balancing_changes_nothing_but_the_rounding(exported: Exported, tmp_path
         assert np.corrcoef(right.ravel(), run(other, pixel_values=pixels).ravel())[0, 1] > 0.997
 
 
-@pytest.mark.parametrize("component", WEIGHTED)
+@pytest.mark.parametrize("component", PIPELINE)
 def test_what_stays_in_float_has_its_side_of_the_balance(
     component: Component, exported: Exported, tmp_path: Path
 ) -> None:

@@ -64,7 +64,7 @@ def placed(path: Path, precision: Precision) -> dict[str, dict[str, list[str]]]:
     convolution is cuDNN's, for which there is no stand-in.
     """
     bundle, found = Bundle.open(path), {}
-    for component in Component:
+    for component in bundle.manifest.model.components:
         options = session_options()
         options.log_severity_level = 0
         with said_to_stderr() as said:

@@ -58,7 +58,8 @@ def test_training_computes_what_the_exporters_modules_compute(untrained: tuple[P
     for step, pictures in ((0, 1), (3, 2)):
         batch = Batches(folder, 1, 4, 2, 384, "train")[step]
         features = model.transformer.visual(batch.pixels)
-        theirs = reference.resampler(reference.vision_encoder([{"pixel_values": batch.pixels.numpy()}]))
+        given = [{"pixel_values": batch.pixels.numpy()}]
+        theirs = reference.resampler(reference.vision_encoder(given), given)
         assert np.abs(features.numpy() - theirs).max() <= 1e-4 * np.abs(theirs).max()
         hidden = model.hidden(batch.ids, features.flatten(0, 1), batch.rows, batch.positions, batch.mask())
         logits = model.lm_head(hidden)

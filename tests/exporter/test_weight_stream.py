@@ -11,7 +11,7 @@ import torch
 from tests.conftest import GOLDEN
 from tests.exporter.checkpoints import single
 from tests.mounted import run_with_disk
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.errors import UnsupportedError
 from vlm_trt.bundle.precision import FLOATS, Precision
@@ -24,10 +24,10 @@ from vlm_trt.families.qwen_vl.weights import weight_map
 
 FOLDER = GOLDEN / "ntk-256" / "checkpoint"
 MODEL = read_config(FOLDER)
-WEIGHTS = {c: tuple(w for w in weight_map(MODEL).weights if w.component is c) for c in WEIGHTED}
+WEIGHTS = {c: tuple(w for w in weight_map(MODEL).weights if w.component is c) for c in PIPELINE}
 
 
-@pytest.mark.parametrize("component", WEIGHTED)
+@pytest.mark.parametrize("component", PIPELINE)
 @pytest.mark.parametrize("precision", FLOATS)
 def test_the_map_is_the_module(component: Component, precision: Precision) -> None:
     """Names, shapes and which stay fp32: the weight map and the torch module agree."""
@@ -38,7 +38,7 @@ def test_the_map_is_the_module(component: Component, precision: Precision) -> No
     assert found == {w.name: (w.shape, wide or w.full_precision) for w in WEIGHTS[component]}
 
 
-@pytest.mark.parametrize("component", WEIGHTED)
+@pytest.mark.parametrize("component", PIPELINE)
 @pytest.mark.parametrize("precision", FLOATS)
 def test_the_file_holds_the_values(
     tmp_path: Path, component: Component, precision: Precision, monkeypatch: pytest.MonkeyPatch
@@ -133,7 +133,7 @@ FILL = """
 import sys
 from pathlib import Path
 from vlm_trt.bundle.errors import StorageError
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.precision import FLOATS, Precision
 from vlm_trt.bundle.staging import staging_folder
 from vlm_trt.exporter.checkpoint import Checkpoint

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.errors import BundleError
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
@@ -124,4 +124,4 @@ def test_parts_compute_what_the_whole_computes(
     for one, other in zip(*found, strict=True):
         assert one is not None and other is not None
         assert np.abs(one - other).max() <= bound * np.abs(other).max()
-    assert {component.value for component in WEIGHTED} <= {word.partition(":")[0] for word in told}
+    assert {component.value for component in PIPELINE} <= {word.partition(":")[0] for word in told}

@@ -53,7 +53,7 @@ def test_vision_encoder_and_resampler(
     assert np.abs(sampled - recorded["pixel_values_sub"]).max() <= 1e-6
     patches = engine.encode_vision(inputs)
     hidden = to_float32(patches.read(), precision.dtype)[:, ::8]
-    features = to_float32(engine.resample(patches).read(), precision.dtype)
+    features = to_float32(engine.resample(patches, inputs).read(), precision.dtype)
     for name, found, expected in (
         ("vision_hidden", hidden, recorded["vision_hidden"]),
         ("image_features", features, recorded["image_features"]),

@@ -61,7 +61,7 @@ def test_pictures_to_image_features(name: str, case: str, exported: Callable[...
         found = []
         for inputs, pixels in zip(one.inputs(family(engine.model.family), engine.model), one.pixels, strict=True):
             assert np.abs(inputs["pixel_values"][0] - pixels).max() <= 1e-6
-            found.append(to_float32(engine.resample(engine.encode_vision([inputs])).read(), "float32")[0])
+            found.append(to_float32(engine.resample(engine.encode_vision([inputs]), [inputs]).read(), "float32")[0])
         assert relative(np.concatenate(found), one.features) <= RELATIVE_FEATURES
 
 

@@ -63,7 +63,7 @@ def test_patches_to_features(
     _, rows, columns = video["in.video_grid_thw"][0]
     blank = Pillow.new("RGB", (int(columns) * tower.patch_size, int(rows) * tower.patch_size))
     tiles = [{**tower_inputs([[blank]], rule, tower), "pixel_values": pixels[None]} for pixels in one.pixels]
-    runs = [engine.resample(engine.encode_vision([tile])).read() for tile in tiles]
+    runs = [engine.resample(engine.encode_vision([tile]), [tile]).read() for tile in tiles]
     found = [to_float32(one, engine.precision.dtype)[0] for one in runs]
     assert relative(np.concatenate(found), one.features) <= tolerance
 

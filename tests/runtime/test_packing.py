@@ -10,7 +10,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from vlm_trt.bundle.component import WEIGHTED, Component
+from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.errors import BundleError, UsageError, VerificationError
 from vlm_trt.bundle.leftovers import leftovers
 from vlm_trt.bundle.precision import Precision
@@ -53,9 +53,9 @@ def packed_bundle(exported: Callable[..., Path], tmp_path_factory: pytest.TempPa
     shutil.copytree(exported("ntk-256"), target)
     said: list[str] = []
     entries = pack(target, None, said.append)
-    assert [one.component for one in entries] == list(WEIGHTED)
+    assert [one.component for one in entries] == list(PIPELINE)
     assert said == [
-        *(f"pack {component} (fp32)" for component in WEIGHTED),
+        *(f"pack {component} (fp32)" for component in PIPELINE),
         "compare the packed graphs with those that they were made of",
     ]
     return target
@@ -64,7 +64,7 @@ def packed_bundle(exported: Callable[..., Path], tmp_path_factory: pytest.TempPa
 def test_what_answers_is_the_packed_form_and_it_says_the_same(packed_bundle: Path) -> None:
     files, answers = opened(packed_bundle, PackedCpuBackend())
     assert sorted(files) == sorted(
-        ["graphs/fp32/sampler.onnx", *(packed_paths(c, Precision.FP32)[0] for c in WEIGHTED)]
+        ["graphs/fp32/sampler.onnx", *(packed_paths(c, Precision.FP32)[0] for c in PIPELINE)]
     )
     plain_files, plain = opened(packed_bundle, CpuBackend())
     assert all(file.startswith("graphs/") for file in plain_files)

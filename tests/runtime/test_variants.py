@@ -81,7 +81,7 @@ def test_engines_of_a_graph_that_changed_do_not_fit(bundle: Path) -> None:
     add_engines(bundle)
     export(
         variant_folder("image-224") / "checkpoint", other := bundle.parent / "other",
-        Choices(Precision.FP32, tuple(Component), max_seq_tokens=700, max_batch=3),
+        Choices(Precision.FP32, max_seq_tokens=700, max_batch=3),
     )  # fmt: skip
     opened, changed = Bundle.open(bundle), Bundle.open(other).graph(Component.DECODER, Precision.FP32)
     opened.manifest = opened.manifest.with_graphs((changed,))

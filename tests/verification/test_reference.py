@@ -30,8 +30,9 @@ def test_the_modules_are_the_original(variant: str, case: str) -> None:
     features = None
     if prompt.images:
         pictures = [decode_image(image.data, image.name) for image in prompt.images]
-        hidden = reference.vision_encoder([kind.preprocess(one, reference.model) for one in pictures])
-        features = reference.resampler(hidden)
+        given = [kind.preprocess(one, reference.model) for one in pictures]
+        hidden = reference.vision_encoder(given)
+        features = reference.resampler(hidden, given)
         assert relative(hidden[:, ::8], recorded["vision_hidden"]) <= RELATIVE
         assert relative(features, recorded["image_features"]) <= RELATIVE
     decoder, kept = reference.modules[Component.DECODER], []

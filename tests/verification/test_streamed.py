@@ -46,7 +46,7 @@ def test_the_streamed_model_is_the_original(variant: str) -> None:
                 ends=tuple(int(place) + 1 for place in recorded["logits_positions"]),
             )
         )
-    for logits, (_, recorded) in zip(reference.logits(passages, features), cases, strict=True):
-        assert relative(logits, recorded["logits"]) <= RELATIVE
-        assert logits.argmax(axis=1).tolist() == recorded["argmax"][recorded["logits_positions"]].tolist()
+    for scored, (_, recorded) in zip(reference.scored(passages, features), cases, strict=True):
+        assert relative(scored.logits, recorded["logits"]) <= RELATIVE
+        assert scored.logits.argmax(axis=1).tolist() == recorded["argmax"][recorded["logits_positions"]].tolist()
     assert told[-1] == f"the model's decoder: layer {model.decoder.layers} of {model.decoder.layers}"
