@@ -28,10 +28,11 @@ from vlm_trt.evaluation.average_precision import (
 )
 from vlm_trt.evaluation.result import SCHEMA, Setup, dumps, setup_of
 from vlm_trt.families.family import family
+from vlm_trt.families.messages import PlaceKind
 from vlm_trt.runtime.choice import Choice, choose
 from vlm_trt.runtime.environment import environment
 from vlm_trt.runtime.options import Options
-from vlm_trt.runtime.places import PlaceKind, question_of
+from vlm_trt.runtime.places import question_of
 
 _ROUNDING = 1e-9
 _SIZES = {"s": "small", "m": "medium", "l": "large"}
