@@ -129,6 +129,7 @@ def _asked(choice: Choice, folder: Folder, data: Annotations, digest: str, max_n
                 f"{line['file']} cannot be asked about: {line['error']}; leave it out of the annotations, or "
                 f"export with other limits (what was answered is in {folder.journal})"
             )
+    say("  scoring ...")
     found = _answers(folder, data)
     scores = box_scores(data, found)
     return _Result(data, digest, setup, folder.question, folder.known, found, scores, perf_counter() - began)

@@ -68,7 +68,7 @@ def _adapters(bundle: Bundle, moved: Sequence[Path]) -> list[Path]:
         if not folder.is_dir():
             raise VerificationError(
                 f"the adapter {folder}, which was merged into {source.checkpoint}, is not there, so there is nothing "
-                "to compare with; put it back, or say where all of them are with --lora"
+                "to compare with; put it back, or say where all of them are now: vlm-trt verify --lora"
             )
         begin = f"{OF_ADAPTERS}{at}: "
         known = {name.removeprefix(begin): digest for name, digest in source.files.items() if name.startswith(begin)}

@@ -153,6 +153,19 @@ def test_a_picture_of_another_size_is_refused_before_a_question(demo_bundle: Cal
     assert {path.name for path in data.parent.iterdir()} == {"photos", "instances.json"}
 
 
+def test_a_picture_that_cannot_be_asked_about_ends_it(demo_bundle: Callable[[str], Path], data: Path) -> None:
+    """Left out it would make the figures better; the same command says the same again."""
+    raw = json.loads(data.read_text())
+    raw["categories"][0]["name"] = "star " * 3000
+    data.write_text(json.dumps(raw))
+    for _ in range(2):
+        done = vlm_trt("evaluate", demo_bundle("fp32"), "--data", data, "--images", data.parent / "photos",
+                       "-o", data.with_name("ap.json"))  # fmt: skip
+        assert done.exit_code == 2 and not data.with_name("ap.json").exists()
+        assert re.search(r"vlm-trt: a.png cannot be asked about: .*; leave it out of the annotations, or", done.stderr)
+        assert "(what was answered is in " in done.stderr
+
+
 def test_what_is_for_annotations_is_not_for_questions(demo_bundle: Callable[[str], Path]) -> None:
     done = vlm_trt("evaluate", demo_bundle("fp32"), "--data", "synthetic", "--names", "stars")
     assert done.exit_code == 2 and "--names is about COCO annotations; give the folder of their" in done.stderr

@@ -138,10 +138,7 @@ def test_adapters_that_have_moved_are_named(checkpoint: Path, tmp_path: Path) ->
 
     missing = verified()
     assert missing.exit_code == 5 and "first, which was merged into" in missing.stderr
-    assert (
-        "is not there, so there is nothing to compare with; put it back, or say where all of them are with --lora"
-        in (missing.stderr)
-    )
+    assert "; put it back, or say where all of them are now: vlm-trt verify --lora" in missing.stderr
     few = verified(first)
     assert few.exit_code == 2
     assert f"was exported with {folders[0]}, {folders[1]}; give each by --lora, in their order" in few.stderr
