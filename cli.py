@@ -8,14 +8,13 @@ from typing import Any
 
 import click
 
+from vlm_trt.commands.evaluating import evaluate
 from vlm_trt.commands.finding import detect, point
 from vlm_trt.commands.group import InOrder, Main
 from vlm_trt.commands.options import (
     answer_options,
     build_options,
-    data_options,
     diagnose_options,
-    evaluate_options,
     export_options,
     json_option,
     load_options,
@@ -244,25 +243,7 @@ def serve(bundle: Path | None, **options: Any) -> None:
     run(bundle, **options)
 
 
-@main.command()
-@click.argument("bundle", type=PATH)
-@data_options
-@load_options
-@evaluate_options
-def evaluate(bundle: Path, **options: Any) -> None:
-    """Ask BUNDLE every question of a data set and score its greedy answers per task.
-
-    One line of the JSONL file is one example: images, prompt, reference, metric; docs/evaluation.md describes it.
-
-    \b
-    Example:
-      vlm-trt evaluate bundle --data questions.jsonl -o result.json
-      vlm-trt evaluate bundle --data questions.jsonl --precision fp16 --baseline result.json --show-wrong 5
-      vlm-trt evaluate bundle --data questions.jsonl --min-score 0.9 --min-score read=0.95
-    """
-    from vlm_trt.commands.evaluate import run
-
-    run(bundle, **options)
+main.add_command(evaluate)
 
 
 @main.command()

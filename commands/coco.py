@@ -5,7 +5,7 @@ What is known of a picture is a line of a journal beside the result; the result 
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,41 +22,57 @@ from vlm_trt.runtime.places import Place, asked
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
+def pictures_of(images: Path) -> dict[str, Path]:
+    """The pictures of a folder, by their names.
+
+    Raises:
+        UsageError: no folder, or no pictures in it.
+    """
+    if not images.is_dir():
+        raise UsageError(f"--images {images} is no folder; give one with pictures")
+    files = {one.name: one for one in sorted(images.iterdir()) if one.suffix.lower() in ENDINGS}
+    if not files:
+        raise UsageError(f"--images {images} has no picture; their names end with {', '.join(ENDINGS)}")
+    return files
+
+
 @dataclass
 class Folder:
-    """The pictures of a folder, those that are known already and those that are left."""
+    """Pictures that are asked about, those that are known already and those that are left."""
 
     kind: PlaceKind
     names: Sequence[str]
     question: str
     output: Path
     journal: Path
-    known: dict[str, dict[str, Any]]  # file name → its line
-    left: list[Path]
+    known: dict[str, dict[str, Any]]  # name of a file → its line
+    left: dict[str, Path]
     _open: list[tuple[str, str]] = field(default_factory=list)  # of each conversation, the file and the name
     _answers: dict[str, dict[str, Answer | Exception]] = field(default_factory=dict)
 
     @classmethod
     def open(
-        cls, images: Path, output: Path, bundle: Path, kind: PlaceKind, names: Sequence[str], question: str, **rest: Any
+        cls,
+        files: Mapping[str, Path],
+        output: Path,
+        bundle: Path,
+        kind: PlaceKind,
+        names: Sequence[str],
+        question: str,
+        **rest: Any,
     ) -> "Folder":
         """
         Args:
-            images: the folder.
+            files: the pictures, by their names.
             output: the result's file; the journal lies beside it.
             bundle: that is asked.
             kind, names, question: what is asked.
             rest: what else the answers depend on.
         Raises:
-            UsageError: no folder, no pictures in it, or a journal of another run.
+            UsageError: a journal of another run.
             StorageError: the result cannot be written.
         """
-        if not images.is_dir():
-            raise UsageError(f"--images {images} is no folder; give one with pictures")
-        files = sorted(one for one in images.iterdir() if one.suffix.lower() in ENDINGS)
-        if not files:
-            raise UsageError(f"--images {images} has no picture; their names end with {', '.join(ENDINGS)}")
-        require_output(output, read=files)
+        require_output(output, read=files.values())
         manifest = Bundle.open(bundle).manifest
         asked_for = {"kind": kind, "names": list(names), "question": question}
         head = asked_for | rest | {"model": manifest.source.files}
@@ -66,23 +82,21 @@ class Folder:
             append_line(journal, _line(head))
         elif known:
             say(f"{len(known)} pictures are known from an earlier run ({journal})")
-        left = [one for one in files if known is None or one.name not in known]
+        left = {name: path for name, path in files.items() if known is None or name not in known}
         return cls(kind, names, question, output, journal, known or {}, left)
 
     def conversations(self) -> Iterator[list[Message]]:
         """One for each picture and name; pictures that cannot be read are noted and passed over."""
-        for path in self.left:
+        for file, path in self.left.items():
             try:
                 data = read_picture(path)
-                decode_image(data, path.name)
+                decode_image(data, file)
             except ImageError as error:
-                self._note(path.name, {"file": path.name, "error": str(error)})
+                self._note(file, {"file": file, "error": str(error)})
                 continue
-            self._answers[path.name] = {}
-            for name, conversation in zip(
-                self.names, asked(Image(data, path.name), self.names, self.question), strict=True
-            ):
-                self._open.append((path.name, name))
+            self._answers[file] = {}
+            for name, conversation in zip(self.names, asked(Image(data, file), self.names, self.question), strict=True):
+                self._open.append((file, name))
                 yield conversation
 
     def answered(self, at: int, answer: Answer | Exception) -> bool:
@@ -103,8 +117,11 @@ class Folder:
         if failed is not None:
             self._note(file, {"file": file, "error": str(failed)})
             return True
-        found = found_in([(one, a) for one in self.names if isinstance(a := answers[one], Answer)], self.kind)
-        self._note(file, {"file": file, "size": found.size, "places": [asdict(one) for one in found.places]})
+        own = [(one, a) for one in self.names if isinstance(a := answers[one], Answer)]
+        found = found_in(own, self.kind)
+        unread = {name: one.malformed_places for name, one in own if one.malformed_places}
+        line = {"file": file, "size": found.size, "places": [asdict(one) for one in found.places]}
+        self._note(file, line | {"malformed": unread, "cut": list(found.cut)})
         return True
 
     def finish(self) -> str:
@@ -129,8 +146,7 @@ class Folder:
         images, annotations = [], list[dict[str, Any]]()
         for at, line in enumerate(lines, 1):
             images.append({"id": at, "file_name": line["file"], "width": line["size"][0], "height": line["size"][1]})
-            for raw in line["places"]:
-                place = Place(**raw | {"points": tuple(map(tuple, raw["points"]))})
+            for place in places_in(line):
                 one = {"id": len(annotations) + 1, "image_id": at, "category_id": category[place.name], "iscrowd": 0}
                 annotations.append(one | _shape(place) | ({} if place.score is None else {"score": place.score}))
         return {
@@ -139,6 +155,12 @@ class Folder:
             "categories": [{"id": at, "name": name, **of_points} for name, at in category.items()],
             "annotations": annotations,
         }
+
+
+def places_in(line: dict[str, Any]) -> Iterator[Place]:
+    """The places of a line of the journal."""
+    for raw in line["places"]:
+        yield Place(**raw | {"points": tuple(map(tuple, raw["points"]))})
 
 
 def _shape(place: Place) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import click
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.output import STANDARD_OUTPUT, require_output
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.commands.coco import Folder
+from vlm_trt.commands.coco import Folder, pictures_of
 from vlm_trt.commands.draw import draw_places, picture_format
 from vlm_trt.commands.generate import loaded
 from vlm_trt.commands.shown import read_images
@@ -43,7 +43,7 @@ def run(
     if images is not None:
         assert output is not None
         settings = {"precision": loading["precision"], "max_new_tokens": max_new_tokens}
-        folder = Folder.open(images, output, bundle, kind, names, wanted, **settings)
+        folder = Folder.open(pictures_of(images), output, bundle, kind, names, wanted, **settings)
         if folder.left:
             _folder(loaded(bundle, **loading), folder, options)
         say(folder.finish())

@@ -17,7 +17,10 @@ from vlm_trt.bundle.tensorrt import MODULES
 from vlm_trt.commands.terminal import table
 from vlm_trt.runtime.environment import gpu
 
-_EXTRAS = ("", "cpu", "cuda", *MODULES, "build", "quantize", "profile", "serve", "guided", "video", "verify", "export")
+_EXTRAS = (
+    *("", "cpu", "cuda", *MODULES, "build", "quantize", "profile", "serve", "guided", "video", "coco"),
+    *("verify", "export"),
+)
 _ONNXRUNTIME = "vlm_trt.runtime.ort"
 
 

@@ -22,7 +22,7 @@ from vlm_trt.evaluation.synthetic import synthetic
 from vlm_trt.families.family import family
 from vlm_trt.runtime.choice import Choice, choose
 
-COUNT, SEED = 400, 0
+COUNT, SEED, NEW_TOKENS = 400, 0, 64
 _ROUNDING = 1e-9  # of a mean
 SHOWN_ABSENT = 5  # of a caption's phrases that must not be said
 
@@ -32,7 +32,7 @@ def run(
     data: str,
     count: int | None,
     seed: int | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     least: Sequence[tuple[str, float]],
     output: Path | None,
     as_json: bool,
@@ -42,13 +42,14 @@ def run(
     if output is not None:
         require_output(output, read=[Path(one) for one in (data, choices["baseline"]) if one is not None])
     choice, earlier = _choose(bundle, **choices)
+    longest = NEW_TOKENS if max_new_tokens is None else max_new_tokens
     examples = _examples(choice, data, count, seed)
     _require_tasks(examples, [task for task, _ in least])
     if isinstance(earlier, Baseline):
-        earlier.require_same_questions(examples, max_new_tokens)
+        earlier.require_same_questions(examples, longest)
     elif earlier is not None:
-        earlier = as_baseline(_answered(earlier, examples, max_new_tokens))
-    result = _answered(choice, examples, max_new_tokens)
+        earlier = as_baseline(_answered(earlier, examples, longest))
+    result = _answered(choice, examples, longest)
     if earlier is not None:
         comparison = compare(result.evaluation, result.setup.tokenizer_sha256, earlier)
         result = replace(result, comparison=comparison)

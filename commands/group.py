@@ -19,12 +19,14 @@ _OPTIONAL = {
     "onnx_ir": "onnx-ir",
     "onnxruntime": "onnxruntime",
     "onnxscript": "onnxscript",
+    "pycocotools": "pycocotools",
     "torch": "torch",
 }
 # Command → the extras that bring what it needs beside a backend, the smallest first.
 _EXTRAS = {
     "build": ("build",),
     "diagnose": ("quantize", "verify"),  # --mend verifies
+    "evaluate": ("coco",),
     "export": ("export",),
     "profile": ("profile", "verify"),  # --baseline torch
     "quantize": ("quantize",),

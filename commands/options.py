@@ -22,7 +22,6 @@ from vlm_trt.commands.values import (
     DETAILS,
     FLOATS,
     GIBIBYTES,
-    LEAST_SCORE,
     LINES,
     LOCATION,
     NAMES,
@@ -36,7 +35,6 @@ from vlm_trt.commands.values import (
     PROMPT_TOKENS,
     QUESTIONS,
     ROUNDS,
-    SEED,
     SEQUENCES,
     SHARE,
     SLOWDOWN,
@@ -116,6 +114,13 @@ diagnose_options = with_options(
 )
 verify_options = with_options(
     click.option("--against", type=PATH, help="The checkpoint.  [default: the one the bundle was exported from]"),
+    click.option(
+        "--lora",
+        "adapters",
+        type=PATH,
+        multiple=True,
+        help="An adapter that was merged, where it is now; all of them, in order.  [default: where they were]",
+    ),
     click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: the backend's preferred ones]"),
     click.option("--backend", type=BACKENDS, default="auto", show_default=True, help="Where they run."),
     click.option(
@@ -123,34 +128,6 @@ verify_options = with_options(
     ),
     click.option("--max-drop", type=SHARE, help="Of their tasks' scores.  [default: the recipe's]"),
     json_option,
-)
-data_options = with_options(
-    click.option(
-        "--data", type=LOCATION, required=True, help="A JSONL file, a folder that holds one, or the word synthetic."
-    ),
-    click.option("--count", type=QUESTIONS, help="Examples of synthetic.  [default: 400]"),
-    click.option("--seed", type=SEED, help="Of synthetic's scenes.  [default: 0]"),
-    click.option("--max-new-tokens", type=NEW_TOKENS, default=64, show_default=True, help="Longest answer."),
-)
-evaluate_options = with_options(
-    click.option(
-        "--baseline",
-        type=LOCATION,
-        help="Compare with this: another precision of BUNDLE, another bundle, or a file made by -o.",
-    ),
-    click.option(
-        "--baseline-precision", type=PRECISIONS, help="Of a baseline bundle.  [default: the backend's preferred]"
-    ),
-    click.option(
-        "--min-score",
-        "least",
-        type=LEAST_SCORE,
-        multiple=True,
-        help="End with 10 below this score, from 0 to 1, of all examples or of one task; may be repeated.",
-    ),
-    click.option("-o", "--output", type=PATH, help="Write the result with every answer to this JSON file."),
-    json_option,
-    click.option("--show-wrong", type=LINES, default=0, metavar="N", help="Print the first N wrong answers."),
 )
 load_options = with_options(
     click.option("--precision", type=PRECISIONS, help="Which graphs.  [default: the backend's preferred ones]"),

@@ -24,20 +24,23 @@ from vlm_trt.verification.verify import Report, verify
 def run(
     bundle: Path,
     against: Path | None,
+    adapters: Sequence[Path],
     precision: str | None,
     backend: str,
     evaluate: str | None,
     max_drop: float | None,
     as_json: bool,
 ) -> None:
-    if precision is not None and Precision(precision).quantization is not None and backend not in MODULES:
-        if against is not None:
-            raise UsageError("quantized graphs are compared with the float graphs of the bundle; leave out --against")
+    quantized = precision is not None and Precision(precision).quantization is not None
+    for option, given in (("--against", against), ("--lora", adapters)):
+        if quantized and given:
+            raise UsageError(f"quantized graphs are compared with the float graphs of the bundle; leave out {option}")
+    if precision is not None and quantized and backend not in MODULES:
         _judge(bundle, Precision(precision), backend, evaluate, max_drop, as_json)
         return
     if evaluate is not None or max_drop is not None:
         raise UsageError("--evaluate and --max-drop are about quantized graphs; name them with --precision")
-    report = verify(bundle, against, precision, backend, lambda what: say(f"  {what} ..."), byte_bar)
+    report = verify(bundle, against, precision, backend, lambda what: say(f"  {what} ..."), byte_bar, adapters)
     if as_json:
         click.echo(json.dumps(asdict(report), indent=2))
     else:

@@ -81,15 +81,15 @@ def document(result: Result) -> dict[str, Any]:
     }
 
 
-def dumps(document: Mapping[str, Any]) -> str:
-    """JSON text with a line per field and per answer, so that two results can be compared line by line."""
+def dumps(document: Mapping[str, Any], rows: str = "answers") -> str:
+    """JSON text with a line per field and per item of `rows`, so that two results can be compared line by line."""
 
     def line(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
 
-    fields = [f" {line(name)}: {line(value)}" for name, value in document.items() if name != "answers"]
-    answers = ",\n".join(f"  {line(answer)}" for answer in document["answers"])
-    return "{\n" + ",\n".join([*fields, f' "answers": [\n{answers}\n ]']) + "\n}\n"
+    fields = [f" {line(name)}: {line(value)}" for name, value in document.items() if name != rows]
+    items = ",\n".join(f"  {line(one)}" for one in document[rows])
+    return "{\n" + ",\n".join([*fields, f' "{rows}": [\n{items}\n ]']) + "\n}\n"
 
 
 def as_baseline(result: Result) -> Baseline:

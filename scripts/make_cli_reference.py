@@ -19,6 +19,9 @@ Made by `scripts/make_cli_reference.py` from the commands; do not edit.
 Every command that has a result prints it on standard output, with `--json` as one JSON document; progress, warnings
 and errors go to standard error. Ctrl-C ends any command with `vlm-trt: interrupted` and exit code 130.
 
+Where optimum is installed (extra `optimum`), `optimum-cli export vlm-trt CHECKPOINT BUNDLE` is `vlm-trt export`, with
+the same options, errors and exit codes.
+
 A shell completes commands, options, their values and paths after one line in its start-up file:
 
 | shell | line | in |

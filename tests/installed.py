@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distribution
+from itertools import groupby
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -40,9 +41,10 @@ print(json.dumps(found))
 class Step:
     """A command that a row of README's table is for, or is not for."""
 
-    words: str  # {bundle}, {checkpoint}, {picture}, {clip}, {questions}, {out}: as the run gives them
+    words: str  # {bundle}, {checkpoint}, {picture}, {clip}, {questions}, {boxes}, {out}: as the run gives them
     says: str = ""  # found in what it prints
     codes: tuple[int, ...] = (0,)
+    program: str = "vlm-trt"
 
 
 def _refused(words: str, package: str) -> Step:
@@ -56,6 +58,7 @@ _ANSWERS = Step("generate {bundle} What? --image {picture} --backend cpu --greed
 _VERIFIES = Step("verify {bundle} --backend cpu", "verified: fp32 on onnxruntime-cpu")
 _EXPORTS = Step("export {checkpoint} {out} --precision fp32 --max-seq-tokens 320 --max-batch 1 --max-images 1")
 _BUILDS = "build {bundle} --precision fp32 --component resampler"
+_BOXES = "evaluate {bundle} --data {boxes} --images . --max-new-tokens 8 -o {out}.json"
 # Where engines run there may be a GPU, or none.
 _CUDA = Step("generate {bundle} What? --image {picture} --backend cuda --greedy --max-new-tokens 4", "", (0, 6))
 _QUANTIZED = (
@@ -76,8 +79,10 @@ STEPS: dict[tuple[str, ...], tuple[Step, ...]] = {
         Step("plan {bundle}", "", (0, 8)),
         _refused("export {checkpoint} {out}", "torch"),
         _refused("verify {bundle}", "torch"),
+        _refused(_BOXES, "pycocotools"),
         Step("generate {bundle} What? --video {clip}", "PyAV is missing; install it with: pip install 'av", (2,)),
     ),
+    ("coco", "cpu"): (Step(_BOXES, "^AP50 +0.000"),),
     # The bundle's family takes none, which is said behind what the extra is for.
     ("video", "cpu"): (Step("generate {bundle} What? --video {clip}", "takes no video; send frames", (2,)), _ANSWERS),
     # An address that no machine has: refused when everything is imported and the bundle is found fit.
@@ -98,6 +103,11 @@ STEPS: dict[tuple[str, ...], tuple[Step, ...]] = {
     ),  # verify: the row below
     # Of a repository that there is not, whether a network is or not.
     ("hub", "export", "cpu"): (Step("export vlm-trt/none {out} --download", "cannot be downloaded", (9,)), _EXPORTS),
+    ("optimum", "export", "cpu"): (
+        Step("export --help", r"^ +vlm-trt +Export a vision-language model", program="optimum-cli"),
+        Step(_EXPORTS.words.replace("export", "export vlm-trt"), "wrote .*out: ", program="optimum-cli"),
+        Step("generate {out} What? --unverified --max-new-tokens 2"),
+    ),
     ("verify", "cpu"): (_VERIFIES,),
     ("verify", "cuda"): (_VERIFIES, Step("verify {bundle} --backend cuda", f"verified|{_NO_GPU}", (0, 6))),
     ("verify", "cpu", "tensorrt"): (_VERIFIES, Step("verify {bundle} --backend tensorrt", "", (0, 6))),
@@ -179,6 +189,17 @@ def install_with_pip(wheel: Path, extras: Sequence[str], folder: Path, first: Se
     return python
 
 
+def add_with_pip(python: Path, requirements: Sequence[str]) -> str:
+    """Installs into an environment of `install`, whose links stay as they are; what pip said, where it could not."""
+    (site,) = (python.parent.parent / "lib").glob("python3.*/site-packages")
+    linked = {one.name: one.version for one in Distribution.discover(path=[str(site)])}
+    kept = python.parent.parent / "constraints.txt"  # else pip might replace one, in the environment that it leads to
+    kept.write_text("".join(f"{name}=={number}\n" for name, number in linked.items()))
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile", "--retries", "1"]
+    done = subprocess.run([*pip, "-c", str(kept), *requirements], env=_clean(), capture_output=True, text=True)
+    return done.stderr.strip() if done.returncode else ""
+
+
 def closure(requirements: Sequence[str], extras: Sequence[str]) -> dict[str, Distribution]:
     """Every installed package that these requirements bring, by name, and what those bring in turn."""
     found: dict[str, Distribution] = {}
@@ -231,6 +252,15 @@ def run(python: Path, commands: Sequence[Sequence[str]], folder: Path) -> list[R
     return [Ran(tuple(words), *one) for words, one in zip(commands, found, strict=True)]
 
 
+def run_others(python: Path, program: str, commands: Sequence[Sequence[str]], folder: Path) -> list[Ran]:
+    """The same of a program that the packages brought, in a process for each."""
+    done = [outside(python.with_name(program), words, folder) for words in commands]
+    return [
+        Ran(tuple(words), one.returncode, one.stdout, one.stderr, None)
+        for words, one in zip(commands, done, strict=True)
+    ]
+
+
 def require(python: Path, steps: Sequence[Step], folder: Path, bundle: Path) -> None:
     """Runs the steps of a row in a folder of their own.
 
@@ -244,7 +274,10 @@ def require(python: Path, steps: Sequence[Step], folder: Path, bundle: Path) -> 
     clip.write_bytes(b"\0\0\0\x10ftypmp42\0\0\0\0")  # a video by its first bytes
     line = {"images": [picture.name], "prompt": "What colour is the circle?", "reference": "red", "metric": "exact"}
     questions.write_text(json.dumps(line))
+    boxes = folder / "boxes.json"
+    boxes.write_text(json.dumps(_annotated(picture.name)))
     places = {
+        "boxes": boxes,
         "bundle": bundle,
         "clip": clip,
         "checkpoint": ROOT / "tests" / "golden" / "qwen_vl" / "ntk-256" / "checkpoint",
@@ -252,17 +285,33 @@ def require(python: Path, steps: Sequence[Step], folder: Path, bundle: Path) -> 
         "picture": picture,
         "questions": questions,
     }
-    done = run(python, [step.words.format(**places).split() for step in steps], folder)
+    done = list[Ran]()
+    for program, group in groupby(steps, lambda step: step.program):
+        commands = [step.words.format(**places).split() for step in group]
+        done += run(python, commands, folder) if program == "vlm-trt" else run_others(python, program, commands, folder)
     for step, ran in zip(steps, done, strict=True):
-        printed = f"vlm-trt {' '.join(ran.words)}: exit code {ran.exit_code}\n{ran.stdout}{ran.stderr}"
+        printed = f"{step.program} {' '.join(ran.words)}: exit code {ran.exit_code}\n{ran.stdout}{ran.stderr}"
         assert ran.raised is None, f"{printed}{ran.raised}"
         assert ran.exit_code in step.codes, printed
         assert re.search(step.says, ran.stdout + ran.stderr, re.MULTILINE), printed
 
 
-def outside(python: Path, words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """A process of that environment, which sees neither this tree nor the tests' packages."""
-    return subprocess.run([str(python), *words], cwd=folder, env=_clean(), capture_output=True, text=True)
+def _annotated(picture: str) -> dict[str, object]:
+    """COCO annotations of the demo's scene: its two stars."""
+    boxes = [[40, 60, 160, 160], [500, 460, 100, 100]]
+    return {
+        "images": [{"id": 1, "file_name": picture, "width": 640, "height": 640}],
+        "categories": [{"id": 1, "name": "stars"}],
+        "annotations": [
+            {"id": at, "image_id": 1, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for at, box in enumerate(boxes, 1)
+        ],
+    }
+
+
+def outside(program: Path, words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A process of a program of that environment, which sees neither this tree nor the tests' packages."""
+    return subprocess.run([str(program), *words], cwd=folder, env=_clean(), capture_output=True, text=True)
 
 
 def _clean() -> dict[str, str]:

@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import GOLDEN, ROOT
-from tests.installed import STEPS, build_wheel, install, install_rows, install_with_pip, outside, require, run
+from tests.installed import (
+    STEPS,
+    add_with_pip,
+    build_wheel,
+    install,
+    install_rows,
+    install_with_pip,
+    outside,
+    require,
+    run,
+    run_others,
+)
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
@@ -22,7 +33,21 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 OUTSIDE = {"benchmarks", "build", "dist", "docs", "examples", "quickstart", "scripts", "tests"}
 DATA = {".css", ".html", ".otf", ".toml", ".ttf", ".txt", ".typed"}
 PICTURE = GOLDEN / "ntk-256" / "one-image" / "a.png"
-ABSENT = {"cuda", "tensorrt"}  # extras whose packages the tests' environment lacks: scripts/check_installs.py has them
+ABSENT = {
+    "cuda",
+    "optimum",
+    "tensorrt",
+}  # extras whose packages the tests' environment lacks: scripts/check_installs.py has them
+
+
+# Folders whose files the wheel puts elsewhere than under our name.
+ELSEWHERE = {folder: name for name, folder in PROJECT["tool"]["setuptools"]["package-dir"].items() if folder != "."}
+
+
+def package_of(folder: Path) -> str:
+    """What a folder of the tree is called where it is installed."""
+    inside = folder.relative_to(ROOT)
+    return ELSEWHERE.get(inside.as_posix(), ".".join(("vlm_trt", *inside.parts)))
 
 
 def package_folders() -> list[Path]:
@@ -49,16 +74,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_folder_of_the_package_is_listed() -> None:
-    expected = {"vlm_trt", *(f"vlm_trt.{'.'.join(one.relative_to(ROOT).parts)}" for one in package_folders())}
+    expected = {"vlm_trt", *map(package_of, package_folders())}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == expected
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    """Every module and every data file, under one name; no tests, no environment."""
+    """Every module and every data file, under one name but for what optimum reads; no tests, no environment."""
     folders = package_folders()
     ours = [path for folder in (ROOT, *folders) for path in folder.glob("*.py")]
     data = [path for folder in folders for path in folder.rglob("*") if path.suffix in DATA]
-    expected = {f"vlm_trt/{path.relative_to(ROOT)}" for path in (*ours, *data, ROOT / "py.typed")}
+    expected = {
+        f"{package_of(path.parent).replace('.', '/')}/{path.name}" for path in (*ours, *data, ROOT / "py.typed")
+    }
     names = set(zipfile.ZipFile(wheel).namelist())
     info = {name for name in names if re.match(r"vlm_trt-[^/]+\.dist-info/", name)}
     assert names - info == expected
@@ -146,3 +173,18 @@ def test_a_row_does_what_it_is_for(
     bundle = tmp_path / "bundle"
     shutil.copytree(demo_bundle("fp32") if "quantize" in row else verified("ntk-256"), bundle)
     require(install(wheel, row, tmp_path / "environment"), STEPS[row], tmp_path, bundle)
+
+
+def test_optimum_exports(wheel: Path, tmp_path: Path, verified: Callable[..., Path]) -> None:
+    """The row of the real optimum; and its help, its errors and its exit codes are those of `vlm-trt export`."""
+    python = install(wheel, ("export", "cpu"), tmp_path / "environment")
+    if missing := add_with_pip(python, EXTRAS["optimum"]):
+        pytest.skip(f"pip could not install optimum, perhaps without a network: {missing[-300:]}")
+    require(python, STEPS["optimum", "export", "cpu"], tmp_path, verified("ntk-256"))
+    refused = [["nothing", "out2"], ["--help"], ["a", "b", "--precision", "fp7"], ["--force", "a"], []]
+    theirs = run_others(python, "optimum-cli", [["export", "vlm-trt", *words] for words in refused], tmp_path)
+    for one, other in zip(theirs, run(python, [["export", *words] for words in refused], tmp_path), strict=True):
+        said = [" ".join((ran.stdout + ran.stderr).split()) for ran in (one, other)]  # lines end elsewhere
+        assert one.exit_code == other.exit_code, said
+        assert said[0] == re.sub(r"\bmain export\b|vlm-trt export", "optimum-cli export vlm-trt", said[1])
+    assert theirs[0].exit_code == 3 and theirs[0].stderr.startswith("vlm-trt: nothing/config.json is missing; ")

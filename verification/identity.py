@@ -4,12 +4,13 @@ Positions, prompts and stops are made from the manifest and not by the graphs, s
 nothing of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_trt.bundle.config import ModelConfig, require_limits
+from vlm_trt.bundle.digests import sha256_of
 from vlm_trt.bundle.errors import UsageError, VerificationError
 from vlm_trt.bundle.manifest import OF_ADAPTERS
 from vlm_trt.bundle.reading import shown
@@ -22,13 +23,15 @@ if TYPE_CHECKING:  # it needs torch, and so does only the comparison with the mo
 _REMEDY = "export the checkpoint again"
 
 
-def checkpoint_of(bundle: Bundle, against: Path | None = None) -> "Checkpoint":
+def checkpoint_of(bundle: Bundle, against: Path | None = None, adapters: Sequence[Path] = ()) -> "Checkpoint":
     """The checkpoint to compare a bundle with, all that the bundle says of it found true.
 
     Args:
         bundle: whose manifest and tokenizer are compared with the checkpoint's config, read again.
         against: the checkpoint; None takes the one the bundle was exported from.
+        adapters: the LoRA adapters that were merged into it, in order; none takes them where they were then.
     Raises:
+        UsageError: as many adapters as were merged were not given.
         VerificationError: it is not there, it is another one, or the bundle says something else of it.
         BundleError: the tokenizer was changed after it was made.
         CheckpointError, UnsupportedError: it is damaged, or no model that this version exports.
@@ -47,23 +50,40 @@ def checkpoint_of(bundle: Bundle, against: Path | None = None) -> "Checkpoint":
     _require_same_model(bundle, model, folder)
     bundle.check(())  # the tokenizer's file, which has the checkpoint's hash
     _require_limits(bundle, model)
-    return _merged(bundle, folder, kind, model)
+    merged = Checkpoint(folder, kind.weight_map(model).renames, _adapters(bundle, adapters))
+    _require_source(bundle, merged, kind)
+    return merged
 
 
-def _merged(bundle: Bundle, folder: Path, kind: Family, model: ModelConfig) -> "Checkpoint":
-    """The checkpoint with the adapters that the bundle was made with."""
-    from vlm_trt.exporter.checkpoint import Checkpoint
+def _adapters(bundle: Bundle, moved: Sequence[Path]) -> list[Path]:
+    """The adapters that the bundle was made with, where they are now."""
+    from vlm_trt.exporter.shard import read_errors
 
-    adapters = [Path(one) for one in bundle.manifest.source.adapters]
-    for adapter in adapters:
-        if not adapter.is_dir():
+    source = bundle.manifest.source
+    if moved and len(moved) != len(source.adapters):
+        then = f"with {', '.join(source.adapters)}; give each" if source.adapters else "without adapters; give none"
+        raise UsageError(f"{bundle.path} was exported {then} by --lora, in their order")
+    found = list(moved) or [Path(one) for one in source.adapters]
+    for at, folder in enumerate(found, 1):
+        if not folder.is_dir():
             raise VerificationError(
-                f"the adapter {adapter}, which was merged into {folder}, is not there, so there is nothing to compare "
-                "with; put it back, or export again with the adapter where it is"
+                f"the adapter {folder}, which was merged into {source.checkpoint}, is not there, so there is nothing "
+                "to compare with; put it back, or say where all of them are now: vlm-trt verify --lora"
             )
-    checkpoint = Checkpoint(folder, kind.weight_map(model).renames, adapters)
-    _require_source(bundle, checkpoint, kind)
-    return checkpoint
+        begin = f"{OF_ADAPTERS}{at}: "
+        known = {name.removeprefix(begin): digest for name, digest in source.files.items() if name.startswith(begin)}
+        with read_errors(folder):
+            changed = [
+                name
+                for name, digest in known.items()
+                if not (folder / name).is_file() or sha256_of(folder / name) != digest
+            ]
+        if changed:
+            raise VerificationError(
+                f"{folder} is not the adapter that this bundle was exported with ({source.adapters[at - 1]}): "
+                f"{', '.join(changed)} differ; give the right ones with --lora, in their order, or export again"
+            )
+    return found
 
 
 def _require_source(bundle: Bundle, checkpoint: "Checkpoint", kind: Family) -> None:

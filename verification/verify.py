@@ -1,10 +1,11 @@
 """Bundle in, verdict out: into `reports/` and the manifest. What was not shown equal is not verified."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.entries import EngineEntry
@@ -31,6 +32,9 @@ from vlm_trt.verification.identity import checkpoint_of
 from vlm_trt.verification.memory import require_memory, runs_in_parts
 from vlm_trt.verification.outcome import Outcome
 from vlm_trt.verification.passages import SHORT, WHOLE
+
+if TYPE_CHECKING:  # it needs torch, and quantized graphs do not
+    from vlm_trt.exporter.checkpoint import Checkpoint
 
 Progress = Callable[[str], None]
 
@@ -63,6 +67,7 @@ def verify(
     backend_name: str = "auto",
     progress: Progress = lambda _: None,
     byte_bar: MakeBar = no_bar,
+    adapters: Sequence[Path] = (),
 ) -> Report:
     """Compares a bundle's graphs, or the engines built from them, with the model and records the verdict in any case.
 
@@ -73,10 +78,12 @@ def verify(
         backend_name: one of `runtime.backends.NAMES`; a TensorRT runs the engines built from the graphs.
         progress: told what runs now.
         byte_bar: a progress bar for a label and a number of bytes.
+        adapters: that were merged, in order; by default where they were then.
     Returns:
         The report, also written to `reports/` and the manifest.
     Raises:
-        VerificationError: the checkpoint is not there, or not the one the bundle was made from.
+        VerificationError: the checkpoint or an adapter is not there, or not the one the bundle was made from.
+        UsageError: as many adapters as were merged were not given.
         IncompatibleError: the backend does not start here, or runs engines and none fits.
         BundleError: a graph takes its weights from elsewhere than its own file.
     """
@@ -90,8 +97,8 @@ def verify(
     outcomes = list[Outcome]()
     if chosen.quantization is None:
         progress("audit every weight and constant")
-        outcomes.append(_audited(bundle, against, chosen, byte_bar))
-        truth = _model(bundle, against, chosen, members, progress)
+        outcomes.append(_audited(bundle, checkpoint_of(bundle, against, adapters), chosen, byte_bar))
+        truth = _model(bundle, checkpoint_of(bundle, against, adapters), chosen, members, progress)
     else:
         truth = _graphs(bundle, chosen, members, engines, progress)
     tokenizer = members.load_tokenizer(bundle.path / bundle.manifest.tokenizer.path, bundle.manifest.model)
@@ -136,18 +143,17 @@ def _form(bundle: Bundle, precision: Precision, backend: Backend) -> list[Outcom
     return [Outcome(notes=(note,))]
 
 
-def _audited(bundle: Bundle, against: Path | None, precision: Precision, byte_bar: MakeBar) -> Outcome:
+def _audited(bundle: Bundle, source: "Checkpoint", precision: Precision, byte_bar: MakeBar) -> Outcome:
     """What samples do not meet: every number of the graphs."""
     from vlm_trt.verification.audit import audit
 
-    numbers = audit(bundle, precision, checkpoint_of(bundle, against), byte_bar)
+    numbers = audit(bundle, precision, source, byte_bar)
     return Outcome(failures=numbers.failures, notes=(numbers.summary, *numbers.notes))
 
 
-def _model(bundle: Bundle, against: Path | None, precision: Precision, members: Family, progress: Progress) -> Truth:
+def _model(bundle: Bundle, source: "Checkpoint", precision: Precision, members: Family, progress: Progress) -> Truth:
     from vlm_trt.verification.streamed import StreamedReference, values_of
 
-    source = checkpoint_of(bundle, against)
     require_memory(members, bundle.manifest.model, bundle.manifest.limits, precision)
     model = bundle.manifest.model
     return StreamedReference(values_of(source, model), model, members, progress)

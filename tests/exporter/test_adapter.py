@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import Result
 from safetensors.torch import load_file, save_file
 
+from tests.commands.runs import vlm_trt
 from tests.conftest import ROOT
 from tests.exporter.adapters import PREFIX, TARGETS, embedding_factors, factors, usual, write
 from tests.exporter.checkpoints import single
@@ -115,11 +117,50 @@ def test_a_bundle_is_that_of_the_merged_checkpoint(checkpoint: Path, tmp_path: P
     export(checkpoint, tmp_path / "one", Choices(Precision.FP16, adapters=(folder,)))
     stored = load_file(folder / "adapter_model.safetensors")
     save_file({name: 2 * tensor for name, tensor in stored.items()}, folder / "adapter_model.safetensors")
-    with pytest.raises(VerificationError, match="lora 1: adapter_model.safetensors differ"):
+    with pytest.raises(VerificationError, match="tuned is not the adapter .*tuned.: adapter_model.safetensors differ"):
         verify(tmp_path / "one", precision="fp32", backend_name="cpu")
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(VerificationError, match=f"the adapter {folder}, which was merged into .*, is not there"):
         verify(tmp_path / "one", precision="fp32", backend_name="cpu")
+
+
+def test_adapters_that_have_moved_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    """All of them, in their order, and none but those that were merged."""
+    folders = [usual(tmp_path / name, shapes(checkpoint), seed) for seed, name in enumerate(("first", "second"))]
+    bundle = tmp_path / "bundle"
+    choices = Choices(Precision.FP32, adapters=tuple(folders), max_seq_tokens=600, max_batch=1)
+    export(checkpoint, bundle, choices)
+    first, second = (one.rename(tmp_path / f"{one.name} moved") for one in folders)
+    before = Bundle.open(bundle).manifest.source
+
+    def verified(*adapters: Path) -> Result:
+        return vlm_trt("verify", bundle, *(word for one in adapters for word in ("--lora", one)))
+
+    missing = verified()
+    assert missing.exit_code == 5 and "first, which was merged into" in missing.stderr
+    assert "; put it back, or say where all of them are now: vlm-trt verify --lora" in missing.stderr
+    few = verified(first)
+    assert few.exit_code == 2
+    assert f"was exported with {folders[0]}, {folders[1]}; give each by --lora, in their order" in few.stderr
+    turned = verified(second, first)
+    assert turned.exit_code == 5 and f"{second} is not the adapter that this bundle was exported with" in turned.stderr
+    assert "adapter_model.safetensors differ; give the right ones with --lora, in their order" in turned.stderr
+    (second / "adapter_config.json").rename(second / "kept.json")
+    assert "adapter_config.json differ; give the right ones" in verified(first, second).stderr
+    (second / "kept.json").rename(second / "adapter_config.json")
+    assert Bundle.open(bundle).manifest.verifications == ()
+    done = verified(first, second)
+    assert done.exit_code == 0 and "verified: fp32" in done.stderr, done.stderr
+    assert Bundle.open(bundle).manifest.source == before
+
+
+def test_a_bundle_without_adapters_is_given_none(exported: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = exported("ntk-256")
+    done = vlm_trt("verify", bundle, "--lora", tmp_path)
+    assert done.exit_code == 2 and "was exported without adapters; give none by --lora" in done.stderr
+    for option in ("--against", "--lora"):
+        done = vlm_trt("verify", bundle, "--precision", "int8", option, tmp_path)
+        assert done.exit_code == 2 and f"float graphs of the bundle; leave out {option}" in done.stderr
 
 
 def test_another_processor_s_rounding_is_no_failure_and_more_is(
