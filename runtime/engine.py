@@ -14,7 +14,6 @@ from vlm_trt.bundle.signature import signature
 from vlm_trt.families.contract import PictureInputs, of_connector, of_tower, patch_count, stacked, tile_count
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.backend import (
-    NUMPY_DTYPES,
     Array,
     Backend,
     Binding,
@@ -58,7 +57,7 @@ class Engine:
         self._positions[:] = np.arange(limits.max_seq_tokens)
         # [1, hidden], or where places are told a row per slot: what stands at its next position instead of a token.
         rows = 1 if model.region is None else batch
-        self._instead = backend.upload(self._zeros(rows, decoder.hidden), precision.dtype)
+        self._instead = backend.allocate((rows, decoder.hidden), precision.dtype)
         self.outputs = DecoderOutputs(backend, model, batch)
         self.region: RegionRun | None = None
         if model.region is not None:
@@ -319,6 +318,3 @@ class Engine:
             self.clear([slot])
             raise self.not_finite()
         return logits
-
-    def _zeros(self, *shape: int) -> Array:
-        return np.zeros(shape, dtype=NUMPY_DTYPES[self.precision.dtype])
