@@ -16,8 +16,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from time import perf_counter
@@ -31,24 +29,8 @@ from benchmarks.bandwidth import bandwidth
 from benchmarks.build_full_size import INT4, anonymous_bytes, built, command, recorded
 from benchmarks.make_checkpoint import BLOCK, write_weights
 from benchmarks.quantized_speed import floor_ms
+from benchmarks.shapes import SHAPES, AnyShape, write_small_files
 from benchmarks.stages import Prompt, decode_ms, prefill_ms, timed
-from tests.families.made_tokenizers import gemma_like, llama_like, qwen2_like, smollm_like
-from tests.families.published.published_configs import (
-    LLAVA_7B,
-    LLAVA_13B,
-    PALIGEMMA2_3B,
-    PALIGEMMA2_10B,
-    PALIGEMMA2_28B,
-    QWEN2_5_VL_3B,
-    QWEN2_5_VL_7B,
-    QWEN2_VL_2B,
-    SMOLVLM2_2B,
-    SMOLVLM2_256M,
-    SMOLVLM2_500M,
-    Config,
-    paligemma,
-    written,
-)
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import ModelConfig, usual_limits, within
 from vlm_trt.bundle.picture_rules import AnySize
@@ -68,40 +50,6 @@ PICTURE_ROWS_COLUMNS = (480, 640)
 LARGE_ROWS_COLUMNS = (2000, 3000)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A published model."""
-
-    config: Config
-    golden: str  # whose preprocessor_config.json it has, at its own size
-    side: int  # pixels; of a patch, where pictures have any size
-    tokenizer: Callable[[Path, int, int], Path]  # of a file, a number of ids, and the placeholder's
-    placeholder: str = "<image>"
-
-
-def _qwen2_like(path: Path, vocab_size: int, _: int) -> Path:
-    return qwen2_like(path, vocab_size)
-
-
-def qwen2_shape(config: Config) -> Shape:
-    """One of pictures of any size."""
-    return Shape(config, config["model_type"], 14, _qwen2_like, "<|image_pad|>")
-
-
-SHAPES = {
-    "llava-1.5-7b": Shape(LLAVA_7B, "llava15", 336, llama_like),
-    "paligemma-3b-448": Shape(paligemma(448), "paligemma", 448, gemma_like),
-    "paligemma2-3b": Shape(PALIGEMMA2_3B, "paligemma2", 224, gemma_like),
-    "paligemma2-10b": Shape(PALIGEMMA2_10B, "paligemma2", 224, gemma_like),
-    "llava-1.5-13b": Shape(LLAVA_13B, "llava15", 336, llama_like),
-    "paligemma2-28b": Shape(PALIGEMMA2_28B, "paligemma2", 224, gemma_like),
-    "smolvlm2-256m": Shape(SMOLVLM2_256M, "smolvlm2", 512, smollm_like),
-    "smolvlm2-500m": Shape(SMOLVLM2_500M, "smolvlm2", 512, smollm_like),
-    "smolvlm2-2.2b": Shape(SMOLVLM2_2B, "smolvlm2", 384, smollm_like),
-    "qwen2-vl-2b": qwen2_shape(QWEN2_VL_2B),
-    "qwen2.5-vl-3b": qwen2_shape(QWEN2_5_VL_3B),
-    "qwen2.5-vl-7b": qwen2_shape(QWEN2_5_VL_7B),
-}
 _ONTO_RESIDUAL = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "attn.proj.weight", "fc2.weight")
 QUANTIZED = (Precision.INT8_WEIGHT, Precision.INT4)
 
@@ -187,7 +135,7 @@ def positions(checkpoint: Path) -> int:
     return -(-(within(model, usual_limits(model)).most_picture_tokens + 256) // 256) * 256
 
 
-def write_checkpoint(folder: Path, shape: Shape) -> int:
+def write_checkpoint(folder: Path, shape: AnyShape) -> int:
     """A random checkpoint, bf16; the bytes of its weights."""
     write_small_files(folder, shape)
     kind = family_of(folder)
@@ -202,14 +150,6 @@ def write_checkpoint(folder: Path, shape: Shape) -> int:
     return write_weights(folder, kind.weight_map(model).expected, values)
 
 
-def write_small_files(folder: Path, shape: Shape) -> None:
-    """All of a checkpoint but its weights."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    written(folder, shape.golden, shape.config, shape.side, {"max_new_tokens": 64})
-    _write_tokenizer(folder / "tokenizer.json", shape)
-
-
 def _spread(name: str, dims: tuple[int, ...], layers: int) -> float:
     """Standard deviation: activations stay O(1) at any depth."""
     if len(dims) == 1:
@@ -218,17 +158,6 @@ def _spread(name: str, dims: tuple[int, ...], layers: int) -> float:
         return 1 / math.sqrt(dims[-1])
     onto_residual = name.endswith(_ONTO_RESIDUAL)
     return 1 / math.sqrt((2 * layers if onto_residual else 1) * math.prod(dims[1:]))
-
-
-def _write_tokenizer(path: Path, shape: Shape) -> None:
-    """A small vocabulary, whose placeholder has the id that the config says."""
-    wanted = shape.config.get("image_token_index", shape.config.get("image_token_id"))
-    last = 899  # pairs of letters make no more
-    content = json.loads(shape.tokenizer(path, last + 1, last).read_text())
-    content["model"]["vocab"][shape.placeholder] = wanted
-    for token in content["added_tokens"]:
-        token["id"] = wanted if token["content"] == shape.placeholder else token["id"]
-    path.write_text(json.dumps(content, ensure_ascii=False))
 
 
 class PicturePrompt(Prompt):

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.official_shapes import QUANTIZED, SHAPES
+from benchmarks.official_shapes import QUANTIZED
+from benchmarks.shapes import SHAPES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "official_shapes"

@@ -11,8 +11,9 @@ from PIL.Image import Image, Resampling
 
 from benchmarks.build_full_size import command
 from benchmarks.engines import greedy
-from benchmarks.official_shapes import SHAPES, PicturePrompt, drawn_picture, exported, quantized, write_checkpoint
+from benchmarks.official_shapes import PicturePrompt, drawn_picture, exported, quantized, write_checkpoint
 from benchmarks.picture_work import CHECKPOINT, PictureWork, read_config
+from benchmarks.shapes import SHAPES
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.bundle.precision import Precision

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.official_shapes import Shape, qwen2_shape, write_checkpoint
+from benchmarks.official_shapes import write_checkpoint
+from benchmarks.shapes import Shape, qwen2_shape
 from tests.families.published.published_configs import QWEN2_5_VL_3B, QWEN2_VL_2B, changed
 from vlm_trt.bundle.picture_memory import cpu_bytes, score_bytes
 from vlm_trt.bundle.precision import Precision

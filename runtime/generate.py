@@ -7,7 +7,7 @@ from time import perf_counter
 
 import numpy as np
 
-from vlm_trt.bundle.errors import PromptError, VlmTrtError
+from vlm_trt.bundle.errors import PromptError, UsageError, VlmTrtError
 from vlm_trt.families.family import Family, Tokenizer
 from vlm_trt.families.messages import Prompt
 from vlm_trt.runtime.choose import checked_tokens, greedy_token, next_tokens
@@ -44,9 +44,12 @@ class Generator:
 
         Raises:
             PromptError: the prompt is empty, longer than the cache, or holds ids that the model does not have.
+            UsageError: places are asked for with log-probabilities or a grammar.
         """
         prompt, limits, decoder = request.prompt, self.engine.limits, self.engine.model.decoder
         _require_usable(prompt, limits.max_seq_tokens, decoder.vocab_size)
+        if prompt.places is not None and (request.constraint is not None or request.top_logprobs is not None):
+            raise UsageError("places are no tokens: they have no log-probabilities and no grammar; leave both out")
         generation = self.engine.model.generation
         suppressed = {*generation.suppressed_ids, *({self._tokenizer.end_of_text} if request.ignore_eos else ())}
         return Generation(
@@ -245,14 +248,22 @@ class Generator:
                     if token in self._tokenizer.stop_ids:
                         self.end(sequence, "stop")
                         return
-                full = engine.cache.lengths[slot] >= engine.limits.max_seq_tokens
-                if full or (locator.may_end() and len(locator.places) >= MOST_PLACES):
-                    self.end(sequence, "length")
+                if self._ends_full(sequence, locator):
                     return
-                locator.take(region.said(engine.outputs.hidden_of(slot)))
+                sequence.text += locator.take(region.said(engine.outputs.hidden_of(slot)))
         except Exception as error:  # a backend raises whatever it stumbles over
             engine.clear([slot])
             self.end(sequence, "error", error)
+
+    def _ends_full(self, sequence: Generation, locator: Locator) -> bool:
+        """Whether there is no room for another number, which ends it."""
+        request, slot = sequence.request, sequence.place
+        full = self.engine.cache.lengths[slot.index] >= self.engine.limits.max_seq_tokens
+        said = len(slot.keys) - len(request.prompt.ids)
+        enough = locator.may_end() and len(locator.places) >= MOST_PLACES
+        if full or enough or said >= request.max_new_tokens:
+            self.end(sequence, "length")
+        return sequence.phase is Phase.ENDED
 
     def _accept(self, sequence: Generation, token: Token | Exception) -> None:
         """The next token of a sequence, or why it has none."""

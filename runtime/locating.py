@@ -41,25 +41,29 @@ class Locator:
         """Whether the next token may say that all is found."""
         return self._next is _Next.ANOTHER
 
-    def take(self, said: Said) -> None:
-        """The next number, of the last hidden state."""
+    def take(self, said: Said) -> str:
+        """The next number, of the last hidden state; what an answer in words says of a place that is known with it."""
         if self._next is _Next.SIZE:
             bins = tuple(int(row.argmax()) for row in said.size)
             last = said.size.shape[1] - 1
             self._value = tuple(2.0 ** (one / last * -_SMALLEST_POWER + _SMALLEST_POWER) for one in bins)
             self.key = (b"size", bins[0] * (last + 1) + bins[1])
-            self.places.append((*self._centre, *self._value))
             self._next = _Next.ANOTHER
-            return
+            return self._found((*self._centre, *self._value))
         chosen = int(said.coordinate.argmax())
         self._value, self.key = (chosen / len(said.coordinate),), (b"coordinate", chosen)
         if self._next is _Next.ANOTHER:
             self._centre, self._next = self._value, _Next.Y
-            return
+            return ""
         self._centre += self._value
         self._next = _Next.SIZE if self.kind is PlaceKind.BOX else _Next.ANOTHER
-        if self.kind is PlaceKind.POINT:
-            self.places.append(self._centre)
+        return "" if self.kind is PlaceKind.BOX else self._found(self._centre)
+
+    def _found(self, place: tuple[float, ...]) -> str:
+        """Its corners as shares of the picture's sides, a line each."""
+        self.places.append(place)
+        corners = ", ".join(f"({x:.4f}, {y:.4f})" for x, y in _corners(place))
+        return corners if len(self.places) == 1 else f"\n{corners}"
 
     def write(self, region: RegionRun, to: Binding) -> None:
         """Writes what the decoder is given at the next position."""
@@ -69,16 +73,15 @@ class Locator:
             width, height = self._value
             region.write_size(width, height, to)
 
-    def answered(self, size: tuple[int, int]) -> Answered:
-        """The places in pixels, and as a text of shares, a line each; what of a box lies beyond the picture is cut off.
+    def answered(self, text: str, size: tuple[int, int]) -> Answered:
+        """The answer with its places in pixels; what of a box lies beyond the picture is cut off.
 
         Args:
+            text: what `take` said, all together.
             size: width and height of the picture, pixels.
         """
-        shares = [_corners(place) for place in self.places]
-        lines = [", ".join(f"({x:.4f}, {y:.4f})" for x, y in corners) for corners in shares]
-        found = [tuple((x * size[0], y * size[1]) for x, y in corners) for corners in shares]
-        return Answered("\n".join(lines), tuple(Grounding("", self.kind, corners, 0) for corners in found))
+        found = [tuple((x * size[0], y * size[1]) for x, y in _corners(place)) for place in self.places]
+        return Answered(text, tuple(Grounding("", self.kind, corners, 0) for corners in found))
 
 
 def _corners(place: tuple[float, ...]) -> tuple[tuple[float, float], ...]:

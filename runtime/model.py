@@ -290,9 +290,9 @@ class VisionLanguageModel:
         pictures = [Seen(*one) for one in zip(sizes, looks, strict=True)]
         parsed = self._family.parse_answer(sequence.text, pictures, self.engine.model)
         if sequence.locator is not None:
-            parsed = sequence.locator.answered(sizes[0])
+            parsed = sequence.locator.answered(sequence.text, sizes[0])
         return Answer(
-            text=sequence.text if sequence.locator is None else parsed.plain_text,
+            text=sequence.text,
             plain_text=parsed.plain_text,
             groundings=parsed.groundings,
             prompt_ids=sequence.request.prompt.ids,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.official_shapes import SHAPES, write_small_files
 from benchmarks.official_tables import PAGE, page
+from benchmarks.shapes import SHAPES, write_small_files
 from vlm_trt.families.family import family_of
 
 
@@ -29,6 +29,7 @@ def test_the_page_is_fresh() -> None:
         ("qwen2-vl-2b", 2.21),
         ("qwen2.5-vl-3b", 3.75),
         ("qwen2.5-vl-7b", 8.29),
+        ("moondream2", 1.93),
     ],
 )
 def test_a_shape_is_as_large_as_the_published_one(name: str, billions: float, tmp_path: Path) -> None:

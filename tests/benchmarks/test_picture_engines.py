@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL.Image import fromarray
 
-from benchmarks.official_shapes import SHAPES, write_small_files
 from benchmarks.our_pictures import any_size, colours, positions
+from benchmarks.shapes import SHAPES, write_small_files
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.families.family import family_of
 from vlm_trt.families.messages import Detail, ImageSpan, Look, PromptShape

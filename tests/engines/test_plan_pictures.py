@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.official_shapes import qwen2_shape, write_small_files
+from benchmarks.shapes import qwen2_shape, write_small_files
 from tests.commands.runs import vlm_trt
 from tests.families.published.published_configs import QWEN2_5_VL_7B, QWEN2_5_VL_72B, QWEN2_VL_2B, QWEN2_VL_72B, Config
 

@@ -11,7 +11,7 @@ from PIL import Image as PillowImage
 from tests.conftest import arrays
 from tests.golden_families import FOLDER
 from tests.recorded import relative
-from vlm_trt.bundle.errors import UnsupportedError
+from vlm_trt.bundle.errors import UnsupportedError, UsageError
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
@@ -141,3 +141,21 @@ def test_other_families_have_no_region_heads(exported: Callable[..., Path]) -> N
     assert other.engine.region is None
     with pytest.raises(UnsupportedError, match=r"LLaVA-1.5 cannot answer with boxes.*Moondream 2"):
         other.detect(PICTURE, ["cat"])
+
+
+def test_places_are_streamed_as_they_are_found(model: VisionLanguageModel) -> None:
+    *pieces, last = model.stream("point: cat", [PICTURE])
+    assert len(pieces) > 1 and not isinstance(last, str)
+    assert "".join(map(str, pieces)) == last.text
+
+
+def test_places_end_with_the_room_that_is_asked_for(model: VisionLanguageModel) -> None:
+    """A box is three numbers; one that is not whole is none."""
+    answer = model.generate("detect: cat", [PICTURE], Options(max_new_tokens=7))
+    assert len(answer.groundings) == 2 and answer.finish_reason == "length"
+
+
+def test_places_have_no_log_probabilities(model: VisionLanguageModel) -> None:
+    request = model.request(prompt_of(model, "detect: cat", "detect"), top_logprobs=2)
+    with pytest.raises(UsageError, match="places are no tokens: they have no log-probabilities and no grammar"):
+        model.scheduler.submit(request, StageClock())
