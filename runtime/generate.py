@@ -10,13 +10,14 @@ import numpy as np
 from vlm_trt.bundle.errors import PromptError, UsageError, VlmTrtError
 from vlm_trt.families.family import Family, Tokenizer
 from vlm_trt.families.messages import Prompt
-from vlm_trt.runtime.choose import checked_tokens, greedy_token, next_tokens
+from vlm_trt.runtime.choose import checked_tokens, next_tokens
 from vlm_trt.runtime.continuation import Continuation, prefill_runs
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.features import FeatureCache, ImageFeatures, together
 from vlm_trt.runtime.generation import Generation, Phase
-from vlm_trt.runtime.locating import MOST_PLACES, Locator
+from vlm_trt.runtime.locating import Locator
 from vlm_trt.runtime.pictures import Pictures
+from vlm_trt.runtime.place_numbers import read_number, write_number
 from vlm_trt.runtime.requests import Request, Token
 from vlm_trt.runtime.sampler import Sampler
 from vlm_trt.runtime.slots import Key, SlotTable
@@ -84,13 +85,13 @@ class Generator:
 
     def decode(self, sequences: Sequence[Generation]) -> None:
         """One decode step of all of them together; each gains a token and may end. One alone may gain several."""
-        active = [sequence for sequence in sequences if self._has_cache(sequence)]
+        active = [sequence for sequence in sequences if self._has_cache(sequence) and self._is_written(sequence)]
         if not active:
             return
         if len(active) == 1 and (draft := self._draft(active[0])):
             self._check(active[0], draft)
             return
-        steps = [self._step(one) for one in active]
+        steps = [_step(one) for one in active]
         clock = StageClock()
         failures: Sequence[Exception | None]
         try:
@@ -164,14 +165,13 @@ class Generator:
         engine.extend(slot.index, ids, rows, features, sequence.table)
         slot.keys += sequence.keys[part]
 
-    def _step(self, sequence: Generation) -> Step:
-        """The step that appends what the sequence said last."""
-        slot, locator, region = sequence.place.index, sequence.locator, self.engine.region
-        if locator is None:
-            return Step(slot, sequence.ids[-1], sequence.table)
-        assert region is not None
-        locator.write(region, self.engine.instead_of(slot))
-        return Step(slot, 0, sequence.table, instead=True)
+    def _is_written(self, sequence: Generation) -> bool:
+        """Whether what stands at its next position is there: of a place, a row of features."""
+        try:
+            write_number(self.engine, sequence)
+        except Exception as error:  # a backend raises whatever it stumbles over
+            self.end(sequence, "error", error)
+        return sequence.phase is not Phase.ENDED
 
     def _draft(self, sequence: Generation) -> list[int]:
         """What may come after the token that the next step computes; empty where that is not known, or does not pay."""
@@ -221,7 +221,7 @@ class Generator:
         """Draws the next token of each, or reads the next number of a place, and decides whether it ends with it."""
         for sequence in sequences:
             if sequence.locator is not None:
-                self._locate(sequence, sequence.locator)
+                self._locate(sequence)
         sequences = [sequence for sequence in sequences if sequence.locator is None]
         if not sequences:
             return
@@ -236,34 +236,17 @@ class Generator:
             sequence.clock.spans += clock.spans
             self._accept(sequence, token)
 
-    def _locate(self, sequence: Generation, locator: Locator) -> None:
+    def _locate(self, sequence: Generation) -> None:
         """The next number of its places, or the end of them."""
-        engine, slot, region = self.engine, sequence.place.index, self.engine.region
-        assert region is not None
         try:
             with sequence.clock.stage("sampling"):
-                if locator.may_end():
-                    token = greedy_token(engine, slot)
-                    sequence.ids.append(token)
-                    if token in self._tokenizer.stop_ids:
-                        self.end(sequence, "stop")
-                        return
-                if self._ends_full(sequence, locator):
-                    return
-                sequence.text += locator.take(region.said(engine.outputs.hidden_of(slot)))
+                reason = read_number(self.engine, sequence, self._tokenizer.stop_ids)
         except Exception as error:  # a backend raises whatever it stumbles over
-            engine.clear([slot])
+            self.engine.clear([sequence.place.index])
             self.end(sequence, "error", error)
-
-    def _ends_full(self, sequence: Generation, locator: Locator) -> bool:
-        """Whether there is no room for another number, which ends it."""
-        request, slot = sequence.request, sequence.place
-        full = self.engine.cache.lengths[slot.index] >= self.engine.limits.max_seq_tokens
-        said = len(slot.keys) - len(request.prompt.ids)
-        enough = locator.may_end() and len(locator.places) >= MOST_PLACES
-        if full or enough or said >= request.max_new_tokens:
-            self.end(sequence, "length")
-        return sequence.phase is Phase.ENDED
+            return
+        if reason is not None:
+            self.end(sequence, reason)
 
     def _accept(self, sequence: Generation, token: Token | Exception) -> None:
         """The next token of a sequence, or why it has none."""
@@ -291,6 +274,14 @@ class Generator:
             self.end(sequence, "stop")
         elif full or len(sequence.ids) >= request.max_new_tokens:
             self.end(sequence, "length")
+
+
+def _step(sequence: Generation) -> Step:
+    """The step that appends what the sequence said last."""
+    slot = sequence.place.index
+    if sequence.locator is None:
+        return Step(slot, sequence.ids[-1], sequence.table)
+    return Step(slot, 0, sequence.table, instead=True)
 
 
 def _require_usable(prompt: Prompt, max_seq_tokens: int, vocab_size: int) -> None:
