@@ -18,7 +18,7 @@ from vlm_trt.bundle.errors import ResourceError, VlmTrtError
 from vlm_trt.bundle.host import available_bytes
 from vlm_trt.bundle.picture_memory import cpu_bytes, fitting_pixels
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.precision import PUBLISHED, Precision
 from vlm_trt.bundle.signature import ZERO_POINTS
 from vlm_trt.bundle.store import Bundle, precision_of
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding, StepShapes, bind_host, host_view
@@ -129,7 +129,7 @@ class CpuBackend:
             options.intra_op_num_threads = self.threads
         if not self.prepacks(graph):
             options.add_session_config_entry("session.disable_prepacking", "1")
-        if self.exact:
+        if self.exact or _multiplies_shifted(graph):
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if _rounds_activations(graph):
             multiply_8_bits_exactly(options)
@@ -153,6 +153,13 @@ def _weight_bytes(graph: Path) -> int:
 def _rounds_activations(graph: Path) -> bool:
     """Whether it was made for products of 8 bits by 8 (`calibration/rewrite.py`)."""
     return graph.exists() and ZERO_POINTS.encode() in graph.read_bytes()
+
+
+def _multiplies_shifted(graph: Path) -> bool:
+    """Whether products of 4-bit weights without their zero points, which are taken away after, are large beside what
+    remains (`exporter/modules/packed.py`), so that rounded activations would show."""
+    precision = precision_of(graph)
+    return precision is not None and precision.kind == PUBLISHED and precision.floating is not Precision.FP32
 
 
 def _grouped(file: Path) -> bytes | None:

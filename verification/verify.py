@@ -11,7 +11,7 @@ from vlm_trt.bundle.entries import EngineEntry
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.host import give_back_memory
 from vlm_trt.bundle.leftovers import open_to_write
-from vlm_trt.bundle.precision import PUBLISHED, Precision
+from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.progress import MakeBar, no_bar
 from vlm_trt.bundle.store import Bundle, graph_path
 from vlm_trt.exporter.references import require_references
@@ -122,18 +122,19 @@ def _backends(backend: Backend, bundle: Bundle, precision: Precision, progress: 
         return {"": backend}
     in_parts = runs_in_parts(family(bundle.manifest.model.family), bundle.manifest.model)
     here: Backend = InParts(False, progress) if in_parts else CpuBackend()
-    exact = precision.kind == PUBLISHED
+    if precision is Precision.PUBLISHED_INT4:
+        exact: Backend = InParts(False, progress, exact=True) if in_parts else CpuBackend(exact=True)
+        return {" in exact products": exact, "": here}
     if precision.dtype == "float32":
-        shown: Backend = InParts(False, progress, exact=True) if in_parts else CpuBackend(exact=True)
-        return {" in exact products": shown, "": here} if exact else {"": here}
-    stored: Backend = InParts(True, progress, exact=exact) if in_parts else Rounding(exact=exact)
+        return {"": here}
+    stored: Backend = InParts(True, progress) if in_parts else Rounding()
     runs_here = {"": here} if precision in CpuBackend.precisions else {}
     return {" rounded as stored": stored, **runs_here}
 
 
 def _tolerance(precision: Precision, backend: Backend) -> Tolerance | None:
     """How far what runs there may be off, where that is not what is usual for the precision."""
-    rounds = precision.kind == PUBLISHED and isinstance(backend, CpuBackend) and not backend.exact
+    rounds = precision is Precision.PUBLISHED_INT4 and isinstance(backend, CpuBackend) and not backend.exact
     return AS_ROUNDED if rounds else None
 
 

@@ -33,6 +33,7 @@ class Layout:
     own_orders: bool = False  # all of them different
     lone_config: bool = False  # said in quantize_config.json alone
     biases: bool = False  # AutoGPTQ's, of zeros
+    bf16: bool = False  # scales, in place of fp16
 
     @property
     def config(self) -> dict[str, Any]:
@@ -64,16 +65,16 @@ def quantize(weight: Array, layout: Layout, seed: int) -> Quantized:
     places = rng.permutation(inputs) if layout.order else np.arange(inputs)
     group_of = np.empty(inputs, np.int64)
     group_of[places] = np.arange(inputs) // group
-    scales = np.empty((inputs // group, outputs), np.float16)
+    scales = np.empty((inputs // group, outputs))
     zeros, integers = np.empty(scales.shape, np.int64), np.empty((inputs, outputs), np.int64)
     for number in range(len(scales)):
         own = weight[:, group_of == number].T.astype(np.float64)  # [group, outputs]
         scales[number], zeros[number] = _range(own, layout)
-        rounded = np.rint(own / scales[number].astype(np.float64)) + zeros[number]
+        rounded = np.rint(own / scales[number]) + zeros[number]
         integers[group_of == number] = np.clip(rounded, 0, 15)
-    floats = (integers - zeros[group_of]) * scales[group_of].astype(np.float64)
+    floats = (integers - zeros[group_of]) * scales[group_of]
     stored = {
-        "scales": torch.from_numpy(scales),
+        "scales": torch.from_numpy(scales).to(torch.bfloat16 if layout.bf16 else torch.float16),
         "qweight": _words(integers, layout, along=0 if layout.method == "gptq" else 1),
         "qzeros": _words(zeros - (layout.method == "gptq" and not layout.second), layout, along=1),
     }
@@ -93,11 +94,12 @@ def _range(own: Array, layout: Layout) -> tuple[Array, Array]:
         if layout.symmetric:
             high = np.maximum(-low, high)
             low = -high
-    scales = (np.maximum(high - low, 1e-5) / 15).astype(np.float16)
+    dtype = torch.bfloat16 if layout.bf16 else torch.float16
+    scales = torch.from_numpy(np.maximum(high - low, 1e-5) / 15).to(dtype).double().numpy()
     if layout.method == "gptq" and layout.symmetric:
         return scales, np.full(scales.shape, 8)
     least = 1 if layout.method == "gptq" and not layout.second else 0  # GPTQ's first format has no way to store 0
-    return scales, np.clip(-np.rint(low / scales.astype(np.float64)), least, 15)
+    return scales, np.clip(-np.rint(low / scales), least, 15)
 
 
 def _words(values: Array, layout: Layout, along: int) -> torch.Tensor:

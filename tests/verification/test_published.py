@@ -31,7 +31,7 @@ from vlm_trt.verification import memory
 from vlm_trt.verification.audit import audit
 from vlm_trt.verification.verify import Report, verify
 
-FP32, FP16 = Precision.FP32, Precision.FP16
+FP32, FP16, BF16 = Precision.FP32, Precision.FP16, Precision.BF16
 DECODER = Component.DECODER
 AWQ = Layout(method="awq")
 ORDERED = Layout(symmetric=False, order=True, biases=True, lone_config=True)
@@ -44,9 +44,11 @@ MADE = {
     "qwen2_vl": SECOND,
     "demo": Layout(group=64),
     "groups_of_128": Layout(group=128),
+    "bf16": Layout(symmetric=False, bf16=True),
 }
 SMALL = GOLDEN / "image-224" / "checkpoint"
-OF_QWEN_VL = {"qwen_vl": SMALL, "groups_of_128": SMALL, "demo": ROOT / "examples" / "demo_model" / "checkpoint"}
+DEMO = ROOT / "examples" / "demo_model" / "checkpoint"
+OF_QWEN_VL = {"qwen_vl": SMALL, "groups_of_128": SMALL, "bf16": SMALL, "demo": DEMO}
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ Bundles = Callable[[str, Precision], Path]
 
 
 def verified(path: Path) -> Report:
-    report = verify(path, backend_name="cpu")
+    report = verify(path, precision=Bundle.open(path).manifest.precisions()[0], backend_name="cpu")
     assert report.passed, report.failures
     assert any(note.endswith("constants") and "bit for bit" in note for note in report.notes)
     return report
@@ -109,11 +111,12 @@ def test_graphs_in_fp32_are_what_the_numbers_mean(name: str, bundle: Bundles) ->
     assert len(others) == len(exact) and max(one.relative for one in others) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl"])
-def test_graphs_in_fp16_are_what_the_numbers_mean(name: str, bundle: Bundles) -> None:
-    report = verified(bundle(name, FP16))
+@pytest.mark.parametrize(("name", "precision"), [("qwen2_5_vl", FP16), ("qwen2_vl", FP16), ("bf16", BF16)])
+def test_graphs_in_half_precision_are_what_the_numbers_mean(name: str, precision: Precision, bundle: Bundles) -> None:
+    report = verified(bundle(name, precision))
     stored = [one for one in report.figures if "rounded as stored" in one.sample]
-    assert len(stored) > 30 and max(one.relative for one in stored) < 2e-2
+    assert len(stored) > 30 and (len(stored) == len(report.figures)) is (precision is BF16)
+    assert max(one.relative for one in report.figures) < {FP16: 1e-2, BF16: 1e-1}[precision]
 
 
 def test_large_graphs_are_shown_equal_in_parts(bundle: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +265,7 @@ def test_the_demo_model_answers(bundle: Bundles, made: Callable[[str], Made], tm
         ),
         (("plan", checkpoint, "--precision", "int8"), "which nothing is quantized from; leave out --precision int8"),
         (
-            ("plan", ROOT / "examples/demo_model/checkpoint", "--precision", "published-int4"),
+            ("plan", DEMO, "--precision", "published-int4"),
             "no 4-bit matrices of its",
         ),
         (("export", checkpoint, tmp_path / "other", "--lora", tmp_path), "which nothing can be merged into; give the"),
