@@ -120,6 +120,17 @@ def test_scales_and_zero_points_are_the_stored_ones(tmp_path: Path) -> None:
     assert np.array_equal(found.packed.zeros("X.weight").numpy(), np.stack(each, axis=1) + 1)
 
 
+def test_other_files_and_other_names(tmp_path: Path) -> None:
+    """A `.bin` file, and names of a layout that is renamed when it is opened."""
+    tensors, floats = golden("gptq_v2_asym_32_order")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": CASES["gptq_v2_asym_32_order"]}))
+    torch.save({f"model.Y.{end}": value for end, value in tensors.items()}, tmp_path / "pytorch_model.bin")
+    found = Checkpoint(tmp_path, ((r"^model\.Y\.", "X."),))
+    assert found.shapes() == {"X.weight": (32, 128)} and found.is_packed("X.weight")
+    assert torch.equal(found.rows("X.weight", 3, 30), floats[3:30])
+    assert np.array_equal(meant(found.reopened()), floats.numpy())
+
+
 def test_a_type_that_does_not_hold_the_scales_is_refused(tmp_path: Path) -> None:
     from vlm_trt.exporter.weight_stream import stream_weights
 
