@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from enum import StrEnum
 
+# The kind of graphs whose checkpoint has its matrices in 4 bits itself.
+PUBLISHED = "published-int4"
+
 
 class Precision(StrEnum):
     """How a set of graphs computes: `<recipe>-<type>`, or the type alone where nothing is quantized.
 
     The type is that of activations and cache, and of weights that are not quantized; norms, rotary and logits stay
     fp32. A recipe's name alone means activations in fp32: what ONNX Runtime fuses on the CPU. Those with fp16 and bf16
-    are for TensorRT.
+    are for TensorRT. `published-int4` is no recipe: the checkpoint itself has matrices of 4 bits, and graphs take them
+    as they are.
     """
 
     FP32 = "fp32"
@@ -27,6 +31,9 @@ class Precision(StrEnum):
     FP8 = "fp8"
     FP8_FP16 = "fp8-fp16"
     FP8_BF16 = "fp8-bf16"
+    PUBLISHED_INT4 = "published-int4"
+    PUBLISHED_INT4_FP16 = "published-int4-fp16"
+    PUBLISHED_INT4_BF16 = "published-int4-bf16"
 
     @property
     def floating(self) -> "Precision":
@@ -35,10 +42,15 @@ class Precision(StrEnum):
         return Precision(last) if last in ("fp16", "bf16", "fp32") else Precision.FP32
 
     @property
-    def quantization(self) -> str | None:
-        """The kind of recipe: "int8", "int8-weight", "int4" or "fp8"; None for the floating-point ones."""
+    def kind(self) -> str | None:
+        """What matrices are stored as: "int8", "int8-weight", "int4", "fp8", "published-int4"; None: as floats."""
         kind = self.value.removesuffix(f"-{self.floating}")
         return None if kind == self.floating else kind
+
+    @property
+    def quantization(self) -> str | None:
+        """The kind of recipe that makes these graphs of float ones; None where a checkpoint is exported to them."""
+        return None if self.kind == PUBLISHED else self.kind
 
     @property
     def dtype(self) -> str:
@@ -52,14 +64,19 @@ class Precision(StrEnum):
 
     def flavours(self, floats: Sequence["Precision"]) -> tuple["Precision", ...]:
         """What the word may mean: itself, or of a recipe's name alone the recipe with each of those types, in order."""
-        if self.value != self.quantization:
+        if self.value != self.kind:
             return (self,)
-        return tuple(Precision.of(self.quantization, floating) for floating in floats)
+        return tuple(Precision.of(self.kind, floating) for floating in floats)
 
     @classmethod
-    def of(cls, quantization: str | None, floating: "Precision") -> "Precision":
+    def of(cls, kind: str | None, floating: "Precision") -> "Precision":
         """The precision of that kind with that type."""
-        return next(one for one in cls if (one.quantization, one.floating) == (quantization, floating))
+        return next(one for one in cls if (one.kind, one.floating) == (kind, floating))
+
+
+def stored_bytes(values: int, dtype: str) -> int:
+    """What so many values take; those of 4 bits lie two to a byte."""
+    return -(-values // 2) if dtype == "int4" else values * DTYPE_BYTES[dtype]
 
 
 FLOATS = (Precision.FP32, Precision.FP16, Precision.BF16)

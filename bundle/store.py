@@ -163,7 +163,7 @@ def _remedy(file: FileEntry) -> str:
 def how_to_make(precision: Precision, bundle: Path | str = "BUNDLE") -> str:
     """The command that adds graphs of that precision to a bundle."""
     if precision.quantization is None:
-        return f"export it: vlm-trt export CHECKPOINT {bundle} --precision {precision}"
+        return f"export it: vlm-trt export CHECKPOINT {bundle} --precision {precision.floating}"
     return (
         f"quantize it: vlm-trt quantize {bundle} --recipe {precision.quantization} --activations {precision.floating}"
     )

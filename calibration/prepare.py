@@ -10,7 +10,7 @@ from vlm_trt.bundle.alignment import PAGE_BYTES
 from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import UsageError, VerificationError
-from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
+from vlm_trt.bundle.precision import DTYPE_BYTES, PUBLISHED, Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.linears import HEAD, Group, find_groups, find_linears, untied
 from vlm_trt.calibration.recipe import Kind, Recipe
@@ -153,6 +153,11 @@ def _require_floats(bundle: Bundle, choices: Choices) -> bool:
         VerificationError: they were not shown equal to the model, and that is not accepted.
     """
     path, manifest, floating = bundle.path, bundle.manifest, choices.floating
+    if published := [one for one in manifest.precisions() if one.kind == PUBLISHED]:
+        raise UsageError(
+            f"{path} holds 4-bit matrices of the checkpoint's own ({', '.join(published)}), which nothing is quantized "
+            "from; export the checkpoint that it was quantized from to another folder"
+        )
     if any(manifest.graph(component, floating) is None for component in manifest.model.components):
         raise UsageError(
             f"{path} has not all {floating} graphs (it has {', '.join(manifest.precisions()) or 'none'}); quantize "

@@ -47,20 +47,27 @@ def run(
     if as_json:
         made = Bundle.open(bundle)
         wanted = choices.components or made.manifest.model.components
-        entries = [made.graph(component, choices.precision) for component in wanted]
+        entries = [made.graph(component, done.precision) for component in wanted]
         written = {"written_bytes": done.written_bytes, "seconds": round(done.seconds, 1)}
-        found = {"bundle": str(bundle), "precision": precision, **written, "graphs": [asdict(one) for one in entries]}
+        found = {
+            "bundle": str(bundle),
+            "precision": done.precision,
+            **written,
+            "graphs": [asdict(one) for one in entries],
+        }
         click.echo(json.dumps(found, indent=2))
     say(f"wrote {bundle}: {size(done.written_bytes)} in {done.seconds:.1f} s")
-    say(f"Next: {_next(folder, bundle, precision, adapters)}")
+    if done.precision != choices.precision:
+        say(f"its matrices have 4 bits already and stay as they are: {done.precision} graphs")
+    say(f"Next: {_next(folder, bundle, done.precision, adapters)}")
 
 
-def _next(checkpoint: Path, bundle: Path, precision: str, adapters: Sequence[Path]) -> str:
+def _next(checkpoint: Path, bundle: Path, precision: Precision, adapters: Sequence[Path]) -> str:
     """The command that comes next: the graphs of this precision that are still missing, or verification."""
     manifest = Bundle.open(bundle).manifest
     components = manifest.model.components
-    missing = [component for component in components if manifest.graph(component, Precision(precision)) is None]
+    missing = [component for component in components if manifest.graph(component, precision) is None]
     if not missing:
         return f"vlm-trt verify {bundle} --precision {precision}"
     rest = [f"--lora {adapter}" for adapter in adapters] + [f"--component {component}" for component in missing]
-    return f"vlm-trt export {checkpoint} {bundle} --precision {precision} {' '.join(rest)}"
+    return f"vlm-trt export {checkpoint} {bundle} --precision {precision.floating} {' '.join(rest)}"

@@ -190,7 +190,7 @@ def _precision_line(path: Path, manifest: Manifest, precision: Precision) -> str
         state = f"{judged} on {verdict.backend} {verdict.created[:10]} ({figures})"
     else:
         state = f"FAILED verification, see {verdict.report}"
-    return f"{precision.value:<16} {state}; {cache}"
+    return f"{precision.value:<20} {state}; {cache}"
 
 
 def _on(flag: bool) -> str:

@@ -61,7 +61,13 @@ def with_options(*options: Any) -> Callable[[Any], Any]:
 
 revision_option = click.option("--revision", type=TEXT, help="A branch, a tag or a commit.  [default: main]")
 export_options = with_options(
-    click.option("--precision", type=FLOATS, default="fp16", show_default=True, help="Type of weights and cache."),
+    click.option(
+        "--precision",
+        type=FLOATS,
+        default="fp16",
+        show_default=True,
+        help="Type of weights and cache; 4-bit matrices of the checkpoint's own stay as they are.",
+    ),
     click.option("--max-seq-tokens", type=POSITIONS, help="Cache length.  [default: the training length]"),
     click.option("--max-batch", type=SEQUENCES, help="Sequences at once.  [default: 4]"),
     click.option("--max-images", type=PICTURES, help="Pictures, or tiles, per vision-encoder run.  [default: 4]"),

@@ -18,13 +18,14 @@ from vlm_trt.bundle.config import Limits, ModelConfig, require_limits, usual_lim
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.bundle.precision import DTYPE_BYTES, FLOATS, Precision
+from vlm_trt.bundle.precision import DTYPE_BYTES, FLOATS, PUBLISHED, Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.commands.terminal import say, size, table
 from vlm_trt.engines.gpus import GPUS, Gpu, gpu_named
 from vlm_trt.engines.plan import GIB, Machine, Plan, Stage, plan, require_fit, shortfalls
 from vlm_trt.exporter.hub import checkpoint_folder
 from vlm_trt.families.family import family, family_of
+from vlm_trt.families.packing import read_packing
 from vlm_trt.families.weights import Weight
 from vlm_trt.verification.memory import verification_needs
 
@@ -39,6 +40,7 @@ class Asked:
     model: ModelConfig
     limits: Limits
     manifest: Manifest | None  # of a bundle; None: a checkpoint
+    packed: bool  # whether the checkpoint has its matrices in 4 bits itself
 
     def has(self, precision: Precision) -> bool:
         return self.manifest is not None and precision in self.manifest.precisions()
@@ -82,16 +84,39 @@ def run(
         max_pixels=max_pixels or known.max_pixels,
     )
     require_limits(model, limits)
-    asked, machine = Asked(model, limits, manifest), _machine(path, **given)
-    (wanted,) = Precision(precision or "fp16").flavours((Precision.FP16,))
+    asked, machine = Asked(model, limits, manifest, _packed(path, manifest)), _machine(path, **given)
+    wanted = _wanted(path, precision, asked)
     chosen = _stages(stages, asked, wanted, machine)
-    plans = {one: asked.plan(one) for one in dict.fromkeys((*FLOATS, wanted))}
+    kind = PUBLISHED if asked.packed else None
+    plans = {one: asked.plan(one) for one in dict.fromkeys((*(Precision.of(kind, one) for one in FLOATS), wanted))}
     if as_json:
         click.echo(json.dumps(_document(plans, machine, chosen), indent=2))
     else:
         _show(path, plans, machine)
     require_fit(plans[wanted], _alternatives(asked, wanted), machine, chosen)
     say(f"{wanted}: {_fits(chosen, machine)}")
+
+
+def _packed(path: Path, manifest: Manifest | None) -> bool:
+    if manifest is None:
+        return read_packing(path) is not None
+    return any(one.kind == PUBLISHED for one in manifest.precisions())
+
+
+def _wanted(path: Path, precision: str | None, asked: Asked) -> Precision:
+    """What has to fit: what was named, and what an export makes of it.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    (wanted,) = Precision(precision or "fp16").flavours((Precision.FP16,))
+    if not asked.packed and wanted.kind == PUBLISHED:
+        raise UsageError(f"{path} has no 4-bit matrices of its own, which --precision {wanted} is about; leave it out")
+    if asked.packed and wanted.quantization is not None:
+        raise UsageError(
+            f"{path} has 4-bit matrices of its own, which nothing is quantized from; leave out --precision {wanted}"
+        )
+    return Precision.of(PUBLISHED, wanted.floating) if asked.packed else wanted
 
 
 def _machine(
@@ -159,10 +184,11 @@ def _bytes_of(weight: Weight, precision: Precision) -> int:
     """One weight: of a matrix, integers and their scales."""
     values, size = prod(weight.shape), 4 if weight.full_precision else DTYPE_BYTES[precision.dtype]
     matrix = len(weight.shape) == 2 and weight.name.endswith(".weight")
+    layer = weight.component is Component.DECODER and weight.name != "lm_head.weight"
+    if matrix and layer and precision.kind in ("int4", PUBLISHED):
+        return values // 2 + values // _INT4_BLOCK * size
     if precision.quantization is None or not matrix:
         return values * size
-    if precision.quantization == "int4" and weight.component is Component.DECODER and weight.name != "lm_head.weight":
-        return values // 2 + values // _INT4_BLOCK * size
     outputs = weight.shape[0] if weight.name == "lm_head.weight" else weight.shape[1]
     return values + outputs * size
 
@@ -172,6 +198,8 @@ def _alternatives(asked: Asked, precision: Precision) -> Iterator[tuple[str, Pla
     limits = asked.limits
     narrower = (Precision.FP16, *(() if precision is Precision.FP32 else (precision,)))
     others = (*(narrower if precision.quantization is None else ()), Precision.INT8_WEIGHT_FP16, Precision.INT4_FP16)
+    if asked.packed:
+        others = (Precision.PUBLISHED_INT4_FP16,)
     smaller = list(dict.fromkeys(_smaller(asked)))
     for one in dict.fromkeys((precision, *others)):
         for less in smaller:

@@ -60,7 +60,9 @@ def run(
 def _remedy(bundle: Path, report: Report) -> str:
     if any(sentence.startswith("audit: ") for sentence in report.failures):
         return f"Their files hold something else than an export writes; {how_to_make(report.precision, bundle)} --force"
-    if report.precision is Precision.FP32:
+    if report.precision.floating is Precision.FP32:
+        return "Export in a wider precision, or report this model"
+    if report.precision.kind is not None:
         return "Export in a wider precision, or report this model"
     diagnose = f"vlm-trt diagnose {bundle} --precision {report.precision}"
     return f"Export in a wider precision, or find out where they are off: {diagnose}"

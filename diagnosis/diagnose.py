@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.errors import DataSetError, UsageError, VerificationError
-from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.precision import PUBLISHED, Precision
 from vlm_trt.bundle.store import Bundle, how_to_make
 from vlm_trt.calibration.samples import turns
 from vlm_trt.diagnosis.compare import Deviation, deviations
@@ -97,6 +97,11 @@ def reference_of(bundle: Bundle, precision: Precision) -> Precision:
         UsageError: fp32 graphs are right by themselves, or the bundle lacks what is needed.
         VerificationError: it is not verified.
     """
+    if precision.kind == PUBLISHED:
+        raise UsageError(
+            f"{precision} graphs hold the checkpoint's own 4-bit matrices and are compared with the model itself; run: "
+            f"vlm-trt verify {bundle.path} --precision {precision}"
+        )
     if precision is Precision.FP32:
         raise UsageError("fp32 graphs are compared with the model itself; run: vlm-trt verify BUNDLE --precision fp32")
     reference = Precision.FP32 if precision.quantization is None else precision.floating

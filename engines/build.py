@@ -32,7 +32,10 @@ from vlm_trt.engines.worker import built_apart
 
 # Of a small engine, most is not weights.
 _ENGINE_MARGIN_BYTES = 16 << 20
-PREFERRED = (Precision.FP16, Precision.BF16, Precision.FP32)
+PREFERRED = (
+    *(Precision.FP16, Precision.BF16, Precision.FP32),
+    *(Precision.PUBLISHED_INT4_FP16, Precision.PUBLISHED_INT4_BF16),
+)
 
 
 @dataclass(frozen=True)

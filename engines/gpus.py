@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from vlm_trt.bundle.errors import UsageError
-from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.precision import PUBLISHED, Precision
 
 _LEAST = {Precision.BF16: 80}
-_LEAST_OF_KIND = {"int4": 80, "fp8": 89}
+_LEAST_OF_KIND = {"int4": 80, PUBLISHED: 80, "fp8": 89}
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Gpu:
 
     def lacks(self, precision: Precision) -> str | None:
         """The compute capability that the precision needs, where this GPU has less: bf16 and INT4 sm80, FP8 sm89."""
-        least = max(_LEAST.get(precision.floating, 0), _LEAST_OF_KIND.get(precision.quantization or "", 0))
+        least = max(_LEAST.get(precision.floating, 0), _LEAST_OF_KIND.get(precision.kind or "", 0))
         return f"sm{least}" if int(self.target[2:]) < least else None
 
 

@@ -12,7 +12,7 @@ from vlm_trt.bundle.config import Limits, ModelConfig, within
 from vlm_trt.bundle.errors import ResourceError
 from vlm_trt.bundle.needs import Needs
 from vlm_trt.bundle.picture_memory import activation_bytes, cpu_bytes, score_bytes
-from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
+from vlm_trt.bundle.precision import DTYPE_BYTES, PUBLISHED, Precision
 from vlm_trt.engines.gpus import Gpu
 
 GIB = 2**30
@@ -33,7 +33,7 @@ DEVICE_BASE_BYTES = int(0.6 * GIB)
 # Answering on the CPU: Python with ONNX Runtime; copies of the weights that a loaded bundle has. Those in fp32 are
 # mapped, in fp16 widened, in 8 and 4 bits packed anew (docs/families.md, LLaVA-1.5 7B: 9.9 of 6.9 GiB, 7.6 of 4.1 GiB).
 CPU_BASE_BYTES = int(0.25 * GIB)
-CPU_COPIES = {None: 1.0, "int8": 1.45, "int8-weight": 1.45, "int4": 1.9, "fp8": 1.45}
+CPU_COPIES = {None: 1.0, "int8": 1.45, "int8-weight": 1.45, "int4": 1.9, PUBLISHED: 1.9, "fp8": 1.45}
 CPU_WIDENED = 2.0
 
 
@@ -177,13 +177,13 @@ def _cpu(weight_bytes: int, precision: Precision, run_bytes: int) -> Needs:
         precision: theirs.
         run_bytes: the cache, and what the widest run takes.
     """
-    copies = CPU_WIDENED if precision is Precision.FP16 else CPU_COPIES[precision.quantization]
+    copies = CPU_WIDENED if precision is Precision.FP16 else CPU_COPIES[precision.kind]
     return Needs(ram_bytes=CPU_BASE_BYTES + int(copies * weight_bytes) + run_bytes)
 
 
 def build_ram_bytes(weight_bytes: int, precision: Precision) -> int:
     """Memory that building the engine of a graph with that many bytes of weights takes."""
-    copies = INT4_BUILD_COPIES if precision.quantization == "int4" else BUILD_COPIES
+    copies = INT4_BUILD_COPIES if precision.kind in ("int4", PUBLISHED) else BUILD_COPIES
     return max(int(copies * weight_bytes) + BUILD_BASE_BYTES, BUILD_LEAST_BYTES)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from vlm_trt.bundle.errors import CheckpointError
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int32)  # the last: of 4-bit matrices
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class BinFile:
         self.tensors = {name: MappedTensor(tuple(t.shape), t.dtype) for name, t in self._load().items()}
         self.close()
         for name, tensor in self.tensors.items():
-            if tensor.dtype not in _FLOATS:
+            if tensor.dtype not in _TYPES:
                 raise CheckpointError(
                     f"{path}: {name} has type {tensor.dtype}; weights must be float32, float16 or bfloat16"
                 )

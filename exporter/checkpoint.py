@@ -14,12 +14,14 @@ from pathlib import Path
 import torch
 
 from vlm_trt.bundle.digests import sha256_of
-from vlm_trt.bundle.errors import CheckpointError
+from vlm_trt.bundle.errors import CheckpointError, UnsupportedError
 from vlm_trt.bundle.manifest import OF_ADAPTERS
 from vlm_trt.bundle.reading import LARGE_BYTES, read_json
 from vlm_trt.exporter.adapter import Adapter
 from vlm_trt.exporter.bin_file import BinFile
+from vlm_trt.exporter.packed_tensors import PackedTensors
 from vlm_trt.exporter.shard import Shard, open_shard, read_errors, require_finite
+from vlm_trt.families.packing import CONFIG_FILE, read_packing
 from vlm_trt.families.weights import WeightMap
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -42,7 +44,8 @@ class Checkpoint:
         Raises:
             CheckpointError: no folder, no weights, a broken index, a missing or damaged shard, a tensor stored twice;
                 an adapter of another model.
-            UnsupportedError: an adapter that is not merged here.
+            UnsupportedError: an adapter that is not merged here, or one for matrices of 4 bits; these in a layout that
+                is not read.
         """
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is not a folder; give the folder of a published checkpoint")
@@ -64,12 +67,23 @@ class Checkpoint:
                 )
             self._stored[known] = shard, name
         self._mapped: BinFile | None = None
+        self.packed = self._packed()
+        self._require_types()
         shapes = self.shapes()
+        if adapters and self.packed is not None:
+            raise UnsupportedError(
+                f"{folder} has its matrices in 4 bits, which nothing can be merged into; give the checkpoint that it "
+                f"was quantized from, or leave out --lora {adapters[0]}"
+            )
         self.adapters = tuple(Adapter(path, shapes, lambda name: _renamed(name, renames), side) for path in adapters)
 
     def reopened(self, side: int = 0) -> "Checkpoint":
         """The same one for another thread; with a side, with the least or the most that adapters may make of it."""
         return Checkpoint(self.folder, self._renames, [one.folder for one in self.adapters], side)
+
+    def is_packed(self, name: str) -> bool:
+        """Whether that tensor is stored in 4 bits."""
+        return self.packed is not None and name in self.packed.sizes
 
     def is_merged(self, name: str) -> bool:
         """Whether an adapter changes that tensor."""
@@ -77,9 +91,15 @@ class Checkpoint:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor and its shape."""
-        return {name: self.shape(name) for name in self._stored}
+        if self.packed is None:
+            return {name: self.shape(name) for name in self._stored}
+        stored = (name for name in self._stored if name not in self.packed.parts)
+        return {name: self.shape(name) for name in (*stored, *self.packed.sizes)}
 
     def shape(self, name: str) -> tuple[int, ...]:
+        if self.is_packed(name):
+            assert self.packed is not None
+            return self.packed.sizes[name].outputs, self.packed.sizes[name].inputs
         shard, stored = self._stored[name]
         shape = shard.tensors[stored].shape
         return shape[::-1] if name in self._turned else shape
@@ -93,7 +113,11 @@ class Checkpoint:
         found = self.shapes()
         ignored = {name for name in found if any(fnmatch(name, pattern) for pattern in weights.ignored)}
         missing = sorted(set(weights.expected) - set(found))
-        left_over = sorted(set(found) - set(weights.expected) - ignored)
+        left_over = sorted(
+            name
+            for name in set(found) - set(weights.expected) - ignored
+            if self.packed is None or not self.packed.is_empty_bias(name)
+        )
         if missing:
             raise CheckpointError(
                 f"{self.folder} lacks {_some(missing)}; the download is incomplete or config.json is of another model"
@@ -111,17 +135,26 @@ class Checkpoint:
                 )
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows start…stop−1 of a tensor's leading axis, in its stored type, or fp32 where an adapter changes it.
+        """Rows start…stop−1 of a tensor's leading axis, in its stored type; fp32 of 4 bits and where adapters merge.
 
         Raises:
             CheckpointError: NaN or Inf among them, or the shard cannot be read any more.
         """
         values = self.unchecked_rows(name, start, stop)
-        require_finite(values, name, self._stored[name][0].path)
+        require_finite(values, name, self.folder if self.is_packed(name) else self._stored[name][0].path)
         return values
 
     def unchecked_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """The same for a caller who looks for NaN and Inf in what it makes of them, and tells with `require_finite`."""
+        if self.is_packed(name):
+            assert self.packed is not None
+            return self.packed.floats(name, start, stop)
+        values = self._stored_rows(name, start, stop)
+        for adapter in self.adapters:
+            values = adapter.merged(name, values, start, stop)
+        return values
+
+    def _stored_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         shard, stored = self._stored[name]
         assert 0 <= start <= stop <= self.shape(name)[0], f"rows {start}…{stop} of {name}"
         if isinstance(shard, BinFile) and shard is not self._mapped:
@@ -130,12 +163,35 @@ class Checkpoint:
             self._mapped = shard
         with read_errors(shard.path):
             if name in self._turned:
-                values = shard.rows(stored, 0, shard.tensors[stored].shape[0]).t()[start:stop]
-            else:
-                values = shard.rows(stored, start, stop)
-        for adapter in self.adapters:
-            values = adapter.merged(name, values, start, stop)
-        return values
+                return shard.rows(stored, 0, shard.tensors[stored].shape[0]).t()[start:stop]
+            return shard.rows(stored, start, stop)
+
+    def _packed(self) -> PackedTensors | None:
+        """The matrices that are stored in 4 bits, if config.json says that some are."""
+        packing = read_packing(self.folder) if (self.folder / CONFIG_FILE).exists() else None
+        if packing is None:
+            return None
+        shapes = {name: shard.tensors[stored].shape for name, (shard, stored) in self._stored.items()}
+        return PackedTensors(
+            self.folder,
+            packing,
+            shapes,
+            lambda name: self._stored_rows(name, 0, shapes[name][0] if shapes[name] else 0),
+        )
+
+    def _require_types(self) -> None:
+        """
+        Raises:
+            CheckpointError: integers that are no part of a matrix of 4 bits, or floats that are.
+        """
+        integers = frozenset[str]() if self.packed is None else self.packed.integer_parts
+        for name, (shard, stored) in self._stored.items():
+            dtype = shard.tensors[stored].dtype
+            if dtype.is_floating_point is not (name not in integers):
+                raise CheckpointError(
+                    f"{shard.path}: {stored} has type {dtype}; weights must be F32, F16 or BF16, and the integers of "
+                    f"4-bit matrices, which {CONFIG_FILE} describes, I32"
+                )
 
     def require_finite(self, name: str) -> None:
         """
@@ -155,7 +211,7 @@ class Checkpoint:
         Hashing 19 GB would cost a full read each time; what the shards hold is what verification compares.
         """
         small = {}
-        for name in small_files:
+        for name in (*small_files, *(() if self.packed is None else self.packed.files)):
             if os.path.lexists(self.folder / name):
                 with read_errors(self.folder / name):
                     small[name] = sha256_of(self.folder / name)

@@ -13,7 +13,7 @@ from vlm_trt.bundle.entries import FileEntry, GraphEntry
 from vlm_trt.bundle.errors import IncompatibleError, UsageError
 from vlm_trt.bundle.leftovers import destination
 from vlm_trt.bundle.manifest import SCHEMA, Manifest, Source
-from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.precision import PUBLISHED, Precision
 from vlm_trt.bundle.progress import MakeBar, no_bar
 from vlm_trt.bundle.staging import require_room, staging_folder
 from vlm_trt.bundle.store import (
@@ -27,11 +27,11 @@ from vlm_trt.bundle.store import (
 )
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.graph_files import GraphPlan, graph_files, graph_plan
+from vlm_trt.exporter.packed_weights import GraphWeights, graph_weights
 from vlm_trt.exporter.references import require_references
 from vlm_trt.exporter.trace import OPSET
 from vlm_trt.exporter.weight_stream import plan_weights, stream_weights
 from vlm_trt.families.family import Family, family_of
-from vlm_trt.families.weights import Weight
 
 # Room for the graphs themselves, the tokenizer and the manifest.
 _SMALL_FILES_BYTES = 16 << 20
@@ -41,7 +41,7 @@ _SMALL_FILES_BYTES = 16 << 20
 class Choices:
     """What to export; None takes the default, or what an existing bundle has."""
 
-    precision: Precision
+    precision: Precision  # of a checkpoint that is in 4 bits itself, the type of what is not
     components: tuple[Component, ...] = ()  # none: all that the model has
     max_seq_tokens: int | None = None
     max_batch: int | None = None
@@ -54,6 +54,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Done:
+    precision: Precision
     written_bytes: int
     seconds: float
 
@@ -67,7 +68,7 @@ class Job:
     model: ModelConfig
     limits: Limits
     precision: Precision
-    weights: dict[Component, tuple[Weight, ...]]
+    weights: dict[Component, GraphWeights]
     existing: Bundle | None
 
 
@@ -93,7 +94,7 @@ def export(
     """
     started = perf_counter()
     job = _prepare(checkpoint, bundle, choices, say)
-    total = sum(plan_weights(own, job.precision)[1] for own in job.weights.values())
+    total = sum(plan_weights(own.weights, job.precision)[1] for own in job.weights.values())
     require_room(bundle, total + _SMALL_FILES_BYTES)
     plans = [graph_plan(component, job.precision, own) for component, own in job.weights.items()]
     with (
@@ -105,7 +106,7 @@ def export(
             publish_graphs(job.existing, staging, entries)
         else:
             publish_new(staging, bundle, _new_manifest(job, staging, entries))
-    return Done(total, perf_counter() - started)
+    return Done(job.precision, total, perf_counter() - started)
 
 
 def _prepare(folder: Path, target: Path, choices: Choices, say: Callable[[str], None]) -> Job:
@@ -115,20 +116,21 @@ def _prepare(folder: Path, target: Path, choices: Choices, say: Callable[[str], 
     weight_map = kind.weight_map(model)
     checkpoint = Checkpoint(folder, weight_map.renames, choices.adapters)
     checkpoint.check(weight_map)
+    precision = choices.precision if checkpoint.packed is None else Precision.of(PUBLISHED, choices.precision)
     wanted = choices.components or model.components
     if lacking := [one for one in wanted if one not in model.components]:
         raise UsageError(f"{folder} is of a model without {lacking[0]}; it has {', '.join(model.components)}")
     existing = destination(target, say)
     if existing is not None:
         _require_same_source(existing, checkpoint, kind)
-        _require_free(existing, choices, wanted)
+        _require_free(existing, choices, precision, wanted)
     return Job(
         checkpoint=checkpoint,
         family=kind,
         model=model,
         limits=_limits(model, choices, existing),
-        precision=choices.precision,
-        weights={c: tuple(w for w in weight_map.weights if w.component is c) for c in wanted},
+        precision=precision,
+        weights={c: graph_weights(weight_map.weights, c, checkpoint, precision) for c in wanted},
         existing=existing,
     )
 
@@ -172,12 +174,10 @@ def _described(source: Source) -> str:
     return " and ".join((source.checkpoint, *source.adapters))
 
 
-def _require_free(existing: Bundle, choices: Choices, wanted: Sequence[Component]) -> None:
-    have = [c for c in wanted if existing.manifest.graph(c, choices.precision) is not None]
+def _require_free(existing: Bundle, choices: Choices, precision: Precision, wanted: Sequence[Component]) -> None:
+    have = [c for c in wanted if existing.manifest.graph(c, precision) is not None]
     if have and not choices.force:
-        raise UsageError(
-            f"{existing.path} already has {choices.precision} graphs ({', '.join(have)}); --force replaces them"
-        )
+        raise UsageError(f"{existing.path} already has {precision} graphs ({', '.join(have)}); --force replaces them")
 
 
 def _write_graph(
@@ -202,7 +202,7 @@ def _write_weights(job: Job, plan: GraphPlan, staging: Path, byte_bar: MakeBar) 
     component, path = plan.component, weights_path(plan.component, plan.precision)
     with byte_bar(f"write {component}", plan.places[-1].offset + plan.places[-1].length) as bar:
         on_bytes = (lambda _: None) if bar is None else bar.update
-        own, target = job.weights[component], staging / path
+        own, target = job.weights[component].weights, staging / path
         digest = stream_weights(own, job.model, job.checkpoint, plan.precision, target, on_bytes)
     return file_entry(staging, path, digest)
 

@@ -21,9 +21,9 @@ from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.errors import ResourceError, UsageError, VlmTrtError
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import weights_path
+from vlm_trt.exporter.packed_weights import GraphWeights, PackedLayer
 from vlm_trt.exporter.trace import trace
 from vlm_trt.exporter.weight_stream import WeightPlace, plan_weights
-from vlm_trt.families.weights import Weight
 
 # Weights above which a process for tracing is worth the seconds it takes to start.
 AHEAD_ABOVE_BYTES = 2 << 30
@@ -37,12 +37,13 @@ class GraphPlan:
     precision: Precision
     places: tuple[WeightPlace, ...]
     weights_file: str | None  # beside the graph
+    packed: tuple[PackedLayer, ...] = ()  # layers whose matrices have 4 bits
 
 
-def graph_plan(component: Component, precision: Precision, weights: Sequence[Weight]) -> GraphPlan:
+def graph_plan(component: Component, precision: Precision, own: GraphWeights) -> GraphPlan:
     """The plan of a graph with those weights."""
     file = Path(weights_path(component, precision)).name if component.has_weights else None
-    return GraphPlan(component, precision, plan_weights(weights, precision)[0], file)
+    return GraphPlan(component, precision, plan_weights(own.weights, precision)[0], file, own.packed)
 
 
 def graph_file(plan: GraphPlan, model: ModelConfig, limits: Limits) -> bytes:
@@ -57,7 +58,7 @@ def graph_file(plan: GraphPlan, model: ModelConfig, limits: Limits) -> bytes:
 @lru_cache(maxsize=64)  # a process that exports and audits, as tests do, traces once
 def remembered(plan: GraphPlan, model: ModelConfig, limits: Limits) -> bytes:
     """`graph_file`, given nothing that makes no difference."""
-    graph = trace(plan.component, model, limits, plan.precision)
+    graph = trace(plan.component, model, limits, plan.precision, plan.packed)
     if plan.weights_file is not None:
         _refer(graph, plan.places, plan.weights_file)
     return bytes(ir.serde.serialize_model(graph).SerializeToString())

@@ -11,6 +11,7 @@ from torch.nn import functional
 from vlm_trt.bundle.config import DecoderConfig, ModelConfig
 from vlm_trt.bundle.parts import ResamplerConnector
 from vlm_trt.exporter.checkpoint import Checkpoint
+from vlm_trt.exporter.packed_weights import PackedWeight, packed_values
 from vlm_trt.families.weights import Layout, Weight
 
 # Bytes of a tensor read at once. The C library keeps blocks of this size for the next one; larger ones go back to the
@@ -44,6 +45,10 @@ def blocks(
     if weight.layout is Layout.COPY:
         for _, block in _row_blocks(weight.keys[0], 0, weight.shape[0], checkpoint):
             yield convert(block)
+        return
+    if isinstance(weight, PackedWeight):
+        assert checkpoint.packed is not None
+        yield convert(packed_values(weight, checkpoint.packed)).contiguous()
         return
     values = _whole(weight, model, checkpoint, convert, allocate)
     assert tuple(values.shape) == weight.shape, f"{weight.name}: {tuple(values.shape)}"

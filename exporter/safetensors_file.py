@@ -17,7 +17,7 @@ from vlm_trt.bundle.errors import CheckpointError
 from vlm_trt.bundle.fields import Within
 from vlm_trt.bundle.reading import open_file, parse_json
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32}  # I32: of 4 bits
 _MAX_HEADER_BYTES = 100 << 20
 _MOST_AXES = 16
 _POSITIONS = Within(0, 1 << 50)  # bytes of a file, and the length of an axis
@@ -95,8 +95,8 @@ def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTens
     start, stop = offsets
     if code not in _DTYPES:
         raise CheckpointError(
-            f"{path}: {name} has type {code}; weights must be F32, F16 or BF16 (a quantized checkpoint cannot be "
-            "exported: use the original one)"
+            f"{path}: {name} has type {code}; weights must be F32, F16 or BF16, or 4-bit matrices in I32 (other "
+            "quantized checkpoints cannot be exported: use the original one)"
         )
     if stop - start != prod(shape) * _DTYPES[code].itemsize:
         raise CheckpointError(

@@ -6,7 +6,7 @@ stand as graph inputs, so that no pass can read, fold or merge them. Source: doc
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature as signature_of
@@ -21,9 +21,11 @@ from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.signature import SCOPES, Axis, Signature, axis_step, axis_unit, signature
 from vlm_trt.exporter.layer_stack import restored, shorten
-from vlm_trt.exporter.modules.build import build_module
+from vlm_trt.exporter.modules.build import TORCH_DTYPES, build_module
 from vlm_trt.exporter.modules.decoder import Decoder
 from vlm_trt.exporter.modules.onnx_operators import translation_table
+from vlm_trt.exporter.modules.packed import pack_layers
+from vlm_trt.exporter.packed_weights import PackedLayer
 
 OPSET = 24
 # Example sizes of the dynamic axes: distinct, and above one, since torch specializes axes of size 0 and 1.
@@ -47,7 +49,13 @@ _IR_DTYPES = {
 _DECODER_ARGUMENTS = tuple(signature_of(Decoder.forward).parameters)[1:-1]
 
 
-def trace(component: Component, model: ModelConfig, limits: Limits, precision: Precision) -> ir.Model:
+def trace(
+    component: Component,
+    model: ModelConfig,
+    limits: Limits,
+    precision: Precision,
+    packed: Sequence[PackedLayer] = (),
+) -> ir.Model:
     """The graph of one component, its weights declared as initializers without data.
 
     Args:
@@ -55,18 +63,21 @@ def trace(component: Component, model: ModelConfig, limits: Limits, precision: P
         model: sizes of the model.
         limits: the literal cache length.
         precision: type of weights, activations and cache.
+        packed: the layers whose matrices have 4 bits.
     Returns:
         A model of opset 24, standard domain only, whose inputs and outputs are exactly the signature and whose
         initializers have the names, shapes and types of the module's parameters and no data yet.
     """
     with torch.device("meta"):
-        module = build_module(component, model, precision)
+        module = build_module(component, model, precision.floating)
+        pack_layers(module, packed, TORCH_DTYPES[precision.floating])
     parameters = {name: tuple(value.shape) for name, value in module.named_parameters()}
     looks_like = shorten(module)
     few = max(looks_like, default=-1) + 1
     graph = traced(component, module, _of_layers(component, model, few), limits, precision)
     if few < len(looks_like):
         graph = restored(graph, looks_like, signature(component, model, limits, precision))
+    _have_4_bits(graph)
     graph.graph.name, graph.producer_name = "vlm_trt", "vlm-trt"
     _check(graph, parameters)
     return graph
@@ -152,6 +163,13 @@ def _optimize(graph: ir.Model) -> None:
     del graph.graph.inputs[inputs:]
     for weight in weights:
         graph.graph.initializers.add(weight)
+
+
+def _have_4_bits(graph: ir.Model) -> None:
+    """The integers of the graph, which torch knows in 8 bits alone, get their type."""
+    for weight in graph.graph.initializers.values():
+        if weight.dtype is ir.DataType.INT8:
+            weight.dtype = ir.DataType.INT4
 
 
 def _name_after_contract(graph: ir.Model, contract: Signature) -> None:

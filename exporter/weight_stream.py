@@ -20,10 +20,11 @@ import torch
 from vlm_trt.bundle.alignment import aligned
 from vlm_trt.bundle.config import ModelConfig
 from vlm_trt.bundle.errors import UnsupportedError
-from vlm_trt.bundle.precision import DTYPE_BYTES, FLOATS, Precision
+from vlm_trt.bundle.precision import FLOATS, Precision, stored_bytes
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.layouts import Allocate, blocks
 from vlm_trt.exporter.modules.build import TORCH_DTYPES
+from vlm_trt.exporter.packed_weights import PackedWeight
 from vlm_trt.families.weights import Weight
 
 # Converted blocks that may wait for the disk.
@@ -45,12 +46,18 @@ def plan_weights(weights: Sequence[Weight], precision: Precision) -> tuple[tuple
     """The place of every weight, and the size of the file in bytes."""
     places, end = [], 0
     for weight in weights:
-        dtype = Precision.FP32.dtype if weight.full_precision else precision.dtype
-        length = prod(weight.shape) * DTYPE_BYTES[dtype]
+        dtype = _dtype(weight, precision)
+        length = stored_bytes(prod(weight.shape), dtype)
         offset = aligned(end, length)
         places.append(WeightPlace(weight.name, weight.shape, dtype, offset, length))
         end = offset + length
     return tuple(places), end
+
+
+def _dtype(weight: Weight, precision: Precision) -> str:
+    if isinstance(weight, PackedWeight):
+        return weight.dtype
+    return Precision.FP32.dtype if weight.full_precision else precision.dtype
 
 
 def stream_weights(
@@ -122,11 +129,15 @@ def converted(
 
 
 def _converted(block: torch.Tensor, weight: Weight, dtype: str, checkpoint: Checkpoint) -> torch.Tensor:
-    """The block in its final type, all of it finite."""
+    """The block in its final type, all of it finite; integers as they are."""
+    if not block.is_floating_point():
+        return block
     precision = next(p for p in FLOATS if p.dtype == dtype)
     values = block.to(TORCH_DTYPES[precision])
     # NaN propagates; isfinite is 50 times slower. Nothing that is not finite becomes finite by conversion.
     if values.numel() == 0 or torch.stack(torch.aminmax(values)).isfinite().all():
+        if isinstance(weight, PackedWeight):
+            _require_exact(block, values, weight, precision)
         return values
     for key in weight.keys:
         checkpoint.require_finite(key)
@@ -136,6 +147,19 @@ def _converted(block: torch.Tensor, weight: Weight, dtype: str, checkpoint: Chec
         f"{weight.keys[0]} holds {largest:.4g}, beyond {precision}'s {torch.finfo(values.dtype).max:.6g}; "
         f"export with {wider.get(precision, 'weights of an intact checkpoint')}"
     )
+
+
+def _require_exact(stored: torch.Tensor, values: torch.Tensor, weight: Weight, precision: Precision) -> None:
+    """
+    Raises:
+        UnsupportedError: the type does not hold what is stored, so that every weight would be another.
+    """
+    lost = values.to(stored.dtype) != stored
+    if lost.any():
+        raise UnsupportedError(
+            f"{weight.keys[0]} holds {float(stored[lost][0]):.9g}, which {precision} would round, and with it every "
+            "weight that it scales; export with --precision fp32, or with the type that the scales are stored in"
+        )
 
 
 class _Memory:

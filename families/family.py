@@ -8,6 +8,7 @@ from vlm_trt.bundle.errors import UnsupportedError
 from vlm_trt.bundle.reading import shown
 from vlm_trt.families.config_files import read_object
 from vlm_trt.families.contract import Family, Tokenizer
+from vlm_trt.families.packing import read_packing
 from vlm_trt.families.positions import PositionTable
 
 __all__ = ["Family", "PositionTable", "Tokenizer", "family", "family_of", "title_of"]
@@ -60,10 +61,11 @@ def family_of(checkpoint: Path) -> Family:
 
     Raises:
         CheckpointError: config.json is missing or damaged.
-        UnsupportedError: another model.
+        UnsupportedError: another model, or one that was quantized in a way that is not read.
     """
     path = checkpoint / "config.json"
     raw = read_object(path)
+    read_packing(checkpoint)
     # Conversions of Qwen-VL have lost the key; its `visual` section is like no other model's.
     model_type = raw.get("model_type", "qwen" if "visual" in raw else None)
     for known in _FAMILIES:

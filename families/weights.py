@@ -22,6 +22,11 @@ class Layout(StrEnum):
     QUERY_PROJECTION = "query_projection"  # input-independent resampler queries, projected once at export
     RESHAPE = "reshape"  # as stored, in another shape
     ROWS = "rows"  # a third of a packed [3·n, …] tensor (`part` 0, 1 or 2); then transposed if 2-D
+    # Of matrices that a checkpoint has in 4 bits (`exporter/packed_weights.py`); several are joined along the outputs:
+    INTEGERS = "integers"  # [in, out] less 8, the inputs of a group one after the other
+    SCALES = "scales"  # [blocks, out]
+    ZEROS = "zeros"  # [blocks, out] less 8
+    ORDER = "order"  # [in]: which input of the activation each row takes
 
 
 @dataclass(frozen=True)

@@ -26,21 +26,22 @@ _CACHE = ("past_key_values.", "present.")
 class InParts(CpuBackend):
     """The CPU, with sessions that note what they are asked to run and do it together, when told to."""
 
-    def __init__(self, rounded: bool, progress: Callable[[str], None]) -> None:
+    def __init__(self, rounded: bool, progress: Callable[[str], None], *, exact: bool = False) -> None:
         """
         Args:
             rounded: every value of half precision is rounded as a GPU does; bf16 graphs need it.
             progress: told which part is computed.
+            exact: as of `CpuBackend`.
         """
-        super().__init__()
+        super().__init__(exact=exact)
         self._rounded, self._progress = rounded, progress
         if rounded:
-            self.precisions = (*CpuBackend.precisions, Precision.BF16)
+            self.precisions = (*CpuBackend.precisions, Precision.BF16, Precision.PUBLISHED_INT4_BF16)
 
     def prepacks(self, graph: Path) -> bool:
         """Quantized weights alone, whose kernels need it: packed floats would be in memory twice."""
         precision = precision_of(graph)
-        return precision is not None and precision.quantization is not None
+        return precision is not None and precision.kind is not None
 
     def open(self, file: Path, engine: EngineEntry | None = None) -> "DeferredSession | OrtSession":  # type: ignore[override]
         if file.stem == Component.SAMPLER:  # which has no weights, and is run when it is asked

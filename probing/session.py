@@ -31,7 +31,7 @@ def as_stored(precision: Precision) -> CpuBackend:
 class Rounding(CpuBackend):
     """The CPU, rounding every value of half precision as a GPU does; bf16 graphs run, too."""
 
-    precisions = (*CpuBackend.precisions, Precision.BF16)
+    precisions = (*CpuBackend.precisions, Precision.BF16, Precision.PUBLISHED_INT4_BF16)
 
     def open(self, file: Path, engine: EngineEntry | None = None) -> OrtSession:
         model = ir.load(file)

@@ -42,7 +42,7 @@ def compare_with(
         UsageError: they are different models, or answer differently.
     """
     require_same_model(mine.choice, other)
-    judged = any(choice.precision.quantization is not None for choice in (mine.choice, other))
+    judged = any(choice.precision.kind is not None for choice in (mine.choice, other))
     label = f"{other.bundle.path} in {other.precision} on {other.backend.name}"
     sides = [_once(model, workload) for model in (mine.model, other.load())]
     agreement = (0.0 if judged else _AGREEMENT) if least is None else least
@@ -91,7 +91,7 @@ def compare_with_torch(mine: Mine, workload: Workload, pairs: int, count_bar: Ma
 
     baseline = TorchBaseline(mine.choice.bundle.manifest)
     theirs = partial(baseline.once, requests(mine.model, workload), workload.new_tokens)
-    agreement = 0.0 if mine.choice.precision.quantization is not None else _AGREEMENT
+    agreement = 0.0 if mine.choice.precision.kind is not None else _AGREEMENT
     label = "torch modules, eager, fp32"
     return _paired(label, workload, _once(mine.model, workload), theirs, pairs, agreement, count_bar)
 

@@ -38,7 +38,7 @@ class Generator:
         self.slots = SlotTable(engine.cache)
         self._pays = Pays()
         # Where activations are rounded to integers, sums in another order become other integers, and near ties turn.
-        self._may_draft = engine.precision.quantization is None
+        self._may_draft = engine.precision.kind is None
 
     def open(self, request: Request, clock: StageClock) -> Generation:
         """A sequence that waits. All that may be refused is refused here, before it takes any room.

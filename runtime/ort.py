@@ -18,7 +18,7 @@ from vlm_trt.bundle.errors import ResourceError, VlmTrtError
 from vlm_trt.bundle.host import available_bytes
 from vlm_trt.bundle.picture_memory import cpu_bytes, fitting_pixels
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.precision import PUBLISHED, Precision
 from vlm_trt.bundle.signature import ZERO_POINTS
 from vlm_trt.bundle.store import Bundle, precision_of
 from vlm_trt.runtime.backend import NUMPY_DTYPES, Array, Binding, StepShapes, bind_host, host_view
@@ -42,14 +42,22 @@ class CpuBackend:
     # bf16 graphs have no CPU kernels; fp16 graphs run, with weights up-cast.
     # Quantized ones are taken when asked for.
     precisions: tuple[Precision, ...] = (
-        *(Precision.FP32, Precision.FP16, Precision.INT8, Precision.INT8_WEIGHT, Precision.INT4),
+        *(Precision.FP32, Precision.FP16, Precision.PUBLISHED_INT4, Precision.PUBLISHED_INT4_FP16),
+        *(Precision.INT8, Precision.INT8_WEIGHT, Precision.INT4),
         *(Precision.INT8_FP16, Precision.INT8_WEIGHT_FP16, Precision.INT4_FP16, Precision.FP8, Precision.FP8_FP16),
     )
     steps = StepShapes.CLOSE
     overlaps = False  # both would want the same cores
     _held_bytes = 0  # what the largest run of pictures took: ONNX Runtime keeps it for the next
 
-    def __init__(self, threads: int | None = None, *, prepack: bool | None = None, grouped: bool | None = None) -> None:
+    def __init__(
+        self,
+        threads: int | None = None,
+        *,
+        prepack: bool | None = None,
+        grouped: bool | None = None,
+        exact: bool = False,
+    ) -> None:
         """
         Args:
             threads: compute threads; None: one per core that the process may use.
@@ -57,8 +65,10 @@ class CpuBackend:
                 faster vision, prefill and batches. None: only the weights of small graphs and of quantized ones, whose
                 kernels are tens of times slower without.
             grouped: attention as GroupQueryAttention, the same numbers in less time; None: that of large decoders.
+            exact: products with 4-bit weights take activations as they are. They are rounded to 8 bits by blocks
+                otherwise, which is faster, and far from what the graph says when it is to be shown equal to a model.
         """
-        self.threads, self._prepack, self._grouped = threads, prepack, grouped
+        self.threads, self._prepack, self._grouped, self.exact = threads, prepack, grouped, exact
 
     def packed(self, bundle: Bundle, graph: GraphEntry) -> PackedEntry | None:
         return None
@@ -119,6 +129,8 @@ class CpuBackend:
             options.intra_op_num_threads = self.threads
         if not self.prepacks(graph):
             options.add_session_config_entry("session.disable_prepacking", "1")
+        if self.exact or _multiplies_shifted(graph):
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if _rounds_activations(graph):
             multiply_8_bits_exactly(options)
         return options
@@ -128,7 +140,7 @@ class CpuBackend:
         if self._prepack is not None:
             return self._prepack
         precision = precision_of(graph)
-        if precision is not None and precision.quantization is not None:
+        if precision is not None and precision.kind is not None:
             return True
         return _weight_bytes(graph) < PREPACK_BELOW_BYTES
 
@@ -141,6 +153,13 @@ def _weight_bytes(graph: Path) -> int:
 def _rounds_activations(graph: Path) -> bool:
     """Whether it was made for products of 8 bits by 8 (`calibration/rewrite.py`)."""
     return graph.exists() and ZERO_POINTS.encode() in graph.read_bytes()
+
+
+def _multiplies_shifted(graph: Path) -> bool:
+    """Whether products of 4-bit weights without their zero points, which are taken away after, are large beside what
+    remains (`exporter/modules/packed.py`), so that rounded activations would show."""
+    precision = precision_of(graph)
+    return precision is not None and precision.kind == PUBLISHED and precision.floating is not Precision.FP32
 
 
 def _grouped(file: Path) -> bytes | None:

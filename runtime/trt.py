@@ -22,6 +22,7 @@ class TensorRtBackend:
 
     precisions: tuple[Precision, ...] = (
         *(Precision.FP16, Precision.BF16, Precision.FP32),
+        *(Precision.PUBLISHED_INT4_FP16, Precision.PUBLISHED_INT4_BF16),
         *(Precision.INT8_FP16, Precision.INT8_WEIGHT_FP16, Precision.INT4_FP16),
         *(Precision.FP8_FP16, Precision.FP8_BF16),
         *(Precision.INT8_BF16, Precision.INT8_WEIGHT_BF16, Precision.INT4_BF16),

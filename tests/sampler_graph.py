@@ -11,6 +11,7 @@ from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.exporter.graph_files import graph_file, graph_plan
+from vlm_trt.exporter.packed_weights import GraphWeights
 from vlm_trt.families.qwen_vl.config import read_config
 from vlm_trt.runtime.ort import CpuBackend
 from vlm_trt.runtime.sampling_run import SamplerRun
@@ -29,7 +30,7 @@ def model_of(vocab: int) -> ModelConfig:
 
 def graph_of(vocab: int) -> bytes:
     """The ONNX file."""
-    return graph_file(graph_plan(Component.SAMPLER, Precision.FP32, ()), model_of(vocab), LIMITS)
+    return graph_file(graph_plan(Component.SAMPLER, Precision.FP32, GraphWeights(())), model_of(vocab), LIMITS)
 
 
 def sampler_of(vocab: int, folder: Path, change: Callable[[onnx.ModelProto], None] = lambda _: None) -> SamplerRun:

@@ -20,6 +20,7 @@ from vlm_trt.bundle.progress import MakeBar, no_bar
 from vlm_trt.bundle.store import Bundle, how_to_make
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.exporter.graph_files import GraphPlan, graph_files, graph_plan
+from vlm_trt.exporter.packed_weights import GraphWeights, graph_weights
 from vlm_trt.exporter.references import require_references
 from vlm_trt.families.family import family_of
 from vlm_trt.families.weights import Weight
@@ -70,7 +71,7 @@ def audit(bundle: Bundle, precision: Precision, checkpoint: Checkpoint, byte_bar
     weight_map = kind.weight_map(model)
     checkpoint.check(weight_map)
     parts = [
-        _part(bundle, entry, tuple(one for one in weight_map.weights if one.component is entry.component))
+        _part(bundle, entry, graph_weights(weight_map.weights, entry.component, checkpoint, precision))
         for entry in bundle.manifest.graphs
         if entry.precision is precision
     ]
@@ -89,8 +90,8 @@ def audit(bundle: Bundle, precision: Precision, checkpoint: Checkpoint, byte_bar
     return found
 
 
-def _part(bundle: Bundle, entry: GraphEntry, weights: tuple[Weight, ...]) -> _Part:
-    return _Part(entry, weights, graph_plan(entry.component, entry.precision, weights), bundle.path)
+def _part(bundle: Bundle, entry: GraphEntry, own: GraphWeights) -> _Part:
+    return _Part(entry, own.weights, graph_plan(entry.component, entry.precision, own), bundle.path)
 
 
 def _weights(

@@ -28,7 +28,12 @@ Floats = NDArray[np.float32]
 
 
 def check_engine(
-    engine: Engine, family: Family, expected: Expected, label: str, progress: Callable[[str], None]
+    engine: Engine,
+    family: Family,
+    expected: Expected,
+    label: str,
+    progress: Callable[[str], None],
+    tolerance: Tolerance | None = None,
 ) -> Iterator[Outcome]:
     """Every check, in the order data flows: each graph on what the one before it made.
 
@@ -38,8 +43,9 @@ def check_engine(
         expected: what it is compared with.
         label: follows the name of each passage in what is said.
         progress: told what runs now.
+        tolerance: how far it may be off; None: as far as graphs of its precision.
     """
-    tolerance, trial = tolerance_of(engine.precision), Trial(engine, family)
+    tolerance, trial = tolerance or tolerance_of(engine.precision), Trial(engine, family)
     progress(f"pictures{label}")
     runs = list(trial.vision(expected.pictures, vision_runs(engine.limits.max_images, expected.pictures)))
     yield check_vision(runs, expected, label, tolerance)

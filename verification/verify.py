@@ -26,7 +26,7 @@ from vlm_trt.runtime.ort import CpuBackend
 from vlm_trt.verification.asked import asked
 from vlm_trt.verification.checks import check_engine
 from vlm_trt.verification.expected import Truth, expect
-from vlm_trt.verification.figures import Figures
+from vlm_trt.verification.figures import AS_ROUNDED, Figures, Tolerance
 from vlm_trt.verification.graph_reference import GraphReference
 from vlm_trt.verification.identity import checkpoint_of
 from vlm_trt.verification.memory import require_memory, runs_in_parts
@@ -112,7 +112,8 @@ def verify(
         progress(f"load the {chosen} {what} on {backend.name}{label}")
         # What was compared as it is stored already; large graphs are not worth another quarter of an hour.
         shown = expected.of_one_picture() if at and isinstance(one, InParts) else expected
-        outcomes += check_engine(open_engine(bundle, chosen, one), members, shown, label, progress)
+        engine, tolerance = open_engine(bundle, chosen, one), _tolerance(chosen, one)
+        outcomes += check_engine(engine, members, shown, label, progress, tolerance)
         outcomes += _form(bundle, chosen, one)
     report = _report(chosen, backend.name, outcomes, started)
     _publish(bundle, report, engines)
@@ -121,17 +122,27 @@ def verify(
 
 def _backends(backend: Backend, bundle: Bundle, precision: Precision, progress: Progress) -> dict[str, Backend]:
     """What has to hold for what, by a label: on the CPU half precision as it is stored, which is what a GPU makes of
-    the graphs, and as it runs here, where few values are rounded. Large graphs are run in parts.
+    the graphs, and as it runs here, where few values are rounded; products with a checkpoint's own 4-bit weights exact,
+    and as they run here. Large graphs are run in parts.
     """
     if not isinstance(backend, CpuBackend):
         return {"": backend}
     in_parts = runs_in_parts(family(bundle.manifest.model.family), bundle.manifest.model)
     here: Backend = InParts(False, progress) if in_parts else CpuBackend()
+    if precision is Precision.PUBLISHED_INT4:
+        exact: Backend = InParts(False, progress, exact=True) if in_parts else CpuBackend(exact=True)
+        return {" in exact products": exact, "": here}
     if precision.dtype == "float32":
         return {"": here}
     stored: Backend = InParts(True, progress) if in_parts else Rounding()
     runs_here = {"": here} if precision in CpuBackend.precisions else {}
     return {" rounded as stored": stored, **runs_here}
+
+
+def _tolerance(precision: Precision, backend: Backend) -> Tolerance | None:
+    """How far what runs there may be off, where that is not what is usual for the precision."""
+    rounds = precision is Precision.PUBLISHED_INT4 and isinstance(backend, CpuBackend) and not backend.exact
+    return AS_ROUNDED if rounds else None
 
 
 def _form(bundle: Bundle, precision: Precision, backend: Backend) -> list[Outcome]:

@@ -22,6 +22,7 @@ from vlm_trt.verification.calculated import CALCULATED, may_be
 _READ_AT_ONCE = 8 << 20
 # Each holds a matrix and 8 MiB blocks; more do not help, since reading two files is the most of it.
 _THREADS = 4
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a value
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,15 @@ class _Unlike:
         """The next values, and the bytes that should be theirs."""
         expected, found = right.view(torch.uint8).numpy(), mine
         if not np.array_equal(_words(expected), _words(found)):
-            integer = np.int16 if right.element_size() == 2 else np.int32
-            differing = np.flatnonzero(expected.view(integer) != found.view(integer))
+            one, other = _numbers(expected, right.dtype), _numbers(found, right.dtype)
+            bits = _BITS[one.element_size()]
+            differing = np.flatnonzero((one.view(bits) != other.view(bits)).numpy())
             if self.count == 0:
                 at, self.dtype = int(differing[0]), right.dtype
                 self.first = self._seen + at
-                self.right, self.mine = float(right[at]), float(torch.from_numpy(found).view(right.dtype)[at])
+                self.right, self.mine = float(one[at]), float(other[at])
             self.count += differing.size
-        self._seen += right.numel()
+        self._seen += right.numel() * (2 if right.dtype is torch.uint8 else 1)
 
 
 class _Reader:
@@ -157,6 +159,14 @@ class _Reader:
         if self._memory.numel() < needed:
             self._memory = torch.empty(needed, dtype=torch.uint8)
         return self._memory[:needed].view(dtype).view(shape)
+
+
+def _numbers(data: NDArray[np.uint8], dtype: torch.dtype) -> torch.Tensor:
+    """Those that the bytes hold: of 4 bits two each."""
+    if dtype is not torch.uint8:
+        return torch.from_numpy(data).view(dtype)
+    halves = np.stack((data & 15, data >> 4), axis=-1).reshape(-1)
+    return torch.from_numpy((halves ^ 8).astype(np.int8) - np.int8(8))
 
 
 def _words(data: NDArray[np.uint8]) -> NDArray[np.int64] | NDArray[np.uint8]:

@@ -27,6 +27,7 @@ from vlm_trt.calibration.quantize import quantize
 from vlm_trt.calibration.recipe import read_recipe
 from vlm_trt.exporter.export import Choices, export
 from vlm_trt.exporter.graph_files import graph_file, graph_plan
+from vlm_trt.exporter.packed_weights import GraphWeights
 from vlm_trt.families.family import family_of
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +82,7 @@ def graphs(folder: Path, size: str, precisions: Sequence[Precision]) -> None:
         for component in model.components:
             print(f"{size}: trace {component} ({precision}) ...", file=sys.stderr, flush=True)
             own = [one for one in kind.weight_map(model).weights if one.component is component]
-            plan = graph_plan(component, precision, own)
+            plan = graph_plan(component, precision, GraphWeights(tuple(own)))
             target = folder / precision / graph_path(component, precision)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(graph_file(plan, model, LIMITS[size]))

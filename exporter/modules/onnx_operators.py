@@ -1,4 +1,4 @@
-"""Five ONNX operators as torch operators: eager mode computes them, tracing writes exactly one node for each.
+"""Six ONNX operators as torch operators: eager mode computes them, tracing writes exactly one node for each.
 
 torch has no operator that becomes `TensorScatter`, and its own translations of the others write several nodes.
 Source: ONNX operator specification, opset 24.
@@ -57,6 +57,16 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     return torch.gather(x, 1, index.expand(-1, -1, x.shape[-1]))
 
 
+@torch.library.custom_op("vlm_trt::dequantize_linear", mutates_args=())
+def dequantize_linear(integers: Tensor, scale: Tensor, zeros: Tensor | None, block: int) -> Tensor:
+    """(integers − zeros) · scale, each row of scale and zeros for `block` rows of integers.
+
+    Shapes: integers [inputs, outputs] int8 with values −8…7, scale and zeros [inputs/block, outputs].
+    """
+    shifted = integers if zeros is None else integers - zeros.repeat_interleave(block, dim=0)
+    return shifted.to(scale.dtype) * scale.repeat_interleave(block, dim=0)
+
+
 @rms_normalization.register_fake
 def _(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return torch.empty_like(x)
@@ -82,6 +92,11 @@ def _(x: Tensor, index: Tensor) -> Tensor:
     return x.new_empty(*index.shape[:-1], x.shape[-1])
 
 
+@dequantize_linear.register_fake
+def _(integers: Tensor, scale: Tensor, zeros: Tensor | None, block: int) -> Tensor:
+    return torch.empty_like(integers, dtype=scale.dtype)
+
+
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For `torch.onnx.export(custom_translation_table=…)`."""
     from onnxscript.onnx_opset import opset24 as op  # tracing needs it; computing, as verification does, does not
@@ -103,6 +118,9 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     def write_gather_rows(x: Any, index: Any) -> Any:
         return op.GatherND(x, index, batch_dims=1)
 
+    def write_dequantize_linear(integers: Any, scale: Any, zeros: Any, block: int) -> Any:
+        return op.DequantizeLinear(integers, scale, zeros, axis=0, block_size=block)
+
     ours = torch.ops.vlm_trt
     return {
         ours.rms_normalization.default: write_rms_normalization,
@@ -110,4 +128,5 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         ours.tensor_scatter.default: write_tensor_scatter,
         ours.attention.default: write_attention,
         ours.gather_rows.default: write_gather_rows,
+        ours.dequantize_linear.default: write_dequantize_linear,
     }

@@ -22,7 +22,7 @@ from vlm_trt.families.published.generation import generation_defaults
 from vlm_trt.families.published.keys import QWEN2, QWEN2_RENAMES
 from vlm_trt.families.published.llama import llama_rows
 from vlm_trt.families.published.pictures import any_size_rule
-from vlm_trt.families.published.sections import Section
+from vlm_trt.families.published.sections import QUANTIZATION, Section
 from vlm_trt.families.weights import Layout, Rows, WeightMap, gathered
 
 NORM_EPS = 1e-6  # of the tower and the merger; the configs do not say it
@@ -69,7 +69,7 @@ def sections_of(path: Path, kind: str) -> Sections:
         text.accept("image_token_id", *_OTHER_TOKENS)
     else:
         whole.accept("text_config")
-    whole.accept(*_OTHER_TOKENS)
+    whole.accept(*_OTHER_TOKENS, QUANTIZATION)
     return Sections(whole, text, whole.part("vision_config", f"{kind}_vision"))
 
 

@@ -25,6 +25,9 @@ ACTIVATIONS = {
     "quick_gelu": Activation.QUICK_GELU,
 }
 
+# Of a checkpoint that is quantized as it is published; `families/packing.py` reads it.
+QUANTIZATION = "quantization_config"
+
 
 class Section(Fields):
     """Reading a key makes it known; `close` refuses the others."""
@@ -147,4 +150,6 @@ def read_section(path: Path, model_type: str) -> Section:
         CheckpointError: it is missing or damaged.
     """
     defaults = {"model_type": model_type, **CLASS_DEFAULTS[model_type]}
-    return Section(read_object(path), origin_of(path), defaults=defaults)
+    found = Section(read_object(path), origin_of(path), defaults=defaults)
+    found.accept(QUANTIZATION)
+    return found

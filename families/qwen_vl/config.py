@@ -45,7 +45,7 @@ _REQUIRED: dict[str, Any] = {
 _USED = {
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "kv_channels", "intermediate_size",
     "layer_norm_epsilon", "max_position_embeddings", "seq_length", "rotary_emb_base", "use_dynamic_ntk",
-    "use_logn_attn", "visual",
+    "use_logn_attn", "visual", "quantization_config",
 }  # fmt: skip
 # Training, storage and implementation choices: they change no output in fp32.
 _HARMLESS = {

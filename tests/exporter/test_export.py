@@ -29,6 +29,7 @@ from vlm_trt.bundle.signature import signature
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.exporter import graph_files
 from vlm_trt.exporter.export import Choices, export
+from vlm_trt.exporter.packed_weights import GraphWeights
 from vlm_trt.exporter.weight_stream import WeightPlace
 
 CHECKPOINT = GOLDEN / "image-224" / "checkpoint"
@@ -112,7 +113,7 @@ def test_an_end_within_a_file_is_an_end_too() -> None:
     ours, theirs = multiprocessing.Pipe(duplex=False)
     os.write(theirs.fileno(), struct.pack("!i", 1000) + b"half")
     theirs.close()
-    plan = graph_files.graph_plan(Component.RESAMPLER, Precision.FP16, ())
+    plan = graph_files.graph_plan(Component.RESAMPLER, Precision.FP16, GraphWeights(()))
     process = multiprocessing.get_context("spawn").Process()
     process.start()
     process.join()

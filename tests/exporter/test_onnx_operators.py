@@ -12,11 +12,14 @@ def heads(*shape: int) -> torch.Tensor:
     return torch.randn(batch, seq, count, dim).transpose(1, 2)
 
 
+INTEGERS = torch.randint(-8, 8, (32, 8), dtype=torch.int8)
 CALLS = {
     "rms_normalization": (torch.randn(2, 5, 8), torch.randn(8), 1e-6),
     "rotary_embedding": (heads(2, 4, 5, 8), torch.randn(2, 5, 4), torch.randn(2, 5, 4)),
     "tensor_scatter": (torch.zeros(2, 4, 16, 8), heads(2, 4, 5, 8), torch.tensor([0, 3])),
     "attention": (heads(2, 4, 5, 8), heads(2, 4, 16, 8), heads(2, 4, 16, 8), torch.ones(2, 1, 5, 16) > 0, 0.3),
+    "dequantize_linear": (INTEGERS, torch.rand(2, 8), torch.randint(-8, 8, (2, 8), dtype=torch.int8), 16),
+    "dequantize_linear, without zero points": (INTEGERS, torch.rand(2, 8).half(), None, 16),
     "attention, fewer keys": (heads(2, 4, 5, 8), heads(2, 2, 16, 8), heads(2, 2, 16, 8), None, 0.3),
 }
 

@@ -103,7 +103,7 @@ def test_sections_that_are_not_there_are_the_classes_own(tmp_path: Path) -> None
         ({"text_config.vocab_size": "320"}, CheckpointError, "text_config.vocab_size is '320', not a whole number"),
         ({"text_config": 3}, CheckpointError, "text_config is 3, not an object"),
         ({"text_config.qk_norm": True, "depth": 2}, UnsupportedError, "unknown key 'depth' and 1 more; it may change"),
-        ({"quantization_config": {"bits": 4}}, UnsupportedError, "quantization_config is {'bits': 4}; only None is"),
+        ({"text_config.quantization_config": {"bits": 4}}, UnsupportedError, "quantization_config is {'bits': 4}"),
         ({"text_config.pruned_heads": {"0": [1]}}, UnsupportedError, "text_config.pruned_heads is .*; only {} is"),
         ({"vision_config.num_channels": 1}, UnsupportedError, "vision_config.num_channels is 1; only 3 is supported"),
         ({"vision_config.image_size": 4}, CheckpointError, "image_size is 4, less than patch_size 8"),

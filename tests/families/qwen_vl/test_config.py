@@ -15,7 +15,7 @@ from vlm_trt.families.qwen_vl.config import read_config
     [
         ({"model_type": "llama"}, UnsupportedError, "model_type is 'llama'; this version exports Qwen-VL"),
         ({"visual": None}, UnsupportedError, "there is no visual section"),
-        ({"quantization_config": {"bits": 4}}, UnsupportedError, "unknown key 'quantization_config'"),
+        ({"quantization_config": {"bits": 4}}, CheckpointError, "quantization_config.quant_method is missing"),
         ({"visual_window": 3}, UnsupportedError, "unknown key 'visual.window'"),
         ({"rotary_pct": 0.5}, UnsupportedError, "rotary_pct is 0.5; only 1.0 is supported"),
         ({"tie_word_embeddings": True}, UnsupportedError, "tie_word_embeddings is True; only False"),
