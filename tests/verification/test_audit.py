@@ -26,7 +26,7 @@ from vlm_trt.probing.audit import Audit
 from vlm_trt.probing.widen import widen
 from vlm_trt.verification.audit import audit
 
-VISION, RESAMPLER, DECODER, SAMPLER = Component
+VISION, RESAMPLER, DECODER, _, SAMPLER = Component
 FP32, FP16, BF16 = Precision.FP32, Precision.FP16, Precision.BF16
 CHECKPOINT = GOLDEN / "ntk-256" / "checkpoint"
 Copied = Callable[..., Path]
