@@ -30,7 +30,6 @@ INT4 = """kind = "int4"
 max_drop = 1
 block = 128
 [layers]
-"decoder.lm_head" = "int8-weight"
 "vision_encoder.*" = "int8-weight"
 "resampler.*" = "int8-weight"
 """

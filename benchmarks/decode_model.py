@@ -11,7 +11,7 @@ from benchmarks.make_checkpoint import write_configs
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.precision import DTYPE_BYTES, Precision
-from vlm_trt.commands.plan import weight_bytes
+from vlm_trt.commands.weight_sizes import weight_bytes
 from vlm_trt.engines.gpus import Gpu, gpu_named
 from vlm_trt.engines.plan import Plan, plan
 from vlm_trt.families.qwen_vl.config import read_config

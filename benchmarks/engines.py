@@ -14,13 +14,11 @@ so that all do the same work; torch alone follows its own. Choosing the likelies
 
 import argparse
 import json
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -39,9 +37,6 @@ from benchmarks.stages import PROMPT_TOKENS, exported, progress
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.calibration.prepare import Choices
-from vlm_trt.calibration.quantize import quantize
-from vlm_trt.calibration.recipe import read_recipe
 from vlm_trt.exporter.checkpoint import Checkpoint
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import Prompt, PromptShape
@@ -82,7 +77,6 @@ class Work:
     """What every engine is given."""
 
     bundle: Bundle
-    with_4_bit_head: Bundle
     prompt: list[int]
     forced: list[int]
     threads: int
@@ -124,28 +118,16 @@ def prepared(arguments: argparse.Namespace) -> tuple[Work, "Ours"]:
     torch.set_num_threads(threads)
     bundle, checkpoint = exported(folder, arguments.size, 1024)
     quantized(bundle.path, folder)
-    bundle, head = Bundle.open(bundle.path), with_4_bit_head(bundle.path, folder / f"bundle-{arguments.size}-head")
+    bundle = Bundle.open(bundle.path)
     baseline = Ours(bundle, Precision.FP32, CpuBackend(threads))
     prompt = np.random.default_rng(0).integers(1000, 100_000, PROMPT_TOKENS).tolist()
     theirs = folder / f"engines-{arguments.size}"
-    work = Work(bundle, head, prompt, greedy(baseline, prompt), threads, arguments.python, theirs)
+    work = Work(bundle, prompt, greedy(baseline, prompt), threads, arguments.python, theirs)
     if not (theirs / "qwen2").exists():
         write_qwen2(theirs / "qwen2", Checkpoint(checkpoint), bundle.manifest.model.decoder)
     given = {"prompt": prompt, "forced": work.forced, "threads": threads}
     (theirs / "prompt.json").write_text(json.dumps(given))
     return work, baseline
-
-
-def with_4_bit_head(bundle: Path, target: Path) -> Bundle:
-    """The same graphs, those in int4 with 4 bits in the head over the vocabulary too."""
-    if not target.exists():
-        progress("quantize int4 with a head of 4 bits")
-        shutil.copytree(bundle, target, copy_function=os.link)
-        recipe = read_recipe("int4")
-        layers = {pattern: kind for pattern, kind in recipe.layers.items() if pattern != "decoder.lm_head"}
-        samples = str(bundle.parent / "samples" / "samples.jsonl")
-        quantize(target, Choices(replace(recipe, layers=layers), samples=samples, force=True), None, say=progress)
-    return Bundle.open(target)
 
 
 class Ours:
@@ -177,10 +159,9 @@ def contenders(work: Work) -> Iterator[tuple[str, Opened]]:
     """Names, and what opens each."""
     backend = CpuBackend(work.threads)
     packed = CpuBackend(work.threads, prepack=True)
-    yield "ours, fp32 packed", partial(our_run, work, work.bundle, Precision.FP32, packed)
+    yield "ours, fp32 packed", partial(our_run, work, Precision.FP32, packed)
     for precision in (Precision.INT8, Precision.INT8_WEIGHT, Precision.INT4):
-        yield f"ours, {precision}", partial(our_run, work, work.bundle, precision, backend)
-    yield "ours, int4 in the head too", partial(our_run, work, work.with_4_bit_head, Precision.INT4, backend)
+        yield f"ours, {precision}", partial(our_run, work, precision, backend)
     yield "torch, eager", partial(torch_run, work, compiled=False)
     yield "torch, compiled", partial(torch_run, work, compiled=True)
     for engine, variant in OTHERS:
@@ -188,8 +169,8 @@ def contenders(work: Work) -> Iterator[tuple[str, Opened]]:
 
 
 @contextmanager
-def our_run(work: Work, bundle: Bundle, precision: Precision, backend: CpuBackend) -> Iterator[tuple[Once, Said]]:
-    decoder = Ours(bundle, precision, backend)
+def our_run(work: Work, precision: Precision, backend: CpuBackend) -> Iterator[tuple[Once, Said]]:
+    decoder = Ours(work.bundle, precision, backend)
     yield lambda: run(decoder, work.prompt, work.forced), {}
 
 

@@ -38,7 +38,6 @@ observer = "max"
 max_drop = 1
 observer = "max"
 [layers]
-"decoder.lm_head" = "int8-weight"
 "vision_encoder.*" = "int8"
 "resampler.*" = "int8"
 """,

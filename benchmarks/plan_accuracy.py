@@ -16,7 +16,7 @@ from benchmarks.make_checkpoint import SIZES, write_checkpoint
 from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.commands.plan import weight_bytes
+from vlm_trt.commands.weight_sizes import weight_bytes
 from vlm_trt.engines.plan import Stage, plan
 from vlm_trt.runtime.environment import environment
 

@@ -5,31 +5,26 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import click
 
-from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig, require_limits, usual_limits, within
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.bundle.picture_rules import AnySize
-from vlm_trt.bundle.precision import DTYPE_BYTES, FLOATS, PUBLISHED, Precision
+from vlm_trt.bundle.precision import FLOATS, PUBLISHED, Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
 from vlm_trt.commands.terminal import say, size, table
+from vlm_trt.commands.weight_sizes import weight_bytes
 from vlm_trt.engines.gpus import GPUS, Gpu, gpu_named
 from vlm_trt.engines.plan import GIB, Machine, Plan, Stage, plan, require_fit, shortfalls
 from vlm_trt.exporter.hub import checkpoint_folder
 from vlm_trt.families.family import family, family_of
 from vlm_trt.families.packing import read_packing
-from vlm_trt.families.weights import Weight
 from vlm_trt.verification.memory import verification_needs
 
-_INT4_BLOCK = 128  # inputs that share a scale in the shipped recipe
 _EACH_BATCH = 32  # up to here every number of sequences is tried, above halves
 
 
@@ -166,31 +161,6 @@ def _fits(stages: Sequence[Stage], machine: Machine) -> str:
     more = ["--for build asks of building engines"] if Stage.BUILD not in stages else []
     more += ["--target NAME of a GPU to run on"] if Stage.RUN not in stages else []
     return f"{'; '.join(parts) or 'exported and verified already'}" + (f" ({', '.join(more)})" if more else "")
-
-
-@cache
-def weight_bytes(model: ModelConfig, precision: Precision) -> Mapping[Component, int]:
-    """Bytes of each graph's weights, quantized as the shipped recipe of that kind does it."""
-    found, decoder = dict.fromkeys(model.components, 0), model.decoder
-    for weight in family(model.family).weight_map(model).weights:
-        table = weight.component is Component.DECODER and weight.name == "embedding.weight"
-        found[weight.component] += decoder.table_bytes(precision) if table else _bytes_of(weight, precision)
-    if decoder.tied_head and precision.quantization is not None:  # a matrix of its own then
-        found[Component.DECODER] += decoder.vocab_size * (decoder.hidden + DTYPE_BYTES[precision.dtype])
-    return MappingProxyType(found)
-
-
-def _bytes_of(weight: Weight, precision: Precision) -> int:
-    """One weight: of a matrix, integers and their scales."""
-    values, size = prod(weight.shape), 4 if weight.full_precision else DTYPE_BYTES[precision.dtype]
-    matrix = len(weight.shape) == 2 and weight.name.endswith(".weight")
-    layer = weight.component is Component.DECODER and weight.name != "lm_head.weight"
-    if matrix and layer and precision.kind in ("int4", PUBLISHED):
-        return values // 2 + values // _INT4_BLOCK * size
-    if precision.quantization is None or not matrix:
-        return values * size
-    outputs = weight.shape[0] if weight.name == "lm_head.weight" else weight.shape[1]
-    return values + outputs * size
 
 
 def _alternatives(asked: Asked, precision: Precision) -> Iterator[tuple[str, Plan]]:

@@ -12,8 +12,8 @@ import click
 from vlm_trt.bundle.errors import IncompatibleError, ResourceError, UsageError
 from vlm_trt.bundle.host import available_bytes, query_gpus
 from vlm_trt.bundle.installation import how_to_install
-from vlm_trt.commands.plan import weight_bytes
 from vlm_trt.commands.terminal import printable, say, size
+from vlm_trt.commands.weight_sizes import weight_bytes
 from vlm_trt.engines.plan import DEVICE_BASE_BYTES, Plan, plan
 from vlm_trt.runtime.choice import Choice, choose
 

@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.gpu.steps import Found
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.precision import DTYPE_BYTES
-from vlm_trt.commands.plan import weight_bytes
+from vlm_trt.commands.weight_sizes import weight_bytes
 from vlm_trt.families.family import family
 from vlm_trt.families.messages import PromptShape
 from vlm_trt.runtime.engine import Engine

@@ -19,7 +19,7 @@ from vlm_trt.bundle.config import ModelConfig, usual_limits
 from vlm_trt.bundle.errors import ResourceError, UsageError
 from vlm_trt.bundle.parts import OpenClipTower, ResamplerConnector
 from vlm_trt.bundle.precision import Precision
-from vlm_trt.commands.plan import weight_bytes
+from vlm_trt.commands.weight_sizes import weight_bytes
 from vlm_trt.engines.gpus import GPUS, capability, gpu_named
 from vlm_trt.engines.plan import GIB, Machine, Plan, Stage, plan, require_fit, shortfalls
 from vlm_trt.families.qwen_vl.config import read_config
@@ -206,11 +206,11 @@ def test_a_folder_that_is_neither(tmp_path: Path) -> None:
 
 
 def test_quantized_weights_are_counted_as_the_recipes_make_them(official: ModelConfig) -> None:
-    """8 bits: half of fp16 but for the embeddings; 4 bits: the decoder's matrices are an eighth, with scales."""
+    """8 bits: half of fp16 but for the embeddings; 4 bits: a quarter of the decoder's matrices, its head too."""
     half, eight, four = (plan_of(official, one) for one in (Precision.FP16, Precision.INT8_FP16, Precision.INT4_FP16))
     embeddings = 2 * 151936 * 4096
     assert eight.weights == pytest.approx(embeddings + (half.weights - embeddings) / 2, rel=0.01)
-    matrices = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    matrices = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008) + 151936 * 4096
     assert eight.weights - four.weights == pytest.approx(matrices * (1 / 2 - 2 / 128), rel=0.01)
     assert four.kv_bytes == half.kv_bytes
 
