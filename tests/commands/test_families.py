@@ -34,7 +34,8 @@ def of_16_numbers(config: dict[str, Any]) -> None:
 def four_heads(config: dict[str, Any]) -> None:
     parts = config["config"]
     parts["text"] |= {"dim": 256, "n_heads": 4, "n_kv_heads": 4}
-    parts["vision"]["proj_out_dim"] = parts["region"]["dim"] = 256
+    parts["vision"] |= {"enc_dim": 64, "enc_n_heads": 4, "enc_n_layers": 3, "proj_out_dim": 256}
+    parts["region"]["dim"] = 256
 
 
 # Heads of the golden SmolVLM2 have 10 numbers, of the published ones 64. Where every head has keys of its own, TensorRT
