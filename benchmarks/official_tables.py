@@ -39,8 +39,8 @@ def _cpu(results: list[dict[str, Any]]) -> Iterator[str]:
     yield "Random weights of the published shape, exported in fp32 and quantized without samples; one picture of"
     yield "640×480 and 32 tokens of text, two cores; memory without mapped files; *prepared* is a large JPEG until the"
     yield "tower can take it. Qwen2.5-VL 7B and Moondream 2 alone have embeddings in 8 bits, as all have by now, and"
-    yield "ran on processors with VNNI; Moondream 2 alone has 4 bits in the head of int4. Other work ran beside LLaVA and"
-    yield "PaliGemma 2 3B, so their times are not the least there are"
+    yield "ran on processors with VNNI; Moondream 2 alone has 4 bits in the head of int4. Other work ran beside"
+    yield "LLaVA and PaliGemma 2 3B, so their times are not the least there are"
     yield "(`python -m benchmarks.official_shapes FOLDER SHAPE --engines`):"
     yield ""
     yield from _head(_CPU)
