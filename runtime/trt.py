@@ -43,8 +43,8 @@ class TensorRtBackend:
         assert engine is not None
         self._plans.try_out(file, engine.plan.sha256, self._gpu.description)
         plan = self._plans.load(np.memmap(file, np.uint8, "r").data, str(file), engine.plan.sha256)
-        decodes = engine.component in (Component.DECODER, Component.SAMPLER)
-        stream = self._decoding if decodes else self._seeing
+        sees = engine.component in (Component.VISION_ENCODER, Component.RESAMPLER)
+        stream = self._seeing if sees else self._decoding
         return EngineSession(self._memory, plan, engine.profiles, stream, str(engine.component))
 
     def packed(self, bundle: Bundle, graph: GraphEntry) -> PackedEntry | None:

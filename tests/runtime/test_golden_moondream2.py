@@ -10,6 +10,7 @@ from PIL import Image as PillowImage
 
 from tests.conftest import arrays
 from tests.golden_families import FOLDER
+from tests.host_engines import add_engines, host_backend
 from tests.recorded import relative
 from vlm_trt.bundle.errors import UnsupportedError, UsageError
 from vlm_trt.bundle.precision import Precision
@@ -159,3 +160,20 @@ def test_places_have_no_log_probabilities(model: VisionLanguageModel) -> None:
     request = model.request(prompt_of(model, "detect: cat", "detect"), top_logprobs=2)
     with pytest.raises(UsageError, match="places are no tokens: they have no log-probabilities and no grammar"):
         model.scheduler.submit(request, StageClock())
+
+
+def test_places_through_engines_are_those_of_the_graphs(copied: Callable[..., Path]) -> None:
+    """Two sequences of places and one in words, decoded together by TensorRT's side of the runtime."""
+    path = copied("moondream2")
+    add_engines(path)
+    opened = Bundle.open(path)
+    kind = family("moondream2")
+    tokenizer = kind.load_tokenizer(path / opened.manifest.tokenizer.path, opened.manifest.model)
+    said = []
+    for backend in (CpuBackend(threads=1), host_backend()):
+        own = VisionLanguageModel(opened.manifest, open_engine(opened, Precision.FP32, backend), kind, tokenizer)
+        texts = ("detect: cat", "point: dog", "What is this?")
+        asked = [[Message("user", [Image(PICTURE), text])] for text in texts]
+        answers = own.generate_batch(asked, Options(greedy=True, max_new_tokens=9))
+        said.append([(one.text, one.ids) for one in answers])
+    assert said[0] == said[1] and all(text for text, _ in said[0][:2])
