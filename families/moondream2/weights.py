@@ -29,14 +29,16 @@ RENAMES = (
     (r"^region_model\.", _REGION),
 )
 
+# Buffers that its code computes, where somebody has stored them.
+_BUFFERS = ("*.freqs_cis", "*.attn_mask", "*.kv_cache.*")
+
 
 def weight_map(model: ModelConfig) -> WeightMap:
     """Every weight of the graphs, in the order the forward pass uses them, and every expected key."""
     connector = model.connector
     assert isinstance(connector, PoolingConnector) and model.region is not None
-    return gathered(
-        _tower(model.crops), _connector(connector), _decoder(model.decoder), _region(model.region), renames=RENAMES
-    )
+    parts = _tower(model.crops), _connector(connector), _decoder(model.decoder), _region(model.region)
+    return gathered(*parts, ignored=_BUFFERS, renames=RENAMES)
 
 
 def _tower(tower: CropTower) -> Rows:
