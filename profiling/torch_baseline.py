@@ -92,13 +92,14 @@ class TorchBaseline:
         if prompt.images:
             self._encode(asked[0], clock)
         ids, tokens = [], []
-        total = len(prompt.ids) + new_tokens
+        total, suppressed = len(prompt.ids) + new_tokens, list(self._model.generation.suppressed_ids)
         table = self._family.position_table(self._model.decoder, prompt.shape, total)
         with clock.stage("prefill"):
             self._decoder.begin(self._flat, table, total)
             logits = self._decoder.step(prompt.ids, prompt.image_rows(), 0)
         for at in range(new_tokens):
             with clock.stage("sampling"):
+                logits[suppressed] = -np.inf
                 ids.append(int(logits.argmax()))
             tokens.append(perf_counter() - began)
             if at + 1 < new_tokens:

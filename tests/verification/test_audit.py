@@ -255,7 +255,7 @@ def test_a_failed_audit_is_a_failed_verification(copied: Copied, capsys: pytest.
     path = copied("ntk-256", "fp16")
     change_weight(path, DECODER, FP16, "layers.1.mlp.up.weight", scaled(1.01))
     with pytest.raises(VerificationError, match=r"Their files hold something else than an export writes; .* --force$"):
-        run(path, None, "fp16", "cpu", None, None, as_json=False)
+        run(path, None, (), "fp16", "cpu", None, None, as_json=False)
     printed = capsys.readouterr().out
     assert "audit: 61 weights, 1.99 MB, not as they should be; 259 constants" in printed
     assert "FAILED audit: layers.1.mlp.up.weight is not what transformer.h.1.mlp.w1.weight become" in printed
