@@ -9,7 +9,7 @@ class DecoderOutputs:
     """Memory where the backend computes, by the names of the graph's outputs."""
 
     def __init__(self, backend: Backend, model: ModelConfig, max_batch: int) -> None:
-        self._backend, self._max_batch = backend, max_batch
+        self._backend = backend
         self._widths = {"logits": model.decoder.vocab_size}
         if model.region is not None:
             self._widths["hidden_states"] = model.decoder.hidden

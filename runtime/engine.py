@@ -108,7 +108,7 @@ class Engine:
         images = vision_features.shape[0]
         features = self.features(images, vision_features.shape[1]) if features is None else features
         outputs = {"image_features": features.rows(first, images)}
-        kept = contiguous(of_connector(stacked(pictures), self.model))
+        kept = contiguous(stacked([of_connector(one, self.model) for one in pictures]))
         inputs = {"vision_features": vision_features.rows(0, images), **bind_all(kept)}
         self.sessions[Component.RESAMPLER].run(inputs, outputs)
         return features

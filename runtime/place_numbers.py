@@ -2,6 +2,8 @@
 
 from collections.abc import Collection
 
+import numpy as np
+
 from vlm_trt.runtime.choose import greedy_token
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.generation import Generation
@@ -15,6 +17,8 @@ def read_number(engine: Engine, sequence: Generation, stop_ids: Collection[int])
         engine: whose slot holds the sequence.
         sequence: an answer of places.
         stop_ids: that say, between two places, that there is no other one.
+    Raises:
+        NotFiniteError: the decoder's hidden state, or what it says, is not finite.
     """
     locator, slot, request = sequence.locator, sequence.place, sequence.request
     assert locator is not None and engine.region is not None
@@ -28,7 +32,10 @@ def read_number(engine: Engine, sequence: Generation, stop_ids: Collection[int])
     enough = locator.may_end() and len(locator.places) >= MOST_PLACES
     if full or enough or said >= request.max_new_tokens:
         return "length"
-    sequence.text += locator.take(engine.region.said(engine.outputs.hidden_of(slot.index)))
+    heard = engine.region.said(engine.outputs.hidden_of(slot.index))
+    if not (np.isfinite(heard.coordinate).all() and np.isfinite(heard.size).all()):
+        raise engine.not_finite()
+    sequence.text += locator.take(heard)
     return None
 
 

@@ -37,13 +37,15 @@ class Reference:
     @torch.inference_mode()
     def vision_encoder(self, pictures: Sequence[PictureInputs]) -> Floats:
         """[images, patches, width] of preprocessed pictures."""
-        inputs = {name: torch.from_numpy(array) for name, array in of_tower(stacked(pictures), self.model).items()}
+        given = stacked([of_tower(one, self.model) for one in pictures])
+        inputs = {name: torch.from_numpy(array) for name, array in given.items()}
         return _numpy(self.modules[Component.VISION_ENCODER](**inputs))
 
     @torch.inference_mode()
     def resampler(self, vision_features: Floats, pictures: Sequence[PictureInputs]) -> Floats:
         """[images, patches, width] of those preprocessed pictures → [images, tokens, hidden]."""
-        inputs = {name: torch.from_numpy(array) for name, array in of_connector(stacked(pictures), self.model).items()}
+        given = stacked([of_connector(one, self.model) for one in pictures])
+        inputs = {name: torch.from_numpy(array) for name, array in given.items()}
         return _numpy(self.modules[Component.RESAMPLER](torch.from_numpy(vision_features), **inputs))
 
     @torch.inference_mode()

@@ -85,8 +85,10 @@ def _decoder(text: Section) -> DecoderConfig:
     text.require("group_size", None)  # of weights that are quantized
     hidden, heads = text.whole("dim", parts.WIDTH), text.whole("n_heads", parts.HEADS)
     kv_heads = text.whole("n_kv_heads", parts.HEADS)
-    if hidden % heads or heads % kv_heads:
-        raise text.wrong("n_heads", f"is {heads}, which divides not dim {hidden}, or is not divided by {kv_heads}")
+    if hidden % heads:
+        raise text.wrong("n_heads", f"is {heads}, which does not divide dim {hidden}")
+    if heads % kv_heads:
+        raise text.wrong("n_kv_heads", f"is {kv_heads}, which does not divide n_heads {heads}")
     head_dim = hidden // heads
     if head_dim < ROTARY_DIM or head_dim % 2:
         raise text.wrong("n_heads", f"is {heads}: heads of {head_dim} numbers, of which {ROTARY_DIM} would turn")

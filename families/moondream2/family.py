@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vlm_trt.bundle.config import ModelConfig
-from vlm_trt.bundle.errors import BundleError, CheckpointError
+from vlm_trt.bundle.errors import CheckpointError
 from vlm_trt.families.contract import Family, PlaceQuestions, answered_in_words
 from vlm_trt.families.moondream2.config import FAMILY as NAME
 from vlm_trt.families.moondream2.config import read_config
@@ -12,8 +12,8 @@ from vlm_trt.families.moondream2.positions import position_table
 from vlm_trt.families.moondream2.prompt import DETECT, POINT, build_prompt, continue_text
 from vlm_trt.families.moondream2.settings import CODE_FILE
 from vlm_trt.families.moondream2.weights import weight_map
-from vlm_trt.families.published.agreement import CONFIG_FILE
-from vlm_trt.families.tokenizer_json import TOKENIZER_FILE, JsonTokenizer, require_tokenizer_json
+from vlm_trt.families.published.agreement import CONFIG_FILE, tokenizer_of
+from vlm_trt.families.tokenizer_json import TOKENIZER_FILE, JsonTokenizer
 
 
 def load_tokenizer(path: Path, model: ModelConfig) -> JsonTokenizer:
@@ -24,13 +24,9 @@ def check_checkpoint(folder: Path, model: ModelConfig) -> None:
     """
     Raises:
         CheckpointError: the tokenizer is missing or not the one of this config.
+        BundleError: it is damaged.
     """
-    path = folder / TOKENIZER_FILE
-    try:
-        require_tokenizer_json(folder)
-        tokenizer = load_tokenizer(path, model)
-    except BundleError as error:
-        raise CheckpointError(str(error)) from None
+    path, tokenizer = folder / TOKENIZER_FILE, tokenizer_of(folder, model, load_tokenizer)
     if tokenizer.vocab_size > model.decoder.vocab_size:
         raise CheckpointError(
             f"{path} has {tokenizer.vocab_size} tokens, the model's vocabulary only {model.decoder.vocab_size}; use "

@@ -51,15 +51,15 @@ def read_settings(folder: Path) -> tuple[Section, dict[str, Section]]:
     given.accept(*_CLASSES)
     given.close()
     of_code = _of_code(folder / CODE_FILE)
-    if not {**of_code["tokenizer"], **given.raw.get("tokenizer", {})}.get("templates"):
-        raise CheckpointError(
-            f"{path} does not say what prompts look like, and there is no {CODE_FILE} that does; copy {CODE_FILE} from "
-            "the same revision of the published repository"
-        )
     found = {}
     for name in _CLASSES:
         defaults = {**_DEFAULTS[name], **of_code[name]}
         found[name] = Section(given.raw.get(name, {}), origin_of(path), f"config.{name}", defaults)
+    if not found["tokenizer"].raw.get("templates"):
+        raise CheckpointError(
+            f"{path} does not say what prompts look like, and there is no {CODE_FILE} that does; copy {CODE_FILE} from "
+            "the same revision of the published repository"
+        )
     return whole, found
 
 

@@ -37,6 +37,20 @@ def require_same_head(model: Section, decoder: DecoderConfig) -> None:
         raise model.wrong(key, f"is {model.raw[key]} but text_config.{key} is {decoder.tied_head}")
 
 
+def tokenizer_of(folder: Path, model: ModelConfig, load: Callable[[Path, ModelConfig], JsonTokenizer]) -> JsonTokenizer:
+    """The tokenizer of a checkpoint's folder, that `load` makes of its file.
+
+    Raises:
+        CheckpointError: it is missing.
+        BundleError: it is damaged.
+    """
+    try:
+        require_tokenizer_json(folder)
+    except BundleError as error:
+        raise CheckpointError(str(error)) from None
+    return load(folder / TOKENIZER_FILE, model)
+
+
 def require_tokenizer(
     folder: Path, model: ModelConfig, load: Callable[[Path, ModelConfig], JsonTokenizer], placeholder: str, kind: str
 ) -> None:
@@ -52,11 +66,8 @@ def require_tokenizer(
         BundleError: it is damaged.
     """
     path, rows = folder / TOKENIZER_FILE, model.decoder.vocab_size
-    try:
-        require_tokenizer_json(folder)
-    except BundleError as error:
-        raise CheckpointError(str(error)) from None
-    tokenizer, token = load(path, model), image_token(read_section(folder / CONFIG_FILE, kind))
+    tokenizer = tokenizer_of(folder, model, load)
+    token = image_token(read_section(folder / CONFIG_FILE, kind))
     try:
         found = tokenizer.id_of(placeholder)
     except BundleError as error:

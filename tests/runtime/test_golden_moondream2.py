@@ -12,7 +12,7 @@ from tests.conftest import arrays
 from tests.golden_families import FOLDER
 from tests.host_engines import add_engines, host_backend
 from tests.recorded import relative
-from vlm_trt.bundle.errors import UnsupportedError, UsageError
+from vlm_trt.bundle.errors import NotFiniteError, UnsupportedError, UsageError
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import family
@@ -126,6 +126,23 @@ def test_places_come_through_the_same_door_as_those_of_other_families(model: Vis
     assert len(lines) == len(answer.groundings) > 1 and {one.kind for one in answer.groundings} == {"point"}
     x, y = answer.groundings[0].points[0]
     assert lines[0] == f"({x / 410:.4f}, {y / 390:.4f})"
+
+
+def test_a_hidden_state_that_is_not_finite_ends_the_answer(model: VisionLanguageModel) -> None:
+    """In the middle of a box, where no token's logits are looked at; the largest of NaN would be a place."""
+    prompt = prompt_of(model, "detect: cat", "detect")
+    found = started(model, prompt)
+    while found.phase is not Phase.ENDED and (found.locator is None or found.locator.may_end()):
+        model.scheduler.step()
+    assert found.phase is not Phase.ENDED
+    model.engine.cache._layers[0][1].read()[found.place.index, 0, 1] = np.nan
+    model.scheduler.step()
+    assert found.finish_reason == "error"
+    with pytest.raises(NotFiniteError, match="not finite in fp32, so this answer ends here"):
+        raise found.error or AssertionError
+    again = started(model, prompt)
+    ended(model, again)
+    assert len(boxes(again)) >= 3
 
 
 def test_a_picture_is_kept_as_a_beginning(model: VisionLanguageModel) -> None:
