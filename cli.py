@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vlm_trt.commands.evaluating import evaluate
+from vlm_trt.commands.exporting_serving import export_serving
 from vlm_trt.commands.finding import detect, point
 from vlm_trt.commands.group import InOrder, Main
 from vlm_trt.commands.options import (
@@ -25,6 +26,7 @@ from vlm_trt.commands.options import (
     serve_options,
     verify_options,
 )
+from vlm_trt.commands.ray_options import serve_ray_options
 from vlm_trt.commands.values import PATH
 
 
@@ -227,22 +229,26 @@ main.add_command(point)
 @main.command()
 @click.argument("bundle", type=PATH, required=False)
 @serve_options
+@serve_ray_options
 @load_options
 def serve(bundle: Path | None, **options: Any) -> None:
     """Answer over HTTP as OpenAI's API has it, with continuous batching, until a signal ends it.
 
-    Requests wait their turn, answers stream, SIGTERM lets them end. docs/serving.md describes the routes.
+    Requests wait their turn, answers stream, SIGTERM lets them end. docs/serving.md describes the routes, docs/ray.md
+    what --ray is.
 
     \b
     Example:
       vlm-trt serve bundle --port 8000
       vlm-trt serve --model chat=bundle --model small=other --api-key-file keys.txt --host 0.0.0.0
+      vlm-trt serve bundle --ray --replicas 2
     """
     from vlm_trt.commands.serve import run
 
     run(bundle, **options)
 
 
+main.add_command(export_serving)
 main.add_command(evaluate)
 
 

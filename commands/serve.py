@@ -19,6 +19,8 @@ from vlm_trt.runtime.choice import Choice, choose
 
 # What the extra brings, by the names that are imported.
 _PACKAGES = ("fastapi", "httptools", "httpx", "prometheus_client", "starlette", "uvicorn")
+# Options of `serve --ray` alone, and what they are where nobody gives them.
+_OF_RAY = {"ray_address": None, "detach": False, "replicas": (1, 1), "gpus_per_replica": None, "by_prefix": True}
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -31,6 +33,12 @@ def run(
     **rest: Any,
 ) -> None:
     named = _named(bundle, models)
+    if rest.pop("with_ray"):
+        from vlm_trt.commands import serve_ray
+
+        serve_ray.run(named, host, port, api_key_file, **rest)
+        return
+    require_one_server(rest)
     try:
         from vlm_trt.serving.keys import key_digests
         from vlm_trt.serving.logs import log_to
@@ -53,6 +61,17 @@ def run(
         server = Server(loops, _settings(keys, rest))
         code = server.run(listener, lambda: _announce(url_of(listener), next(iter(loops)), with_key=bool(keys)))
     raise SystemExit(code)
+
+
+def require_one_server(rest: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UsageError: an option is for a cluster.
+    """
+    for name, default in _OF_RAY.items():
+        if rest[name] != default:
+            option = "--no-prefix-routing" if name == "by_prefix" else f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} is for engines on a Ray cluster; add --ray")
 
 
 def _named(bundle: Path | None, models: Sequence[tuple[str, Path]]) -> dict[str, Path]:

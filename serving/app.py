@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from vlm_trt.families.messages import PlaceKind
 from vlm_trt.serving.chat import Chat
 from vlm_trt.serving.completions import Completions
-from vlm_trt.serving.errors import UNKNOWN, ApiError
+from vlm_trt.serving.errors import UNKNOWN, ApiError, no_such_model
 from vlm_trt.serving.exchange import exchange_of
 from vlm_trt.serving.front import Front
 from vlm_trt.serving.keys import Keys
@@ -23,80 +24,84 @@ from vlm_trt.serving.metrics import MEDIA_TYPE
 from vlm_trt.serving.page import load_page
 from vlm_trt.serving.preparing import Kind
 from vlm_trt.serving.replies import Json, reply
-from vlm_trt.serving.services import Served, Services
-from vlm_trt.serving.turn import A, answer
+from vlm_trt.serving.site import Offered, Site
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+Asking = Callable[[Kind[Any]], Endpoint]
+# What can be asked for, by its route.
+KINDS: dict[str, Kind[Any]] = {
+    "/v1/chat/completions": Chat(),
+    "/v1/completions": Completions(),
+    "/v1/detect": Locate(PlaceKind.BOX),
+    "/v1/point": Locate(PlaceKind.POINT),
+}
 
 
-def make_app(services: Services) -> FastAPI:
-    """The application. No route describes the others: documents of that kind are for servers that people explore."""
-    settings = services.settings
+def make_app(site: Site, asking: Asking) -> FastAPI:
+    """The application. No route describes the others: documents of that kind are for servers that people explore.
+
+    Args:
+        site: what it stands on.
+        asking: how a kind of request is answered there.
+    """
+    settings = site.settings
     app = FastAPI(
         openapi_url=None,
         redirect_slashes=False,
         # Its own spans hold texts of exceptions and are there whoever asks for them; ours are in `spans.py`.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         middleware=[
-            Middleware(Front, services=services),
+            Middleware(Front, site=site),
             Middleware(Keys, digests=settings.key_digests, max_per_key=settings.max_per_key),
-            Middleware(Bodies, max_body_bytes=settings.max_body_bytes, held=services.held),
+            Middleware(Bodies, max_body_bytes=settings.max_body_bytes, held=site.held),
         ],
         exception_handlers={HTTPException: _not_routed, ApiError: _refused},
     )
-    app.state.services = services
     get, post = ["GET", "HEAD"], ["POST"]
-    app.add_api_route("/v1/chat/completions", _asking(Chat()), methods=post)
-    app.add_api_route("/v1/completions", _asking(Completions()), methods=post)
-    for kind in PlaceKind:
-        route = "/v1/detect" if kind is PlaceKind.BOX else "/v1/point"
-        app.add_api_route(route, _asking(Locate(kind)), methods=post)
-    app.add_api_route("/v1/models", _models(services), methods=get)
-    app.add_api_route("/v1/models/{name:path}", _model(services), methods=get)
-    app.add_api_route("/health", _health(services), methods=get)
-    app.add_api_route("/health/ready", _health(services), methods=get)
+    for route, kind in KINDS.items():
+        app.add_api_route(route, asking(kind), methods=post)
+    app.add_api_route("/v1/models", _models(site), methods=get)
+    app.add_api_route("/v1/models/{name:path}", _model(site), methods=get)
+    app.add_api_route("/health", _health(site), methods=get)
+    app.add_api_route("/health/ready", _health(site), methods=get)
     app.add_api_route("/health/live", _live, methods=get)
-    app.add_api_route("/metrics", _metrics(services), methods=get)
+    app.add_api_route("/metrics", _metrics(site), methods=get)
     app.add_api_route("/version", _version, methods=get)
     if settings.page and (page := load_page()) is not None:
         app.add_api_route("/", _fixed(Response(page.content, 200, page.headers, "text/html")), methods=get)
     return app
 
 
-def _asking(kind: Kind[A]) -> Endpoint:
-    async def ask(request: Request) -> Response:
-        return await answer(kind, request)
-
-    return ask
-
-
-def _models(services: Services) -> Endpoint:
+def _models(site: Site) -> Endpoint:
     async def models(request: Request) -> Response:
-        return Json({"object": "list", "data": [_described(one) for one in services.models.values()]})
+        return Json({"object": "list", "data": [_described(one) for one in await site.offered()]})
 
     return models
 
 
-def _model(services: Services) -> Endpoint:
+def _model(site: Site) -> Endpoint:
     async def model(request: Request) -> Response:
-        return Json(_described(services.named(request.path_params["name"])))
+        offered = {one.name: one for one in await site.offered()}
+        if (found := offered.get(request.path_params["name"])) is None:
+            raise no_such_model(offered)
+        return Json(_described(found))
 
     return model
 
 
-def _described(served: Served) -> dict[str, object]:
+def _described(offered: Offered) -> dict[str, object]:
     return {
-        "id": served.name,
+        "id": offered.name,
         "object": "model",
-        "created": served.created,
+        "created": offered.created,
         "owned_by": "vlm-trt",
-        "max_model_len": served.loop.model.engine.limits.max_seq_tokens,
+        "max_model_len": offered.max_seq_tokens,
     }
 
 
-def _health(services: Services) -> Endpoint:
+def _health(site: Site) -> Endpoint:
     async def health(request: Request) -> Response:
-        found = services.lifecycle.health()
+        found = site.lifecycle.health()
         return Json({"status": found}, 200 if found is Health.READY else 503)
 
     return health
@@ -107,9 +112,9 @@ async def _live(request: Request) -> Response:
     return Json({"status": "live"})
 
 
-def _metrics(services: Services) -> Endpoint:
+def _metrics(site: Site) -> Endpoint:
     async def metrics(request: Request) -> Response:
-        return Response(services.metrics.page(), media_type=MEDIA_TYPE)
+        return Response(await site.metrics_page(), media_type=MEDIA_TYPE)
 
     return metrics
 

@@ -3,6 +3,7 @@
 Text of a library never reaches a client: it may hold addresses, paths or parts of others' requests.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,12 @@ def busy(message: str, code: str, retry_after_s: int = 1) -> ApiError:
 def too_many(message: str) -> ApiError:
     """Room there is, but not for this client now."""
     return ApiError(429, message, "rate_limit_exceeded", RATE, retry_after_s=1)
+
+
+def no_such_model(known: Iterable[str]) -> ApiError:
+    """A name that nothing here has."""
+    message = f"there is no model of that name here; ask for one of these: {', '.join(known)}"
+    return ApiError(404, message, "model_not_found", UNKNOWN, param="model")
 
 
 def fault(number: str) -> ApiError:

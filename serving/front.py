@@ -10,7 +10,7 @@ from vlm_trt.serving.errors import ApiError, fault
 from vlm_trt.serving.exchange import Exchange
 from vlm_trt.serving.logs import log_exchange, log_failure
 from vlm_trt.serving.replies import reply
-from vlm_trt.serving.services import Services
+from vlm_trt.serving.site import Site
 
 NUMBER_HEADER = "X-Request-Id"
 # Asked every few seconds by machines, and not worth a line each.
@@ -19,15 +19,14 @@ _GIVEN_UP = ("client_left", "not_read")  # counted as cancelled, not as refused
 
 
 class Front:
-    def __init__(self, app: ASGIApp, services: Services) -> None:
-        self._app, self._services = app, services
+    def __init__(self, app: ASGIApp, site: Site) -> None:
+        self._app, self._site = app, site
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope["method"])
-        scope.setdefault("state", {})["exchange"] = exchange
+        exchange: Exchange = scope.setdefault("state", {}).setdefault("exchange", Exchange(scope["method"]))
 
         async def numbered(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -37,22 +36,22 @@ class Front:
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
-        span = self._services.spans.begin(f"{scope['method']} {_route(scope)}", Headers(scope=scope))
+        span = self._site.spans.begin(f"{scope['method']} {_route(scope)}", Headers(scope=scope))
         try:
             await self._answered(scope, receive, numbered, exchange)
         finally:
             self._tell(exchange, _route(scope))
-            self._services.spans.end(span, exchange)
+            self._site.spans.end(span, exchange)
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         try:
             with ExitStack() as room:
                 if scope["method"] == "POST":
-                    room.enter_context(self._services.lifecycle.request())
+                    room.enter_context(self._site.lifecycle.request())
                 await self._app(scope, receive, send)
         except ClientDisconnect:  # before its body was here
             exchange.reason = "client_left"
-            self._services.metrics.cancelled.labels("", "receiving").inc()
+            self._site.metrics.cancelled.labels("", "receiving").inc()
         except Exception as error:
             if not isinstance(error, ApiError):
                 log_failure(exchange, error)
@@ -63,7 +62,7 @@ class Front:
 
     def _tell(self, exchange: Exchange, route: str) -> None:
         if exchange.reason is not None and exchange.reason not in _GIVEN_UP:
-            self._services.metrics.rejected.labels(exchange.reason).inc()
+            self._site.metrics.rejected.labels(exchange.reason).inc()
         if route not in _QUIET:
             log_exchange(exchange, route)
 

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import Protocol
 
-from vlm_trt.runtime.loop import EngineLoop
+from vlm_trt.runtime.loop import State
 from vlm_trt.serving.answering import Answering
 from vlm_trt.serving.errors import busy
 from vlm_trt.serving.logs import log
@@ -23,13 +24,24 @@ class Health(StrEnum):
     DEAD = "dead"  # an engine's thread has ended
 
 
+class Watched(Protocol):
+    """An engine, or several under one name, as it is looked after."""
+
+    def state(self) -> State:
+        """What it is doing, told at once and from any thread."""
+
+
 class Lifecycle:
     """One for a server. All of it happens in the event loop's thread."""
 
-    def __init__(self, loops: Mapping[str, EngineLoop], settings: Settings) -> None:
-        self._loops, self._settings = loops, settings
-        slots = sum(loop.model.engine.limits.max_batch for loop in loops.values())
-        self._most = slots + len(loops) * settings.max_waiting
+    def __init__(self, engines: Mapping[str, Watched], most_in_flight: int, settings: Settings) -> None:
+        """
+        Args:
+            engines: by the names of their models.
+            most_in_flight: requests that may be in it at once, those that wait among them.
+            settings: of the server.
+        """
+        self._engines, self._most, self._settings = engines, most_in_flight, settings
         self._in_flight = 0
         self._empty = asyncio.Event()
         self._empty.set()
@@ -37,7 +49,7 @@ class Lifecycle:
         self.draining = False
 
     def health(self) -> Health:
-        states = [loop.state() for loop in self._loops.values()]
+        states = [engine.state() for engine in self._engines.values()]
         if not all(state.alive for state in states):
             return Health.DEAD
         if self.draining:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlm_trt.serving.errors import ApiError, busy
@@ -79,6 +80,20 @@ def require_json(headers: Headers) -> None:
         raise ApiError(415, "the body is compressed; send it as it is", code)
     if headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
         raise ApiError(415, f"the body does not call itself JSON; send the header Content-Type: {_JSON}", code)
+
+
+async def body_of(request: Request, timeout_s: float) -> bytes:
+    """The body of a request for an answer, once it is here.
+
+    Raises:
+        ApiError: it is too large, too slow, or not JSON.
+    """
+    require_json(request.headers)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return b"".join([chunk async for chunk in request.stream()])
+    except TimeoutError:
+        raise ApiError(408, "the body took too long to come; send it faster, or less of it", "timed_out") from None
 
 
 class Budget:

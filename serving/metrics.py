@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from vlm_trt.runtime.loop import EngineLoop
 from vlm_trt.runtime.model import Answer
+from vlm_trt.serving.lifecycle import Watched
 
 PREFIX = "vlm_trt:"
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -22,7 +22,7 @@ _WHOLE = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 6
 
 
 class Metrics:
-    """Counters and histograms, and the loops' states as of now."""
+    """Counters and histograms, and the engines' states as of now."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -55,9 +55,9 @@ class Metrics:
             f"{PREFIX}requests_rejected", "Requests refused or failed.", ("reason",), registry=self.registry
         )
 
-    def watch(self, loops: Mapping[str, EngineLoop]) -> None:
-        """Shows the loops' states from now on."""
-        self.registry.register(_States(loops))
+    def watch(self, engines: Mapping[str, Watched]) -> None:
+        """Shows the engines' states from now on."""
+        self.registry.register(_States(engines))
 
     def answer(self, model: str, answer: Answer, elapsed_s: float) -> None:
         """Counts an answer that has ended."""
@@ -92,11 +92,11 @@ class Metrics:
 class _States(Collector):
     """Gauges that are read when they are asked for."""
 
-    def __init__(self, loops: Mapping[str, EngineLoop]) -> None:
-        self._loops = loops
+    def __init__(self, engines: Mapping[str, Watched]) -> None:
+        self._engines = engines
 
     def collect(self) -> Iterator[Metric]:
-        states = {name: loop.state() for name, loop in self._loops.items()}
+        states = {name: engine.state() for name, engine in self._engines.items()}
         yield _gauge("num_requests_running", "Requests in a slot.", ((n, s.running) for n, s in states.items()))
         yield _gauge("num_requests_waiting", "Requests without a slot.", ((n, s.waiting) for n, s in states.items()))
         yield _gauge(

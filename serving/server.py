@@ -20,6 +20,7 @@ from vlm_trt.serving.lifecycle import Health
 from vlm_trt.serving.logs import log
 from vlm_trt.serving.services import Services
 from vlm_trt.serving.settings import Settings
+from vlm_trt.serving.turn import turns
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _WATCH_S = 0.5
@@ -60,7 +61,7 @@ class Server:
         self._services = Services(self._loops, self._settings)
         settings = self._settings
         config = uvicorn.Config(
-            make_app(self._services),
+            make_app(self._services, turns(self._services)),
             http=limited(settings.header_timeout_s, settings.body_timeout_s),
             ws="none",
             lifespan="off",

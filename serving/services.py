@@ -8,7 +8,7 @@ from time import time
 from typing import Any, TypeVar
 
 from vlm_trt.runtime.loop import EngineLoop
-from vlm_trt.serving.errors import UNKNOWN, ApiError
+from vlm_trt.serving.errors import no_such_model
 from vlm_trt.serving.fetch import Fetcher
 from vlm_trt.serving.grammar import Grammars
 from vlm_trt.serving.lifecycle import Lifecycle
@@ -16,6 +16,7 @@ from vlm_trt.serving.limits import Budget, Held
 from vlm_trt.serving.logs import UnknownFields
 from vlm_trt.serving.metrics import Metrics
 from vlm_trt.serving.settings import Settings
+from vlm_trt.serving.site import Offered
 from vlm_trt.serving.spans import Spans
 
 T = TypeVar("T")
@@ -46,7 +47,8 @@ class Services:
     def __init__(self, models: Mapping[str, EngineLoop], settings: Settings) -> None:
         self.settings = settings
         self.models = {name: Served.of(name, loop, settings) for name, loop in models.items()}
-        self.lifecycle = Lifecycle(models, settings)
+        slots = sum(loop.state().slots for loop in models.values())
+        self.lifecycle = Lifecycle(models, slots + len(models) * settings.max_waiting, settings)
         self.metrics = Metrics()
         self.metrics.watch(models)
         self.spans = Spans()
@@ -61,12 +63,17 @@ class Services:
         Raises:
             ApiError: there is no such model.
         """
-        found = self.models.get(name)
-        if found is None:
-            known = ", ".join(self.models)
-            message = f"there is no model of that name here; ask for one of these: {known}"
-            raise ApiError(404, message, "model_not_found", UNKNOWN, param="model")
+        if (found := self.models.get(name)) is None:
+            raise no_such_model(self.models)
         return found
+
+    async def offered(self) -> list[Offered]:
+        return [
+            Offered(one.name, one.loop.model.engine.limits.max_seq_tokens, one.created) for one in self.models.values()
+        ]
+
+    async def metrics_page(self) -> bytes:
+        return self.metrics.page()
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """What the work returns, done in a thread of its own kind."""

@@ -1,8 +1,8 @@
 """From a body that has come in to the last byte of its answer; given up when nobody waits for it any more."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Generic, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -15,7 +15,7 @@ from vlm_trt.serving.documents import StreamedForm
 from vlm_trt.serving.errors import ApiError, is_fault, told
 from vlm_trt.serving.events import DONE, abort, disconnected, event, send_events
 from vlm_trt.serving.exchange import Exchange, exchange_of
-from vlm_trt.serving.limits import require_json
+from vlm_trt.serving.limits import body_of
 from vlm_trt.serving.logs import log_failure
 from vlm_trt.serving.preparing import Kind, prepared
 from vlm_trt.serving.replies import Json, reply
@@ -128,17 +128,14 @@ class Turn(Response, Generic[A]):
         return told(error, self._exchange.number, self._kind.prompt_param)
 
 
-async def answer(kind: Kind[A], request: HttpRequest) -> Turn[A]:
-    """The turn of a request, once its body is here.
+def turns(services: Services) -> Callable[[Kind[Any]], Callable[[HttpRequest], Awaitable[Response]]]:
+    """How a kind of request is answered by the engines of this process."""
 
-    Raises:
-        ApiError: the body is too large, too slow, or not JSON.
-    """
-    require_json(request.headers)
-    services: Services = request.app.state.services
-    try:
-        async with asyncio.timeout(services.settings.body_timeout_s):
-            body = b"".join([chunk async for chunk in request.stream()])
-    except TimeoutError:
-        raise ApiError(408, "the body took too long to come; send it faster, or less of it", "timed_out") from None
-    return Turn(kind, services, exchange_of(request.scope), body)
+    def asking(kind: Kind[Any]) -> Callable[[HttpRequest], Awaitable[Response]]:
+        async def ask(request: HttpRequest) -> Response:
+            body = await body_of(request, services.settings.body_timeout_s)
+            return Turn(kind, services, exchange_of(request.scope), body)
+
+        return ask
+
+    return asking

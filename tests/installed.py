@@ -87,6 +87,10 @@ STEPS: dict[tuple[str, ...], tuple[Step, ...]] = {
     ("video", "cpu"): (Step("generate {bundle} What? --video {clip}", "takes no video; send frames", (2,)), _ANSWERS),
     # An address that no machine has: refused when everything is imported and the bundle is found fit.
     ("serve", "guided", "cpu"): (Step("serve {bundle} --host 203.0.113.1", "cannot be used", (9,)),),
+    ("serve", "ray", "cpu"): (
+        Step("export-serving ray {bundle} -o {out}.yaml --replicas 2", "on the cluster's head: serve deploy"),
+        Step("serve {bundle} --ray --host 203.0.113.1", "cannot be used", (9,)),
+    ),
     ("cuda",): (Step("doctor", "yes run on the CPU"), _ANSWERS, _CUDA),
     ("tensorrt",): (Step("generate {bundle} What? --backend tensorrt", "", (0, 6)),),
     ("tensorrt-rtx",): (

@@ -1,0 +1,112 @@
+"""A Ray cluster of two nodes on this machine, which ask each other for a token, and what a test does to it."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.conftest import ROOT
+from tests.serving.live import until
+
+WAIT_S = 180.0  # for what takes seconds on a machine that is not busy
+_MEMORY_BYTES = 100 << 20  # of a node's object store, which lies in memory; answers are a few kB
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """It runs."""
+
+    address: str
+    port: int  # of its proxies
+    environment: dict[str, str]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def vlm_trt(self, *words: object) -> "subprocess.CompletedProcess[str]":
+        """A command of ours."""
+        command = [sys.executable, "-m", "vlm_trt.cli", *map(str, words)]
+        return subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=WAIT_S, check=False
+        )
+
+    def serve(self, models: dict[str, Path], *words: object) -> "subprocess.CompletedProcess[str]":
+        """`vlm-trt serve --ray` over bundles that nobody verified, which returns when they answer."""
+        named = [part for name, path in models.items() for part in ("--model", f"{name}={path}")]
+        own = ("--port", self.port, "--unverified", "--backend", "cpu", "--threads", 1)
+        return self.vlm_trt("serve", *named, "--ray", "--ray-address", self.address, "--detach", *own, *words)
+
+    def engines(self, model: str) -> list[int]:
+        """Processes of its engines."""
+        return [one.pid for one in self._processes(f"Engine-{model}")]
+
+    def _processes(self, name: str) -> Iterator[psutil.Process]:
+        token = self.environment["RAY_AUTH_TOKEN"]
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if name in " ".join(process.cmdline()) and process.environ().get("RAY_AUTH_TOKEN") == token:
+                    yield process
+
+
+@contextmanager
+def two_nodes() -> Iterator[Cluster]:
+    """Inside, it runs: each node with one CPU, so that an engine of one thread fills it."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: names of sockets lie in it
+    gcs, proxies = free_port(), free_port()
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
+    }
+    cluster = Cluster(f"127.0.0.1:{gcs}", proxies, environment)
+    nodes = [started(cluster, ["--head", f"--port={gcs}", "--include-dashboard=false", f"--temp-dir={folder}"])]
+    try:
+        until(lambda: listens(gcs), WAIT_S)
+        nodes.append(started(cluster, [f"--address={cluster.address}"]))
+        yield cluster
+    finally:
+        for node in reversed(nodes):
+            with suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                node.wait(20)
+            with suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+        for process in cluster._processes(""):
+            if process.pid != os.getpid():
+                process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def started(cluster: Cluster, words: Sequence[str]) -> "subprocess.Popen[bytes]":
+    ray = Path(sys.executable).with_name("ray")
+    command = [str(ray), "start", "--block", "--num-cpus=1", "--num-gpus=0", f"--object-store-memory={_MEMORY_BYTES}"]
+    return subprocess.Popen(
+        [*command, *words], env=cluster.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port)) == 0

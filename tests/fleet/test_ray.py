@@ -1,0 +1,195 @@
+"""Bundles on a real Ray cluster of two nodes: answers, engines that die or hang, upgrades, overload. Minutes."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from tests.fleet.ray_cluster import WAIT_S, Cluster, two_nodes
+from tests.serving.live import until
+from tests.serving.pictures import data_url, encoded
+from vlm_trt.runtime.choice import load
+from vlm_trt.runtime.options import Options
+
+CHAT = "/v1/chat/completions"
+ASKED = "what is in the picture?"
+
+
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'")
+
+
+@pytest.fixture(scope="module")
+def cluster(exported: Callable[..., Path]) -> Iterator[Cluster]:
+    """Two engines of one model, an engine on each node."""
+    with two_nodes() as found:
+        served = found.serve({"tiny": exported("ntk-256")}, "--replicas", 2)
+        assert served.returncode == 0, served.stderr
+        assert served.stdout == f"listening on {found.url}\n"
+        yield found
+
+
+def asks(content: Any = "hello", **more: Any) -> dict[str, Any]:
+    return {
+        "model": "tiny", "messages": [{"role": "user", "content": content}], "max_tokens": 8, "temperature": 0,
+        "ignore_eos": True, **more,
+    }  # fmt: skip
+
+
+def shown(seed: int, text: str = ASKED) -> list[dict[str, Any]]:
+    picture = {"type": "image_url", "image_url": {"url": data_url(encoded(seed=seed))}}
+    return [picture, {"type": "text", "text": text}]
+
+
+class Load:
+    """Many clients at once; what came of each request."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.answered: list[str] = []
+        self.failed: list[str] = []
+        self.statuses: list[int] = []
+
+    async def one(self, client: httpx.AsyncClient, **more: Any) -> None:
+        text, ended = "", False
+        try:
+            async with client.stream("POST", f"{self._cluster.url}{CHAT}", json=asks(stream=True, **more)) as response:
+                self.statuses.append(response.status_code)
+                async for line in response.aiter_lines():
+                    if line == "data: [DONE]":
+                        ended = True
+                    elif line.startswith('data: {"error"'):
+                        self.failed.append(line)
+                        return
+                    elif line.startswith("data: "):
+                        text += json.loads(line[6:])["choices"][0]["delta"].get("content", "")
+        except httpx.HTTPError as error:
+            self.failed.append(repr(error))
+            return
+        (self.answered if ended else self.failed).append(text)
+
+
+def client() -> httpx.AsyncClient:
+    return httpx.AsyncClient(timeout=WAIT_S, trust_env=False, limits=httpx.Limits(max_connections=200))
+
+
+def test_an_answer_is_that_of_the_bundle_alone(cluster: Cluster, exported: Callable[..., Path]) -> None:
+    model = load(exported("ntk-256"), backend="cpu", threads=1, allow_unverified=True)
+    options = Options(greedy=True, max_new_tokens=8, ignore_eos=True)
+    alone = model.generate(ASKED, [encoded(seed=3)], options).text
+    openai = OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0, timeout=WAIT_S)
+    asked: dict[str, Any] = asks(shown(3))
+    extra = {"extra_body": {"ignore_eos": asked.pop("ignore_eos")}}
+    assert openai.chat.completions.create(**asked, **extra).choices[0].message.content == alone
+    pieces = openai.chat.completions.create(**asked, **extra, stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == alone
+    (described,) = openai.models.list()
+    assert described.id == "tiny"
+
+
+def test_a_bad_request_ends_at_the_door(cluster: Cluster) -> None:
+    refused = httpx.post(f"{cluster.url}{CHAT}", json=asks(n=3), timeout=WAIT_S)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+    unknown = httpx.post(f"{cluster.url}{CHAT}", json=asks(model="other"), timeout=WAIT_S)
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+    picture = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+    refused = httpx.post(f"{cluster.url}{CHAT}", json=asks(picture), timeout=WAIT_S)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_image")
+    assert httpx.get(f"{cluster.url}/health", timeout=WAIT_S).json() == {"status": "ready"}
+
+
+def test_questions_about_one_picture_meet_the_engine_that_has_it(cluster: Cluster) -> None:
+    for seed in range(20, 26):
+        for text in ("what is this?", "where is it?", "why?"):
+            answer = httpx.post(f"{cluster.url}{CHAT}", json=asks(shown(seed, text)), timeout=WAIT_S).json()
+            cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+            assert (cached > 200) == (text != "what is this?"), (seed, text, answer["usage"])
+
+
+def test_one_page_has_the_metrics_of_all(cluster: Cluster) -> None:
+    page = httpx.get(f"{cluster.url}/metrics", timeout=WAIT_S).text
+    up = [line for line in page.splitlines() if line.startswith("vlm_trt:engine_up{") and "ingress" not in line]
+    assert len(up) == 2, page
+    assert all(line.endswith(" 1.0") for line in up)
+
+
+def test_what_waits_beyond_the_queue_is_refused_before_it_begins(cluster: Cluster) -> None:
+    load = Load(cluster)
+
+    async def many() -> None:
+        async with client() as asking:
+            await asyncio.gather(*(load.one(asking, max_tokens=100) for _ in range(150)))
+
+    asyncio.run(many())
+    assert set(load.statuses) == {200, 503}
+    assert len(load.answered) == load.statuses.count(200)
+
+
+def test_a_killed_engine_takes_no_more_than_it_was_answering(cluster: Cluster) -> None:
+    load = Load(cluster)
+    victim, other = cluster.engines("tiny")
+
+    async def killed() -> None:
+        async with client() as asking:
+            streams = [asyncio.ensure_future(load.one(asking, max_tokens=150)) for _ in range(6)]
+            await asyncio.sleep(0.5)
+            os.kill(victim, signal.SIGKILL)
+            later = [load.one(asking) for _ in range(20)]
+            await asyncio.gather(*streams, *later)
+
+    asyncio.run(killed())
+    assert set(load.statuses) == {200}
+    assert len(load.answered) + len(load.failed) == 26
+    assert len(load.failed) <= 4, load.failed  # what one engine has in its slots and before them
+    assert all("engine_lost" in one for one in load.failed), load.failed
+    until(lambda: len(cluster.engines("tiny")) == 2 and victim not in cluster.engines("tiny"), WAIT_S)
+    assert other in cluster.engines("tiny")
+
+
+def test_a_bundle_takes_the_place_of_another_without_a_lost_request(
+    cluster: Cluster, exported: Callable[..., Path]
+) -> None:
+    before, load, upgraded = set(cluster.engines("tiny")), Load(cluster), asyncio.Event()
+
+    async def asked_on() -> None:
+        async with client() as asking:
+            while not upgraded.is_set():
+                await load.one(asking)
+
+    async def upgrade() -> None:
+        try:
+            served = await asyncio.to_thread(cluster.serve, {"tiny": exported("image-224")}, "--replicas", 2)
+            assert served.returncode == 0, served.stderr
+        finally:
+            upgraded.set()
+
+    async def both() -> None:
+        await asyncio.gather(upgrade(), asked_on(), asked_on())
+
+    asyncio.run(both())
+    assert load.failed == []
+    assert set(load.statuses) == {200}
+    assert not before & set(cluster.engines("tiny"))
+    model = load_alone(exported("image-224"))
+    answer = httpx.post(f"{cluster.url}{CHAT}", json=asks(), timeout=WAIT_S).json()
+    assert answer["choices"][0]["message"]["content"] == model
+
+
+def load_alone(bundle: Path) -> str:
+    model = load(bundle, backend="cpu", threads=1, allow_unverified=True)
+    return model.generate("hello", options=Options(greedy=True, max_new_tokens=8, ignore_eos=True)).text
+
+
+def test_more_gpus_than_there_are_is_one_sentence(cluster: Cluster, exported: Callable[..., Path]) -> None:
+    served = cluster.serve({"tiny": exported("ntk-256")}, "--gpus-per-replica", 1, "--replicas", 3)
+    assert (served.returncode, served.stdout) == (8, "")
+    assert "3 engines take 3 GPUs, and the cluster has 0; ask for fewer with --replicas or --gpus-per-replica" in (
+        served.stderr
+    )
