@@ -4,15 +4,17 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from threading import Event
+from time import monotonic, sleep
 from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vlm_trt.bundle.errors import BundleError, IncompatibleError, ResourceError, VlmTrtError
@@ -22,6 +24,7 @@ from vlm_trt.fleet.app_args import AppArgs
 from vlm_trt.fleet.ray_app import application
 from vlm_trt.fleet.sizes import APPLICATION, INGRESS, Sizes, engine_name
 
+_READY_S = 300.0  # in which the front door answers once the engines are there
 _LOOK_S = 180.0  # in which every node says what it has
 LOCAL = "local"  # as `ray.init` takes it
 _CONTROLLER = "SERVE_CONTROLLER_ACTOR"
@@ -145,15 +148,34 @@ def run(args: AppArgs, sizes: Sizes, slots: Mapping[str, int], host: str, port: 
         host: that every node's proxy listens on.
         port: likewise.
     Raises:
-        VlmTrtError: an engine could not be started.
-        StorageError: the port of the proxies is another one already.
+        VlmTrtError: an engine, or the proxy of this machine, could not be started.
     """
-    serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
+    with suppress(TimeoutError, RayError):  # slow nodes: the controller goes on starting proxies, and is asked below
+        serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
     options = {engine_name(name): sizes.engine(count) for name, count in slots.items()} | {INGRESS: sizes.ingress()}
     try:
         serve.run(application(args, options), name=APPLICATION, route_prefix="/")
     except RuntimeError:
         raise VlmTrtError(f"the engines could not be started: {_why()}") from None
+    until = monotonic() + _READY_S
+    while not _answers(host, port):
+        if monotonic() > until:
+            raise VlmTrtError(
+                f"Ray's proxy does not answer on {host}:{port}; see its log in Ray's folder, and `serve status`"
+            )
+        sleep(0.1)
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether the front door does."""
+    door = HTTPConnection("127.0.0.1" if host == "0.0.0.0" else host, port, timeout=10)
+    try:
+        door.request("GET", "/health/ready")
+        return door.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        door.close()
 
 
 def _why() -> str:

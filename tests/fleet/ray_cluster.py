@@ -70,6 +70,10 @@ def two_nodes() -> Iterator[Cluster]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
+        # On a busy machine Ray would give up what is only slow.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5",
     }
     cluster = Cluster(f"127.0.0.1:{gcs}", proxies, environment)
     nodes = [started(cluster, ["--head", f"--port={gcs}", "--include-dashboard=false", f"--temp-dir={folder}"])]
