@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from threading import Event
@@ -17,11 +16,11 @@ from ray import serve
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from vlm_trt.bundle.errors import BundleError, IncompatibleError, ResourceError, VlmTrtError
-from vlm_trt.bundle.manifest import Manifest
+from vlm_trt.bundle.errors import IncompatibleError, ResourceError, VlmTrtError
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.fleet.app_args import AppArgs
 from vlm_trt.fleet.ray_app import application
+from vlm_trt.fleet.same_bundles import require_same, told_apart
 from vlm_trt.fleet.sizes import APPLICATION, INGRESS, Sizes, engine_name
 
 _READY_S = 300.0  # in which the front door answers once the engines are there
@@ -107,20 +106,6 @@ def require_bundles(models: Mapping[str, str], gpus: float) -> None:
         require_same(name, folder, {node: digests[at] for node, digests in found.items()})
 
 
-def require_same(name: str, folder: str, digests: Mapping[str, str | None]) -> None:
-    """
-    Raises:
-        BundleError: see `require_bundles`.
-    """
-    if lacking := [node for node, digest in digests.items() if digest is None]:
-        raise BundleError(
-            f"the bundle {folder} of {name} is not on every node: {', '.join(lacking)} cannot read it; copy it there, "
-            "or mount it under the same path"
-        )
-    if len(set(digests.values())) > 1:
-        raise BundleError(f"the bundle {folder} of {name} differs from node to node; copy one of them to all")
-
-
 def _digests(folders: list[str]) -> list[str | None]:
     """On a node: what tells each bundle apart there; None where there is none."""
     found: list[str | None] = []
@@ -130,12 +115,6 @@ def _digests(folders: list[str]) -> list[str | None]:
         except (VlmTrtError, OSError):
             found.append(None)
     return found
-
-
-def told_apart(manifest: Manifest) -> str:
-    """What a bundle's answers depend on; where and when it was verified or built is not among it."""
-    graphs = [one for precision in manifest.precisions() for one in manifest.identities(precision)]
-    return sha256(" ".join([manifest.tokenizer.sha256, *graphs]).encode()).hexdigest()
 
 
 def run(args: AppArgs, sizes: Sizes, slots: Mapping[str, int], host: str, port: int) -> None:

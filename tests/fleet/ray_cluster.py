@@ -34,18 +34,19 @@ class Cluster:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def vlm_trt(self, *words: object) -> "subprocess.CompletedProcess[str]":
-        """A command of ours."""
-        command = [sys.executable, "-m", "vlm_trt.cli", *map(str, words)]
-        return subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=WAIT_S, check=False
-        )
+    def python(self, *words: object, **variables: str) -> "subprocess.CompletedProcess[str]":
+        """What Python says in a process of its own."""
+        return run([sys.executable, *map(str, words)], self.environment | variables)
 
-    def serve(self, models: dict[str, Path], *words: object) -> "subprocess.CompletedProcess[str]":
+    def serve(self, models: dict[str, Path], *words: object, **variables: str) -> "subprocess.CompletedProcess[str]":
         """`vlm-trt serve --ray` over bundles that nobody verified, which returns when they answer."""
+        return self.python(*self.serving(models), *words, **variables)
+
+    def serving(self, models: dict[str, Path]) -> list[str]:
+        """The words of that command, behind Python's name."""
         named = [part for name, path in models.items() for part in ("--model", f"{name}={path}")]
-        own = ("--port", self.port, "--unverified", "--backend", "cpu", "--threads", 1)
-        return self.vlm_trt("serve", *named, "--ray", "--ray-address", self.address, "--detach", *own, *words)
+        own = ("--port", str(self.port), "--unverified", "--backend", "cpu", "--threads", "1")
+        return ["-m", "vlm_trt.cli", "serve", *named, "--ray", "--ray-address", self.address, "--detach", *own]
 
     def engines(self, model: str) -> list[int]:
         """Processes of its engines."""
@@ -57,6 +58,12 @@ class Cluster:
             with suppress(psutil.Error):
                 if name in " ".join(process.cmdline()) and process.environ().get("RAY_AUTH_TOKEN") == token:
                     yield process
+
+
+def run(command: Sequence[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
 
 
 @contextmanager
@@ -86,7 +93,7 @@ def two_nodes() -> Iterator[Cluster]:
             with suppress(ProcessLookupError):
                 os.killpg(node.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                node.wait(20)
+                node.wait(5)
             with suppress(ProcessLookupError):
                 os.killpg(node.pid, signal.SIGKILL)
             node.wait()

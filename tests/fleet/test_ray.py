@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.fleet.ray_cluster import WAIT_S, Cluster, two_nodes
+from tests.fleet.ray_cluster import WAIT_S, Cluster, run, two_nodes
 from tests.serving.live import until
 from tests.serving.pictures import data_url, encoded
 from vlm_trt.runtime.choice import load
@@ -193,3 +194,56 @@ def test_more_gpus_than_there_are_is_one_sentence(cluster: Cluster, exported: Ca
     assert "3 engines take 3 GPUs, and the cluster has 0; ask for fewer with --replicas or --gpus-per-replica" in (
         served.stderr
     )
+
+
+def test_a_bundle_that_the_nodes_lack_is_one_sentence(
+    cluster: Cluster, exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    own = tmp_path / "own"  # where only this command sees it, as on a disk of its own
+    own.mkdir()
+    mounting = ["unshare", "--mount", "--map-root-user", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"']
+    command = [sys.executable, *cluster.serving({"tiny": own})]
+    served = run([*mounting, str(exported("ntk-256")), str(own), *command], cluster.environment)
+    if "Operation not permitted" in served.stderr:
+        pytest.skip(f"needs a mount namespace, which this machine does not give: {served.stderr}")
+    assert served.returncode == 7, served.stderr
+    assert f"the bundle {own} of tiny is not on every node: " in served.stderr
+    assert "cannot read it; copy it there, or mount it under the same path" in served.stderr
+
+
+def test_a_stranger_is_not_let_in(cluster: Cluster, exported: Callable[..., Path]) -> None:
+    served = cluster.serve({"tiny": exported("ntk-256")}, RAY_AUTH_TOKEN="0" * 64)
+    assert served.returncode == 6, served.stderr
+    assert f"no Ray cluster lets this machine in at {cluster.address}" in served.stderr
+
+
+_PATIENCE = """
+import sys
+from vlm_trt.fleet import cluster
+from vlm_trt.fleet.app_args import AppArgs
+from vlm_trt.fleet.sizes import Sizes
+bundle, address, port, keys = sys.argv[1:]
+engine = Sizes.engine
+Sizes.engine = lambda self, slots: engine(self, slots) | {"health_check_period_s": 1.0, "health_check_timeout_s": 3.0}
+args = AppArgs({"tiny": bundle}, backend="cpu", threads=1, unverified=True, api_key_file=keys)
+with cluster.cluster(address):
+    cluster.run(args, Sizes(2, 2), {"tiny": 2}, "127.0.0.1", int(port))
+"""
+
+
+def test_an_engine_that_hangs_is_replaced_and_keys_are_asked_for(
+    cluster: Cluster, exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("secret\n")
+    deployed = cluster.python("-c", _PATIENCE, exported("ntk-256"), cluster.address, cluster.port, keys)
+    assert deployed.returncode == 0, deployed.stderr
+    assert httpx.post(f"{cluster.url}{CHAT}", json=asks(), timeout=WAIT_S).status_code == 401
+    victim, _ = cluster.engines("tiny")
+    os.kill(victim, signal.SIGSTOP)
+    until(lambda: len(cluster.engines("tiny")) == 2 and victim not in cluster.engines("tiny"), WAIT_S)
+    for _ in range(6):
+        answer = httpx.post(
+            f"{cluster.url}{CHAT}", json=asks(), headers={"Authorization": "Bearer secret"}, timeout=WAIT_S
+        )
+        assert answer.status_code == 200, answer.text
