@@ -14,8 +14,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,7 @@ from vlm_trt.runtime.environment import environment
 
 PRECISION = Precision.INT8_WEIGHT
 TEXT_TOKENS, NEW_TOKENS, SIDE = 32, 64, 448
+CHAT = ("--endpoint-type", "chat", "--extra-inputs", "ignore_eos:true")
 # What AIPerf calls them, and what of each is kept.
 METRICS = {
     "time_to_first_token": ("avg", "p50", "p99"),
@@ -53,15 +55,15 @@ def main() -> None:
     arguments = parser.parse_args()
     found: dict[str, Any] = {"environment": environment(), "precision": PRECISION, "runs": []}
     with server_of(arguments) as url, TemporaryDirectory() as scratch:
-        tokenizer = llama_like(Path(scratch) / "tokenizer.json")
+        load = Load(arguments.aiperf, arguments.model, llama_like(Path(scratch) / "tokenizer.json").parent)
         for clients in arguments.clients:
             options = ("--concurrency", clients, "--request-count", clients * arguments.requests)
-            found["runs"].append({"clients": clients} | load(arguments, url, tokenizer.parent, options))
+            found["runs"].append({"clients": clients} | load.measured(url, CHAT, options))
             progress(shown(found["runs"][-1]))
         for rate in arguments.rates:
             count = max(8, int(8 * rate * arguments.requests / 4))
             options = ("--request-rate", rate, "--request-count", count)
-            found["runs"].append({"rate": rate} | load(arguments, url, tokenizer.parent, options))
+            found["runs"].append({"rate": rate} | load.measured(url, CHAT, options))
             progress(shown(found["runs"][-1]))
     print(json.dumps(found, indent=1))
 
@@ -86,28 +88,46 @@ def made(folder: Path, size: str) -> Path:
     return bundle.path
 
 
-def load(arguments: argparse.Namespace, url: str, tokenizer: Path, options: tuple[object, ...]) -> dict[str, Any]:
-    """What AIPerf measured of one load."""
-    with TemporaryDirectory() as artifacts:
-        line = [
-            *(arguments.aiperf, "profile", "--model", arguments.model, "--url", url, "--tokenizer", str(tokenizer)),
-            *("--endpoint-type", "chat", "--streaming", "--use-server-token-count", "--ui-type", "none"),
-            *("--image-width-mean", str(SIDE), "--image-height-mean", str(SIDE), "--image-format", "png"),
-            *("--synthetic-input-tokens-mean", str(TEXT_TOKENS), "--output-tokens-mean", str(NEW_TOKENS)),
-            *("--extra-inputs", "ignore_eos:true", "--warmup-request-count", "2", "--random-seed", "1"),
-            *("--no-gpu-telemetry", "--artifact-dir", artifacts, *map(str, options)),
-        ]
-        clean = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "PYTHONPATH")}
-        done = subprocess.run(line, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        files = list(Path(artifacts).rglob("profile_export_aiperf.json"))
-        if done.returncode or not files:
-            sys.exit(f"aiperf failed ({done.returncode}):\n{done.stdout[-3000:]}")
-        raw = json.loads(files[0].read_text())
-    measured = {name: {one: raw[name][one] for one in kept} for name, kept in METRICS.items() if name in raw}
-    return {
-        "requests": raw["request_count"]["avg"],
-        "errors": raw.get("error_request_count", {}).get("avg", 0),
-    } | measured
+@dataclass(frozen=True)
+class Load:
+    """What AIPerf asks of a server."""
+
+    aiperf: str  # its program
+    model: str
+    tokenizer: Path  # folder, for the texts it makes
+    new_tokens: int = NEW_TOKENS
+    side: int = SIDE  # of the pictures, pixels
+    counted_by_server: bool = True  # whether the server says how many tokens an answer has
+
+    def measured(self, url: str, endpoint: Sequence[object], options: Sequence[object]) -> dict[str, Any]:
+        """What it measured.
+
+        Args:
+            url: of the server.
+            endpoint: AIPerf's options about the form of requests.
+            options: of the load.
+        """
+        with TemporaryDirectory() as artifacts:
+            line = [
+                *(self.aiperf, "profile", "--model", self.model, "--url", url, "--tokenizer", str(self.tokenizer)),
+                *("--streaming", "--ui-type", "none", *map(str, endpoint)),
+                *(["--use-server-token-count"] if self.counted_by_server else []),
+                *("--image-width-mean", str(self.side), "--image-height-mean", str(self.side), "--image-format", "png"),
+                *("--synthetic-input-tokens-mean", str(TEXT_TOKENS), "--output-tokens-mean", str(self.new_tokens)),
+                *("--warmup-request-count", "2", "--random-seed", "1"),
+                *("--no-gpu-telemetry", "--artifact-dir", artifacts, *map(str, options)),
+            ]
+            clean = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "PYTHONPATH")}
+            done = subprocess.run(line, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            files = list(Path(artifacts).rglob("profile_export_aiperf.json"))
+            if done.returncode or not files:
+                sys.exit(f"aiperf failed ({done.returncode}):\n{done.stdout[-3000:]}")
+            raw = json.loads(files[0].read_text())
+        measured = {name: {one: raw[name][one] for one in kept} for name, kept in METRICS.items() if name in raw}
+        return {
+            "requests": raw["request_count"]["avg"],
+            "errors": raw.get("error_request_count", {}).get("avg", 0),
+        } | measured
 
 
 def shown(run: dict[str, Any]) -> str:
