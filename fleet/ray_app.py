@@ -9,7 +9,7 @@ from ray.serve import Application
 
 from vlm_trt.fleet.app_args import AppArgs
 from vlm_trt.fleet.ingress import Ingress
-from vlm_trt.fleet.replica import EngineReplica
+from vlm_trt.fleet.ray_engine import EngineReplica
 from vlm_trt.fleet.sizes import INGRESS, engine_name
 from vlm_trt.serving.keys import key_digests
 

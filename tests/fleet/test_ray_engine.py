@@ -10,7 +10,7 @@ import pytest
 
 from tests.serving.live import until
 from vlm_trt.bundle.errors import BundleError, VlmTrtError
-from vlm_trt.fleet.replica import EngineReplica
+from vlm_trt.fleet.ray_engine import EngineReplica
 
 T = TypeVar("T")
 CHAT = "/v1/chat/completions"
