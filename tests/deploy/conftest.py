@@ -9,7 +9,7 @@ from tests.serving.live import Live, serving
 from vlm_trt.serving.settings import Settings
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def live(exported: Callable[..., Path]) -> Iterator[Live]:
     with serving({"bundle": exported("ntk-256")}, Settings(drain_timeout_s=20)) as found:
         yield found

@@ -92,7 +92,7 @@ def test_it_serves_as_the_command_would(path: Path) -> None:
 
 
 @each
-def test_its_health_is_what_the_server_says(path: Path, live: Live) -> None:
+def test_its_health_is_what_the_server_says(path: Path, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """The very command, on a server that takes requests, on one that drains, and where none listens."""
     options, command = last(path, "HEALTHCHECK").split("CMD ")
     words = json.loads(command)
@@ -106,7 +106,7 @@ def test_its_health_is_what_the_server_says(path: Path, live: Live) -> None:
         return subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment).returncode
 
     assert healthy(live.port) == 0
-    live.services.lifecycle.draining = True
+    monkeypatch.setattr(live.services.lifecycle, "draining", True)
     assert healthy(live.port) == 1
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

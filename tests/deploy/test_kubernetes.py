@@ -144,7 +144,7 @@ def test_it_may_nothing_that_it_does_not_need(path: Path) -> None:
 
 
 @each
-def test_the_probes_ask_what_they_mean(path: Path, live: Live) -> None:
+def test_the_probes_ask_what_they_mean(path: Path, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the server itself: all three while it answers; while it drains it lives, and is not ready. None has a key."""
     probes = {name: container(path)[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert {one["path"] for one in probes.values()} <= OPEN_PATHS
@@ -154,7 +154,7 @@ def test_the_probes_ask_what_they_mean(path: Path, live: Live) -> None:
         return [live.client.get(one["path"]).status_code for one in probes.values()]
 
     assert answers() == [200, 200, 200]
-    live.services.lifecycle.draining = True
+    monkeypatch.setattr(live.services.lifecycle, "draining", True)
     assert answers() == [200, 200, 503]
 
 
