@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.deploy.files import DEPLOY, DOCKERFILES, UID, entry, instructions, last, served
+from tests.deploy.files import DOCKERFILES, UID, entry, instructions, last, served
 from tests.serving.live import Live
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -124,9 +124,3 @@ def test_a_build_is_given_what_the_wheel_is_made_of() -> None:
     assert let_in == packages | files, f"name in .dockerignore: {packages ^ (let_in - files)}"
     named = [*PROJECT["project"]["license-files"], *PROJECT["tool"]["setuptools"]["package-dir"].values()]
     assert all(Path(name).parts[:1] in [(), ("LICENSE",), *((one,) for one in packages)] for name in named)
-
-
-def test_the_readme_builds_each() -> None:
-    text = (DEPLOY / "README.md").read_text(encoding="utf-8")
-    for path in DOCKERFILES:
-        assert f"-f deploy/{path.name} -t vlm-trt:{path.suffix[1:]} ." in text
