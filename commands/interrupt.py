@@ -54,6 +54,25 @@ def ending() -> Iterator[None]:
         sys.exit(EXIT_CODE)
 
 
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends the process with 143, until somebody else hears it: the first process of a container would
+    not be ended by a signal that it does not ask for."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"vlm-trt: ended by SIGTERM\n")  # `print` could have been struck in the middle of another
+    os._exit(128 + number)
+
+
 def forget() -> None:
     """Says that whatever was struck has dealt with it, as a chat does whose turn was stopped."""
     global _struck

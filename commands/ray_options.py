@@ -29,7 +29,7 @@ def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
 
 
-REPLICAS, SHARES = Replicas(), Number(0, 64)
+REPLICAS, SHARES, INGRESSES = Replicas(), Number(0, 64), click.IntRange(1, 1_000)
 
 ray_options = with_options(
     click.option(
@@ -39,6 +39,7 @@ ray_options = with_options(
         show_default=True,
         help="Engines of every model; LEAST:MOST: as many as requests ask for.",
     ),
+    click.option("--ingresses", type=INGRESSES, default=1, show_default=True, help="Front doors, which only pass on."),
     click.option("--gpus-per-replica", type=SHARES, help="GPUs of one engine.  [default: 1, and 0 with --backend cpu]"),
     click.option(
         "--prefix-routing/--no-prefix-routing",

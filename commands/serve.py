@@ -12,6 +12,7 @@ import click
 from vlm_trt.bundle.errors import IncompatibleError, ResourceError, UsageError
 from vlm_trt.bundle.host import available_bytes, query_gpus
 from vlm_trt.bundle.installation import how_to_install
+from vlm_trt.commands.interrupt import ended_by_sigterm
 from vlm_trt.commands.terminal import printable, say, size
 from vlm_trt.commands.weight_sizes import weight_bytes
 from vlm_trt.engines.plan import DEVICE_BASE_BYTES, Plan, plan
@@ -20,10 +21,18 @@ from vlm_trt.runtime.choice import Choice, choose
 # What the extra brings, by the names that are imported.
 _PACKAGES = ("fastapi", "httptools", "httpx", "prometheus_client", "starlette", "uvicorn")
 # Options of `serve --ray` alone, and what they are where nobody gives them.
-_OF_RAY = {"ray_address": None, "detach": False, "replicas": (1, 1), "gpus_per_replica": None, "by_prefix": True}
+_OF_RAY = {
+    "ray_address": None,
+    "detach": False,
+    "replicas": (1, 1),
+    "ingresses": 1,
+    "gpus_per_replica": None,
+    "by_prefix": True,
+}
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
+@ended_by_sigterm()
 def run(
     bundle: Path | None,
     models: Sequence[tuple[str, Path]],

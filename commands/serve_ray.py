@@ -118,6 +118,7 @@ def sized(rest: Mapping[str, Any], gpus: bool) -> Sizes:
         most=most,
         gpus=by_default if asked is None else asked,
         cpus=float(rest["threads"] or 1),
+        ingresses=rest["ingresses"],
         max_waiting=rest.get("max_waiting", 64),
         by_prefix=rest["by_prefix"],
         drain_timeout_s=float(rest.get("drain_timeout", 25)),

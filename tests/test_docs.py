@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import GOLDEN, ROOT
 from vlm_trt import cli
 
-FOLDERS = (ROOT / "docs", ROOT / "benchmarks", ROOT / "examples")
+FOLDERS = (ROOT / "docs", ROOT / "benchmarks", ROOT / "examples", ROOT / "deploy")
 DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in folder.rglob("*.md"))]
 
 

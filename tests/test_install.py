@@ -30,7 +30,7 @@ from tests.installed import (
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 # Folders of the tree that are no part of the package.
-OUTSIDE = {"benchmarks", "build", "dist", "docs", "examples", "quickstart", "scripts", "tests"}
+OUTSIDE = {"benchmarks", "build", "deploy", "dist", "docs", "examples", "quickstart", "scripts", "tests"}
 DATA = {".css", ".html", ".otf", ".toml", ".ttf", ".txt", ".typed"}
 PICTURE = GOLDEN / "ntk-256" / "one-image" / "a.png"
 ABSENT = {

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -14,7 +15,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.fleet.ray_cluster import WAIT_S, Cluster, run, two_nodes
+from tests.conftest import ROOT
+from tests.fleet.ray_cluster import WAIT_S, Cluster, free_port, listens, run, two_nodes
 from tests.serving.live import until
 from tests.serving.pictures import data_url, encoded
 from vlm_trt.runtime.choice import load
@@ -247,3 +249,24 @@ def test_an_engine_that_hangs_is_replaced_and_keys_are_asked_for(
             f"{cluster.url}{CHAT}", json=asks(), headers={"Authorization": "Bearer secret"}, timeout=WAIT_S
         )
         assert answer.status_code == 200, answer.text
+
+
+def test_a_cluster_of_its_own_ends_with_the_command(exported: Callable[..., Path]) -> None:
+    port = free_port()
+    own = ["--ray", "--port", str(port), "--unverified", "--backend", "cpu", "--threads", "1"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "vlm_trt.cli", "serve", f"--model=tiny={exported('ntk-256')}", *own],
+        cwd=ROOT, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert serving.stdout is not None
+    said = serving.stdout.readline()
+    if said:
+        assert said == f"listening on http://127.0.0.1:{port}\n"
+        assert httpx.post(f"http://127.0.0.1:{port}{CHAT}", json=asks(), timeout=WAIT_S).status_code == 200
+        serving.send_signal(signal.SIGTERM)
+    _, errors = serving.communicate(timeout=WAIT_S)
+    assert said, errors
+    assert serving.returncode == 0, errors
+    assert errors.splitlines()[-1] == "signal 15: taking nothing new, ending what is on its way ..."
+    assert not listens(port)

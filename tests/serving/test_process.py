@@ -189,6 +189,16 @@ def test_a_dead_engine_ends_the_process(start: Start) -> None:
     assert said["message"] == "the GPU has fallen off the bus" and said["trace"]
 
 
+def test_a_signal_while_it_loads_ends_it(exported: Callable[..., Path]) -> None:
+    """By its own hand, which counts where it is the first process of a container: the system would not end that one."""
+    loading = "import os, signal; from vlm_trt.commands import serve; serve._loaded = lambda *given: struck()\n"
+    struck = "def struck():\n    os.kill(os.getpid(), signal.SIGTERM)\n    signal.pause()\n"
+    words = ["serve", str(exported("ntk-256")), "--unverified", "--backend", "cpu", "--port", "0"]
+    code = f"{loading}{struck}from vlm_trt import cli; cli.main({words!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (143, "vlm-trt: ended by SIGTERM"), done
+
+
 def test_a_picture_that_takes_all_memory_fails_alone(start: Start) -> None:
     """The system gives no more memory than 96 MiB beyond what the server has; 36 megapixels take more."""
     bounded = (
