@@ -48,6 +48,7 @@ class CpuBackend:
     )
     steps = StepShapes.CLOSE
     overlaps = False  # both would want the same cores
+    fewest_scored = 0  # its products take no rows, in every type
     _held_bytes = 0  # what the largest run of pictures took: ONNX Runtime keeps it for the next
 
     def __init__(
