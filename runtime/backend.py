@@ -28,6 +28,7 @@ NUMPY_DTYPES: dict[str, type[np.generic]] = {
     "float16": np.float16,
     "bfloat16": np.uint16,
     "int64": np.int64,
+    "int8": np.int8,
 }
 
 
