@@ -107,7 +107,8 @@ def shown(bundle_path: Path) -> dict[str, Floats]:
     models = {one: ir.load(bundle_path / bundle.graph(one, Precision.FP32).graph.path) for one in PIPELINE}
     groups = {one: find_groups(model, find_linears(model, one)) for one, model in models.items()}
     choice = Choice(bundle, as_stored(Precision.FP32), Precision.FP32, 0)
-    observe(choice, tuple(calibration_samples(SAMPLES, 0)), groups, Keeping({}, {}, Precision.FP32))
+    sources = {one: [group.source for group in found] for one, found in groups.items()}
+    observe(choice, tuple(calibration_samples(SAMPLES, 0)), sources, Keeping({}, {}, Precision.FP32))
     names = {(one, group.source): group.linears[0].name for one in PIPELINE for group in groups[one]}
     return {
         name: some_rows(np.concatenate(collected[key]))

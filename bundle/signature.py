@@ -69,7 +69,7 @@ def signature(component: Component, model: ModelConfig, limits: Limits, precisio
         case Component.RESAMPLER:
             return _resampler(model, precision.dtype)
         case Component.DECODER:
-            return _decoder(model, limits, precision.dtype)
+            return _decoder(model, limits, precision)
         case Component.REGION:
             assert model.region is not None
             return _region(model.region, precision.dtype)
@@ -176,13 +176,13 @@ def connector_inputs(model: ModelConfig) -> tuple[Tensor, ...]:
     return Tensor("pool_rows", "float32", pooled), Tensor("pool_columns", "float32", pooled)
 
 
-def _decoder(model: ModelConfig, limits: Limits, dtype: str) -> Signature:
-    decoder = model.decoder
+def _decoder(model: ModelConfig, limits: Limits, precision: Precision) -> Signature:
+    decoder, cached = model.decoder, precision.cache_dtype
     half_rotary = decoder.rotary_dim // 2
     cache = ("batch", decoder.kv_heads, limits.max_seq_tokens, decoder.head_dim)
     inputs = [
         Tensor("input_ids", "int64", ("batch", "seq")),
-        Tensor("image_features", dtype, ("image_tokens", decoder.hidden)),
+        Tensor("image_features", precision.dtype, ("image_tokens", decoder.hidden)),
         Tensor("image_rows", "int64", ("batch", "seq")),
         Tensor("rope_cos", "float32", ("batch", "seq", half_rotary)),
         Tensor("rope_sin", "float32", ("batch", "seq", half_rotary)),
@@ -199,11 +199,11 @@ def _decoder(model: ModelConfig, limits: Limits, dtype: str) -> Signature:
         Tensor("kv_positions", "int64", ("window",)),
         Tensor("logits_index", "int64", ("scored",)),
     ]
-    inputs += [Tensor(name, dtype, cache) for i in range(decoder.layers) for name in past_names(i)]
+    inputs += [Tensor(name, cached, cache) for i in range(decoder.layers) for name in past_names(i)]
     outputs = [Tensor("logits", "float32", ("scored", decoder.vocab_size))]
     if model.region is not None:
         outputs.append(Tensor("hidden_states", "float32", ("scored", decoder.hidden)))  # before the last norm
-    outputs += [Tensor(name, dtype, cache) for i in range(decoder.layers) for name in present_names(i)]
+    outputs += [Tensor(name, cached, cache) for i in range(decoder.layers) for name in present_names(i)]
     return Signature(tuple(inputs), tuple(outputs))
 
 

@@ -164,8 +164,10 @@ def how_to_make(precision: Precision, bundle: Path | str = "BUNDLE") -> str:
     """The command that adds graphs of that precision to a bundle."""
     if precision.quantization is None:
         return f"export it: vlm-trt export CHECKPOINT {bundle} --precision {precision.floating}"
+    cache = "" if precision.cache_dtype == precision.dtype else f" --cache {precision.cache_dtype}"
     return (
         f"quantize it: vlm-trt quantize {bundle} --recipe {precision.quantization} --activations {precision.floating}"
+        f"{cache}"
     )
 
 

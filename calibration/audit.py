@@ -12,6 +12,7 @@ from vlm_trt.bundle.errors import BundleError
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.progress import MakeBar, no_bar
 from vlm_trt.bundle.store import Bundle, how_to_make
+from vlm_trt.calibration.cache import find_cached
 from vlm_trt.calibration.linears import find_groups, find_linears, untied
 from vlm_trt.calibration.plan_file import floats_of, loads
 from vlm_trt.calibration.rewrite import rewrite
@@ -57,7 +58,7 @@ def _audited(bundle: Bundle, entry: GraphEntry, floats: GraphEntry, on_bytes: Ca
     path = bundle.path / floats.graph.path
     expected, found = untied(read_graph(path)), read_graph(bundle.path / entry.graph.path)
     linears = find_linears(expected, entry.component)
-    plan = loads(text, str(where), linears, find_groups(expected, linears))
+    plan = loads(text, str(where), linears, find_groups(expected, linears), find_cached(expected))
     weights = bundle.path / entry.weights.path
     with ComparedWeights(weights, on_bytes) as file:
         rewrite(expected, plan, file)

@@ -11,7 +11,6 @@ import numpy as np
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import UsageError, VerificationError
 from vlm_trt.bundle.precision import Precision
-from vlm_trt.calibration.linears import Group
 from vlm_trt.calibration.observers import Seen
 from vlm_trt.calibration.rounding import Floats
 from vlm_trt.calibration.samples import turns
@@ -33,6 +32,7 @@ class Watch:
     seen: Seens  # added to
     divisors: Mapping[tuple[Component, str], Floats]  # what each channel is divided by before it is looked at
     precision: Precision
+    heads_first: frozenset[tuple[Component, str]] = frozenset()  # [batch, heads, seq, size], to be seen [seq, channels]
     sample: str = ""  # the one being answered
     random: np.random.Generator = field(default_factory=np.random.default_rng)
 
@@ -43,10 +43,14 @@ class Watch:
         """
         Args:
             component, source: which activation.
-            values: of one run, channels last.
+            values: of one run, channels last; none where nothing was computed of it.
         Raises:
             VerificationError: a value is not finite.
         """
+        if not values.size:
+            return
+        if (component, source) in self.heads_first:
+            values = values.swapaxes(1, 2).reshape(-1, values.shape[1] * values.shape[3])
         rows = values.reshape(-1, values.shape[-1])
         divisor = self.divisors.get((component, source))
         rows = rows if divisor is None else rows / divisor
@@ -61,7 +65,7 @@ class Watch:
 def observe(
     choice: Choice,
     samples: Sequence[Sample],
-    groups: Mapping[Component, Sequence[Group]],
+    sources: Mapping[Component, Sequence[str]],
     watch: Watch,
     first: int = 0,
     progress: Callable[[int], None] = lambda _: None,
@@ -71,7 +75,7 @@ def observe(
     Args:
         choice: the bundle, and which graphs of it; they run on the CPU.
         samples: questions with their pictures.
-        groups: whose sources are looked at.
+        sources: the activations that are looked at.
         watch: looks at them.
         first: number of the sample to begin with; earlier ones were looked at already.
         progress: told how many samples have been looked at, after each.
@@ -81,7 +85,7 @@ def observe(
     """
     if first == len(samples):
         return
-    backend = Probing(lambda component, _: [group.source for group in groups.get(component, ())], watch.look)
+    backend = Probing(lambda component, _: sources.get(component, ()), watch.look)
     model = Choice(choice.bundle, backend, choice.precision, 0).load()
     for at in range(first, len(samples)):
         watch.begin(at, samples[at].name)

@@ -10,12 +10,15 @@ import numpy as np
 
 from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import BundleError
+from vlm_trt.calibration.cache import Cached
 from vlm_trt.calibration.linears import Group, Linear
 from vlm_trt.calibration.recipe import BLOCKS, Kind
 from vlm_trt.calibration.rewrite import Activation, Plan, Treatment
 from vlm_trt.calibration.rounding import Floats
 
-_FIELDS = {"floats", "layers", "factors", "limits", "importance"}
+_FIELDS = {"floats", "layers", "factors", "limits", "importance", "cache"}
+# Of those, one that older records lack.
+_ADDED: dict[str, Any] = {"cache": {}}
 
 
 def dumps(plan: Plan, floats: GraphEntry) -> str:
@@ -30,6 +33,7 @@ def dumps(plan: Plan, floats: GraphEntry) -> str:
         "factors": {source: _text(values) for source, values in plan.factors.items()},
         "limits": {source: one.limit for source, one in known.items() if source in rounded},
         "importance": {source: _text(one.importance) for source, one in known.items() if source in fine},
+        "cache": {source: _text(limits) for source, limits in plan.cache.items()},
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
@@ -43,13 +47,15 @@ def floats_of(text: str, where: str) -> str:
     return str(_content(text, where)["floats"])
 
 
-def loads(text: str, where: str, linears: tuple[Linear, ...], groups: tuple[Group, ...]) -> Plan:
+def loads(
+    text: str, where: str, linears: tuple[Linear, ...], groups: tuple[Group, ...], cached: tuple[Cached, ...]
+) -> Plan:
     """The plan from its file.
 
     Args:
         text: content of the file.
         where: named in errors.
-        linears, groups: of the float graph.
+        linears, groups, cached: of the float graph.
     Raises:
         BundleError: not what `dumps` writes, or about another graph.
     """
@@ -61,11 +67,15 @@ def loads(text: str, where: str, linears: tuple[Linear, ...], groups: tuple[Grou
         factors = {source: _array(one, channels[source]) for source, one in content["factors"].items()}
         assert all((values > 0).all() for values in factors.values()), "a factor is not above 0"
         activations = {source: _activation(source, content, channels[source]) for source in _seen(content)}
+        written = {one.source: one.channels for one in cached} if content["cache"] else {}
+        assert content["cache"].keys() == written.keys(), "a cache of which a part has 8 bits"
+        cache = {source: _array(one, written[source]) for source, one in content["cache"].items()}
+        assert all((limits >= 0).all() for limits in cache.values()), "a limit is below 0"
         for one in treatments:
             assert not one.kind.rounds_activations or one.linear.source in content["limits"], one.linear.name
     except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise BundleError(f"{where} does not belong to its float graph ({error!r}); quantize it again") from None
-    return Plan(groups, treatments, factors, activations)
+    return Plan(groups, treatments, factors, activations, cache)
 
 
 def _content(text: str, where: str) -> dict[str, Any]:
@@ -73,9 +83,9 @@ def _content(text: str, where: str) -> dict[str, Any]:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{where} is not JSON ({error}); quantize it again") from None
-    if not isinstance(content, dict) or set(content) != _FIELDS:
+    if not isinstance(content, dict) or {*content, *_ADDED} != _FIELDS:
         raise BundleError(f"{where} is not the record of a quantization; quantize it again")
-    return content
+    return {**_ADDED, **content}
 
 
 def _treatment(linear: Linear, kind: str, block: int | None) -> Treatment:

@@ -14,7 +14,7 @@ from vlm_trt.calibration.balance import activation_of, searched, smoothing
 from vlm_trt.calibration.linears import Group, untied
 from vlm_trt.calibration.observe import Watch, observe
 from vlm_trt.calibration.observers import range_of
-from vlm_trt.calibration.prepare import Job
+from vlm_trt.calibration.prepare import Job, Work
 from vlm_trt.calibration.rewrite import Activation, Plan
 from vlm_trt.calibration.rounding import Floats
 from vlm_trt.calibration.state import Seens
@@ -66,7 +66,8 @@ def _plan(job: Job, component: Component, seen: Seens, factors: Factors, *, bala
         one = seen[component, group.source]
         factors_left = None if balanced else own.get(group.source)
         activations[group.source] = activation_of(one, factors_left, range_of(one, recipe.observer, recipe.percentile))
-    return Plan(work.groups, work.treatments, own, activations)
+    cache = {one.source: seen[component, one.source].largest for one in work.cached}
+    return Plan(work.groups, work.treatments, own, activations, cache)
 
 
 def _factors(job: Job, seen: Seens) -> Factors:
@@ -97,7 +98,8 @@ def _observed(job: Job, factors: Factors, path: Path, count_bar: MakeBar, label:
     """All samples answered by the float graphs; what an ended run has seen is not looked at again."""
     samples = job.samples
     assert samples is not None
-    groups = {component: [g for g in work.groups if work.of(g)] for component, work in job.work.items()}
+    sources = {component: _sources(work) for component, work in job.work.items()}
+    cached = frozenset((component, one.source) for component, work in job.work.items() for one in work.cached)
     seen, first = state.load(path)
     saved = monotonic()
 
@@ -112,9 +114,14 @@ def _observed(job: Job, factors: Factors, path: Path, count_bar: MakeBar, label:
     with count_bar(label, len(samples.samples)) as bar:
         if bar is not None and first:
             bar.update(first)
-        watch = Watch(seen, factors, job.choices.floating)
-        observe(job.float_graphs, samples.samples, groups, watch, first, progress)
+        watch = Watch(seen, factors, job.choices.floating, cached)
+        observe(job.float_graphs, samples.samples, sources, watch, first, progress)
     return seen
+
+
+def _sources(work: Work) -> list[str]:
+    """The activations of a graph that are looked at."""
+    return [*(group.source for group in work.groups if work.of(group)), *(one.source for one in work.cached)]
 
 
 def name_of(job: Job) -> str:
@@ -122,7 +129,7 @@ def name_of(job: Job) -> str:
     digest = sha256(b"" if job.samples is None else job.samples.sha256.encode())
     for work in job.work.values():
         digest.update(work.entry.identity.encode())
-        digest.update(" ".join(g.source for g in work.groups if work.of(g)).encode())
+        digest.update(" ".join(_sources(work)).encode())
     return digest.hexdigest()[:16]
 
 

@@ -12,6 +12,7 @@ from vlm_trt.bundle.entries import GraphEntry
 from vlm_trt.bundle.errors import UsageError, VerificationError
 from vlm_trt.bundle.precision import DTYPE_BYTES, PUBLISHED, Precision
 from vlm_trt.bundle.store import Bundle
+from vlm_trt.calibration.cache import Cached, find_cached
 from vlm_trt.calibration.linears import HEAD, Group, find_groups, find_linears, untied
 from vlm_trt.calibration.recipe import Kind, Recipe
 from vlm_trt.calibration.rewrite import Treatment, treatment
@@ -22,6 +23,7 @@ from vlm_trt.families.family import family
 from vlm_trt.families.messages import Message, Prompt
 from vlm_trt.probing.session import as_stored
 from vlm_trt.runtime.choice import Choice
+from vlm_trt.runtime.grouped_attention import group_attention
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Work:
     groups: tuple[Group, ...]
     treatments: tuple[Treatment, ...]
     table: Table | None  # that gets 8 bits
+    cached: tuple[Cached, ...] = ()  # what of the cache gets 8 bits
 
     def of(self, group: Group) -> tuple[Treatment, ...]:
         """What becomes of the group's products; those that stay as they are left out."""
@@ -64,6 +67,7 @@ class Work:
         if self.table is not None:
             freed += self.table.rows * self.table.width * size
             placed += self.table.rows * (self.table.width + size) + 2 * PAGE_BYTES
+        placed += sum(4 * one.channels + PAGE_BYTES for one in self.cached)
         return self.entry.weight_bytes - freed + placed
 
 
@@ -115,7 +119,7 @@ def prepare(path: Path, choices: Choices, questions: DataSet | None) -> Job:
         BundleError: a file is damaged.
     """
     bundle, recipe = Bundle.open(path), choices.recipe
-    floating, precision = choices.floating, Precision.of(recipe.kind, choices.floating)
+    floating, precision = choices.floating, _precision(choices)
     verified = _require_floats(bundle, choices)
     if precision in bundle.manifest.precisions() and not choices.force:
         raise UsageError(f"{path} already has {precision} graphs; --force replaces them")
@@ -130,6 +134,23 @@ def prepare(path: Path, choices: Choices, questions: DataSet | None) -> Job:
     if samples is not None and questions is not None:
         require_apart(samples.pictures, questions.examples, questions.name)
     return Job(bundle, choices, precision, samples, questions, verified, work, copied)
+
+
+def _precision(choices: Choices) -> Precision:
+    """
+    Raises:
+        UsageError: the recipe wants a cache in 8 bits where there is none.
+    """
+    recipe, floating = choices.recipe, choices.floating
+    if recipe.cache is Kind.FLOAT:
+        return Precision.of(recipe.kind, floating)
+    if floating is not Precision.FP32 or recipe.kind is Kind.FP8:
+        asked = f"{floating} activations" if floating is not Precision.FP32 else f"the recipe {recipe.kind}"
+        raise UsageError(
+            f"a cache in 8 bits is for the CPU, where quantized graphs have fp32 activations, and {asked} is for "
+            "TensorRT; leave out one of both"
+        )
+    return Precision.of(recipe.kind, floating, recipe.cache)
 
 
 def _samples(bundle: Bundle, source: str) -> Samples:
@@ -179,7 +200,23 @@ def _work(bundle: Bundle, entry: GraphEntry, recipe: Recipe) -> Work:
     linears = find_linears(model, entry.component)
     treated = (treatment(linear, recipe.kind_of(linear.name), recipe.block) for linear in linears)
     treatments = tuple(one for one in treated if one is not None)
-    return Work(entry, find_groups(model, linears), treatments, find_table(model))
+    cached = () if recipe.cache is Kind.FLOAT else _cached(ir.load(bundle.path / entry.graph.path))
+    return Work(entry, find_groups(model, linears), treatments, find_table(model), cached)
+
+
+def _cached(model: ir.Model) -> tuple[Cached, ...]:
+    """What the decoder caches, of its graph, which is changed; nothing of other graphs.
+
+    Raises:
+        UsageError: ONNX Runtime would not read it where it lies.
+    """
+    found = find_cached(model)
+    if found and 2 * group_attention(model) != len(found):
+        raise UsageError(
+            "ONNX Runtime's attention over a cache in 8 bits takes no capped scores and no heads whose size is not a "
+            "multiple of 8, which this model has; leave cache out of the recipe"
+        )
+    return found
 
 
 def _require_patterns(work: dict[Component, Work], recipe: Recipe) -> None:

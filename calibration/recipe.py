@@ -53,6 +53,7 @@ class Recipe:
     # Moves range between activations and weights of the products behind a norm. A number is SmoothQuant's exponent;
     # "search" tries several and keeps the one with the least error, as AWQ does; None leaves them.
     balance: Balance | None = None
+    cache: Kind = Kind.FLOAT  # of keys and values: float, or int8
     layers: Mapping[str, Kind] = field(default_factory=dict)  # pattern → kind; the last that fits counts
 
     def kind_of(self, layer: str) -> Kind:
@@ -63,7 +64,8 @@ class Recipe:
     @property
     def needs_samples(self) -> bool:
         """Whether activations have to be seen."""
-        return self.balance is not None or any(kind.rounds_activations for kind in (self.kind, *self.layers.values()))
+        kinds = (self.kind, self.cache, *self.layers.values())
+        return self.balance is not None or any(kind.rounds_activations for kind in kinds)
 
 
 def shipped() -> tuple[str, ...]:
@@ -115,6 +117,12 @@ def _quantized(raw: Any, where: str) -> Kind:
     return Kind(raw)
 
 
+def _cache(raw: Any, where: str) -> Kind:
+    if raw not in (Kind.FLOAT, Kind.INT8):
+        raise UsageError(f"{where} is {shown(raw)}; choose one of {Kind.FLOAT}, {Kind.INT8}")
+    return Kind(raw)
+
+
 def _observer(raw: Any, where: str) -> Observer:
     if raw not in list(Observer):
         raise UsageError(f"{where} is {shown(raw)}; choose one of {', '.join(Observer)}")
@@ -162,5 +170,5 @@ def _layers(raw: Any, where: str) -> dict[str, Kind]:
 
 _READERS: dict[str, Any] = {
     "kind": _quantized, "max_drop": _number(SHARE), "block": _block, "observer": _observer,
-    "percentile": _number(Within(50, 100)), "balance": _balance, "layers": _layers,
+    "percentile": _number(Within(50, 100)), "balance": _balance, "cache": _cache, "layers": _layers,
 }  # fmt: skip

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vlm_trt.bundle.signature import ZERO_POINTS
+from vlm_trt.calibration.cache import round_cache
 from vlm_trt.calibration.editing import call, initializer, take_over
 from vlm_trt.calibration.linears import Group, Linear, matrix_columns, renamed
 from vlm_trt.calibration.recipe import Kind
@@ -81,6 +82,7 @@ class Plan:
     treatments: tuple[Treatment, ...]
     factors: Mapping[str, Floats] = field(default_factory=dict)  # source → what its channels are divided by
     activations: Mapping[str, Activation] = field(default_factory=dict)  # source → after that division
+    cache: Mapping[str, Floats] = field(default_factory=dict)  # source → what its channels reach, to have 8 bits
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def rewrite(model: ir.Model, plan: Plan, file: Weights) -> tuple[LayerError, ...
             if not changed:
                 placed[place] = stored
     _quantize_activations(model, plan)
+    round_cache(model, plan.cache, file)
     return tuple(errors)
 
 

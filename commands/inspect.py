@@ -179,7 +179,7 @@ def _engine_state(manifest: Manifest, variant: tuple[EngineEntry, ...], engine: 
 
 def _precision_line(path: Path, manifest: Manifest, precision: Precision) -> str:
     decoder, limits = manifest.model.decoder, manifest.limits
-    position_bytes = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * DTYPE_BYTES[precision.dtype]
+    position_bytes = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * DTYPE_BYTES[precision.cache_dtype]
     cache = f"cache {size(position_bytes * limits.max_seq_tokens)} per sequence"
     verdict = manifest.verification(precision)
     if verdict is None:

@@ -243,6 +243,11 @@ profile_options = with_options(
 quantize_options = with_options(
     click.option("--recipe", type=LOCATION, required=True, help="int8, int8-weight, int4, fp8, or a TOML file."),
     click.option(
+        "--cache",
+        type=click.Choice(["float", "int8"]),
+        help="Of keys and values; int8 for the CPU.  [default: the recipe's]",
+    ),
+    click.option(
         "--activations",
         type=FLOATS,
         default="fp32",

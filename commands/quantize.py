@@ -1,5 +1,6 @@
 """`vlm-trt quantize`: progress on stderr, then what it saved and what it cost; as tables or JSON."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.gate import Verdict
 from vlm_trt.calibration.prepare import Choices
 from vlm_trt.calibration.quantize import quantize
-from vlm_trt.calibration.recipe import read_recipe
+from vlm_trt.calibration.recipe import Kind, read_recipe
 from vlm_trt.calibration.report import NotPublishedError, Report
 from vlm_trt.commands.terminal import byte_bar, count_bar, say, size, table
 from vlm_trt.evaluation.dataset import SYNTHETIC, DataSet, read_data
@@ -25,6 +26,7 @@ _SHOWN_LAYERS = 8
 def run(
     bundle: Path,
     recipe: str,
+    cache: str | None,
     activations: str,
     samples: str,
     evaluate: str,
@@ -37,7 +39,9 @@ def run(
         raise UsageError("--auto and --max-drop need questions that judge; leave out --evaluate none")
     if evaluate != SYNTHETIC and count is not None:
         raise UsageError(f"--count is about --evaluate {SYNTHETIC}; leave it out, a file is asked whole")
-    choices = Choices(read_recipe(recipe), Precision(activations), samples, max_drop, **options)
+    read = read_recipe(recipe)
+    read = read if cache is None else replace(read, cache=Kind(cache))
+    choices = Choices(read, Precision(activations), samples, max_drop, **options)
     asked = None if evaluate == NOBODY else questions(bundle, evaluate, count)
     if choices.recipe.needs_samples and samples == SYNTHETIC:
         say("samples: drawn scenes; give pictures and questions of your own with --samples")

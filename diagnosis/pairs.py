@@ -9,6 +9,7 @@ import onnx_ir as ir
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import VerificationError
 from vlm_trt.bundle.signature import SCOPES
+from vlm_trt.calibration.cache import stores
 from vlm_trt.calibration.tables import looks_up, restores
 from vlm_trt.probing.widen import HALVES
 
@@ -52,7 +53,7 @@ def _pairs(component: Component, expected: Sequence[ir.Node], found: Sequence[ir
         makers = (_maker(value) for value in node.inputs if value is not None)
         sources = tuple(dict.fromkeys(numbers[value] for value in makers if value in numbers))
         for one, value in zip(right.outputs, node.outputs, strict=True):
-            if one.dtype not in FLOATING:
+            if one.dtype not in FLOATING or value.dtype not in FLOATING:  # the integers of a cache
                 continue
             numbers[value] = len(numbers)
             stored = _stored(value)
@@ -62,7 +63,11 @@ def _pairs(component: Component, expected: Sequence[ir.Node], found: Sequence[ir
 
 
 def _computing(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph if node.op_type not in _STORING and not looks_up(node)]
+    return [node for node in model.graph if not _stores(node) and not looks_up(node)]
+
+
+def _stores(node: ir.Node) -> bool:
+    return node.op_type in _STORING or stores(node)
 
 
 def _kind(node: ir.Node) -> str:
@@ -75,7 +80,7 @@ def _kind(node: ir.Node) -> str:
 def _maker(value: ir.Value) -> ir.Value:
     """The value as it was computed, before it was stored."""
     producer = value.producer()
-    while producer is not None and producer.op_type in _STORING:
+    while producer is not None and _stores(producer):
         source = producer.inputs[0]
         assert source is not None
         value, producer = source, source.producer()

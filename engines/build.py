@@ -132,6 +132,11 @@ def _prepare(path: Path, choices: Choices, say: Callable[[str], None]) -> Job:
 def _precision(manifest: Manifest, wanted: Precision | None, path: Path) -> Precision:
     """The first there of the graphs that may be meant: a recipe's name alone means half-precision activations."""
     have = manifest.precisions()
+    if wanted is not None and wanted.cache_dtype != wanted.dtype:
+        raise UsageError(
+            f"{wanted} graphs have a cache in 8 bits, which ONNX Runtime reads on the CPU and TensorRT does not; build "
+            f"others: --precision {wanted.kind}"
+        )
     meant = PREFERRED if wanted is None else wanted.flavours(PREFERRED[:2])
     for precision in meant:
         if precision in have:

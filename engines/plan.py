@@ -115,8 +115,7 @@ def plan(
         float_bytes: weights of the graphs that are exported where these are quantized from them; None: these are.
     """
     decoder = model.decoder
-    size = DTYPE_BYTES[precision.dtype]
-    position = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * size
+    position = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * DTYPE_BYTES[precision.cache_dtype]
     kv = position * limits.max_seq_tokens
     # The sampler makes three tensors as large as the logits: scaled ones, and probabilities of both.
     logits = limits.max_batch * decoder.vocab_size * 4

@@ -193,7 +193,7 @@ def _layers(model: ModelConfig) -> int:
 def _cache_bytes(model: ModelConfig, precision: Precision) -> int:
     """Keys and values of one position."""
     decoder = model.decoder
-    return 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * DTYPE_BYTES[precision.dtype]
+    return 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * DTYPE_BYTES[precision.cache_dtype]
 
 
 def _read_weights(model: ModelConfig, weights: int, precision: Precision) -> int:

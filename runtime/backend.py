@@ -28,6 +28,7 @@ NUMPY_DTYPES: dict[str, type[np.generic]] = {
     "float16": np.float16,
     "bfloat16": np.uint16,
     "int64": np.int64,
+    "int8": np.int8,
 }
 
 
@@ -165,6 +166,7 @@ class Backend(Protocol):
     precisions: tuple[Precision, ...]  # what it can run, the preferred first
     steps: StepShapes  # of decoding
     overlaps: bool  # whether pictures can be encoded beside decode steps, in another thread, at little cost
+    fewest_scored: int  # positions of which any run of the decoder computes logits: 0 where it can do without
 
     def engines(self, bundle: Bundle, precision: Precision) -> tuple[EngineEntry, ...]:
         """The engines of the bundle that it would run, one per component; none where it runs the graphs themselves.

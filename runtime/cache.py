@@ -21,7 +21,7 @@ class KVCache:
         self.max_seq_tokens = limits.max_seq_tokens
         self.lengths = [0] * limits.max_batch
         self._layers: list[tuple[Buffer, Buffer]] = [
-            (backend.allocate(shape, precision.dtype), backend.allocate(shape, precision.dtype))
+            (backend.allocate(shape, precision.cache_dtype), backend.allocate(shape, precision.cache_dtype))
             for _ in range(decoder.layers)
         ]
         self._backend, self._spare = backend, cast(Buffer | None, None)

@@ -55,9 +55,11 @@ class Continuation:
         ids = np.array([*self._prompt.ids, *extra], dtype=np.int64)
         rows = self._prompt.image_rows(len(ids))
         features = None if kept is None else kept[1]
-        for part in prefill_runs(0, len(ids), len(ids) if chunk is None else chunk, self._prompt.prefix):
-            logits = engine.prefill(slot, ids[part], rows[part], features, self._table)
-        return logits
+        *before, last = prefill_runs(0, len(ids), len(ids) if chunk is None else chunk, self._prompt.prefix)
+        with engine.in_use:
+            for part in before:
+                engine.extend(slot, ids[part], rows[part], features, self._table, last=False)
+            return engine.prefill(slot, ids[last], rows[last], features, self._table)
 
     def step(self, token: int, slot: int | None = None) -> Step:
         """The decode step that appends a token."""

@@ -30,7 +30,7 @@ from vlm_trt.runtime.in_use import InUse
 from vlm_trt.runtime.region import RegionRun
 from vlm_trt.runtime.sampler import Drawn, Row
 from vlm_trt.runtime.sampling_run import SamplerRun
-from vlm_trt.runtime.step_inputs import Step, StepInputs, runs_of
+from vlm_trt.runtime.step_inputs import Step, StepInputs, appended, runs_of
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -124,7 +124,16 @@ class Engine:
             self.extend(slot, ids, image_rows, features, table)
             return self._finite_logits(slot)
 
-    def extend(self, slot: int, ids: Ints, image_rows: Ints, features: Binding | None, table: PositionTable) -> None:
+    def extend(
+        self,
+        slot: int,
+        ids: Ints,
+        image_rows: Ints,
+        features: Binding | None,
+        table: PositionTable,
+        *,
+        last: bool = True,
+    ) -> None:
         """Appends tokens to a slot; the logits of the last of them then lie in the slot's row of `logits`.
 
         Args:
@@ -134,11 +143,14 @@ class Engine:
             features: image features [images, tokens, hidden], where the backend computes; None where no row refers
                 to them.
             table: the sequence's positions.
+            last: whether anybody wants these logits. Where not, the head over the vocabulary is left out if the
+                backend can, and the row holds nothing.
         Raises:
             PromptError: the slot has no room for them. After any failed run the slot is cleared.
         """
-        last = np.array([ids.shape[0] - 1])
-        self._append(slot, ids, image_rows, features, table, last, self.outputs.of_slots(slot, 1))
+        count, seq = 1 if last else self.backend.fewest_scored, ids.shape[0]
+        scored = np.arange(seq - count, seq)
+        self._append(slot, ids, image_rows, features, table, scored, self.outputs.of_slots(slot, count))
 
     def check(self, slot: int, ids: Ints, table: PositionTable) -> Floats:
         """Logits [seq, vocab] of every one of a few tokens that are appended to a slot, on the host.
@@ -168,21 +180,8 @@ class Engine:
         """Appends tokens to a slot, and writes outputs of the `scored` ones among them."""
         start, seq = self.cache.lengths[slot], ids.shape[0]
         self.cache.require_room(slot, seq)
-        stop = start + seq
-        assert table.attend_until[start:stop].max() < stop, "a position would see what is not written yet"
-        inputs: dict[str, Array] = {
-            # Those of pictures are not looked up, and may lie outside the vocabulary.
-            "input_ids": np.where(image_rows < 0, ids, 0)[None],
-            "image_rows": image_rows[None],
-            "rope_cos": table.cos[None, start:stop],
-            "rope_sin": table.sin[None, start:stop],
-            "query_scale": table.query_scale[None, start:stop],
-            "write_index": np.array([start], dtype=np.int64),
-            "attend_until": table.attend_until[None, start:stop],
-            "attend_from": table.attend_from[None, start:stop],
-            "logits_index": scored,
-        }
-        window = rounded_window(stop, self.limits.max_seq_tokens)
+        inputs = appended(start, ids, image_rows, table, scored)
+        window = rounded_window(start + seq, self.limits.max_seq_tokens)
         try:
             self.run_decoder(slot, 1, inputs, features, window, outputs=outputs)
         except Exception:

@@ -162,7 +162,7 @@ class Generator:
         part = next(prefill_runs(len(slot.keys), len(prompt.ids), chunk_tokens, prompt.prefix))
         ids, rows = np.array(prompt.ids[part], dtype=np.int64), prompt.image_rows()[part]
         features = None if sequence.features is None else sequence.features[1]
-        engine.extend(slot.index, ids, rows, features, sequence.table)
+        engine.extend(slot.index, ids, rows, features, sequence.table, last=part.stop == len(prompt.ids))
         slot.keys += sequence.keys[part]
 
     def _is_written(self, sequence: Generation) -> bool:

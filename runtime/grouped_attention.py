@@ -37,25 +37,49 @@ class _Layer:
     """The nodes of one layer's attention."""
 
     attention: ir.Node
-    key: ir.Node  # TensorScatter: past, new, write_index → present
-    value: ir.Node
+    key: "_Cache"
+    value: "_Cache"
     merge: ir.Node  # Reshape of the transposed context: [batch, seq, heads · head_dim]
 
 
+@dataclass(frozen=True)
+class _Cache:
+    """Keys, or values, of one layer."""
+
+    write: ir.Node  # TensorScatter: past, new, write_index → present
+    new: ir.Value  # in fp32
+    scale: ir.Value | None  # of integers [1, kv_heads, 1, head_dim]; None: in fp32
+
+
 def _matched(node: ir.Node) -> _Layer | None:
-    """What belongs to an Attention over a cache in fp32."""
+    """What belongs to an Attention over a cache in fp32, or in 8 bits."""
     if node.op_type != "Attention" or len(node.inputs) != 4:
         return None
-    scatters = [_maker(_input(_maker(value, "Slice"), 0), "TensorScatter") for value in node.inputs[1:3]]
     transposed = _only_user(node.outputs[0], "Transpose")
     merge = None if transposed is None else _only_user(transposed.outputs[0], "Reshape")
-    key, value = scatters
+    key, value = (_cache(one) for one in node.inputs[1:3])
     if key is None or value is None or merge is None:
         return None
-    past = key.inputs[0]
-    if past is None or past.dtype is not ir.DataType.FLOAT or not _divisible(past):
+    past = _given(key.write, 0)
+    stored = ir.DataType.FLOAT if key.scale is None else ir.DataType.INT8
+    if past.dtype is not stored or not _divisible(past):
         return None
     return _Layer(node, key, value, merge)
+
+
+def _cache(seen: ir.Value | None) -> _Cache | None:
+    """Where what attention sees is cached: as it is, or as integers (`calibration/cache.py`)."""
+    restored = _maker(seen, "Mul")
+    loaded = seen if restored is None else _input(_maker(restored.inputs[0], "Cast"), 0)
+    write = _maker(_input(_maker(loaded, "Slice"), 0), "TensorScatter")
+    new = _input(write, 1)
+    if write is None or new is None:
+        return None
+    if restored is None:
+        return _Cache(write, new, None)
+    for op in ("Cast", "Clip", "Round", "Div"):
+        new = _input(_maker(new, op), 0)
+    return None if new is None else _Cache(write, new, restored.inputs[1])
 
 
 def _divisible(past: ir.Value) -> bool:
@@ -129,17 +153,21 @@ class _Shared:
 
 def _replace(graph: ir.Graph, layer: _Layer, shared: _Shared) -> None:
     query, mask = layer.attention.inputs[0], layer.attention.inputs[3]
-    past_key, new_key, _ = layer.key.inputs
-    past_value, new_value, _ = layer.value.inputs
-    assert query is not None and mask is not None and past_key is not None and past_value is not None
-    flat = [_unsplit(graph, one, shared) for one in (query, new_key, new_value)]
+    past_key, past_value = _given(layer.key.write, 0), _given(layer.value.write, 0)
+    assert query is not None and mask is not None
+    flat = [_unsplit(graph, one, shared) for one in (query, layer.key.new, layer.value.new)]
     inputs = [*flat, past_key, past_value, shared.last, shared.total, None, None, None, shared.bias(mask)]
     heads, kv_heads = _heads(query), _heads(past_key)
-    attributes: dict[str, int | float] = {"num_heads": heads, "kv_num_heads": kv_heads, "causal": 0, "do_rotary": 0}
+    attributes: dict[str, int | float | str] = {
+        "num_heads": heads, "kv_num_heads": kv_heads, "causal": 0, "do_rotary": 0,
+    }  # fmt: skip
+    if layer.key.scale is not None:
+        inputs += [None, layer.key.scale, layer.value.scale]
+        attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
     attributes["scale"] = layer.attention.attributes["scale"].as_float()
     node = ir.node("GroupQueryAttention", inputs, attributes, domain=_DOMAIN, num_outputs=3, name=layer.attention.name)
     graph.insert_after(layer.merge, node)
-    old = [layer.merge.outputs[0], layer.key.outputs[0], layer.value.outputs[0]]
+    old = [layer.merge.outputs[0], layer.key.write.outputs[0], layer.value.write.outputs[0]]
     for before, now in zip(old, node.outputs, strict=True):
         name, now.type, now.shape = before.name, before.type, before.shape
         if before.is_graph_output():
@@ -182,7 +210,7 @@ def _inserted(graph: ir.Graph, node: ir.Node, inputs: Sequence[ir.Value], attrib
 
 def _remove_unused(graph: ir.Graph, layer: _Layer) -> None:
     """The nodes that nothing needs any more, from attention back to where heads were split."""
-    left = [layer.merge, layer.attention, layer.key, layer.value]
+    left = [layer.merge, layer.attention, layer.key.write, layer.value.write]
     while left:
         node = left.pop()
         if node.graph is None or any(value.uses() or value.is_graph_output() for value in node.outputs):

@@ -26,7 +26,7 @@ from vlm_trt.runtime.processor import has_vnni
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
 
 # onnxruntime takes ONNX element types where numpy has no dtype (bfloat16).
-ELEMENT_TYPES = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
+ELEMENT_TYPES = {"float32": 1, "int8": 3, "int64": 7, "float16": 10, "bfloat16": 16}
 # Weights below this are packed into the kernels' own layout at load, which takes half a second at most.
 PREPACK_BELOW_BYTES = 512 << 20
 # From this much on, attention is put into ONNX Runtime's own form at load. Reading and changing a graph takes some
@@ -44,10 +44,12 @@ class CpuBackend:
     precisions: tuple[Precision, ...] = (
         *(Precision.FP32, Precision.FP16, Precision.PUBLISHED_INT4, Precision.PUBLISHED_INT4_FP16),
         *(Precision.INT8, Precision.INT8_WEIGHT, Precision.INT4),
+        *(Precision.INT8_CACHE8, Precision.INT8_WEIGHT_CACHE8, Precision.INT4_CACHE8),
         *(Precision.INT8_FP16, Precision.INT8_WEIGHT_FP16, Precision.INT4_FP16, Precision.FP8, Precision.FP8_FP16),
     )
     steps = StepShapes.CLOSE
     overlaps = False  # both would want the same cores
+    fewest_scored = 0  # its products take no rows, in every type
     _held_bytes = 0  # what the largest run of pictures took: ONNX Runtime keeps it for the next
 
     def __init__(

@@ -1,13 +1,17 @@
-"""A decode step's inputs at fixed addresses: nothing but the window is bound anew."""
+"""What the decoder is given: of appended tokens, and of a decode step at fixed addresses, where nothing but the window
+is bound anew."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlm_trt.bundle.config import DecoderConfig
 from vlm_trt.families.positions import PositionTable
 from vlm_trt.runtime.backend import Array, Backend
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,31 @@ def runs_of(steps: Sequence[Step], lengths: Sequence[int], longest: int) -> Iter
         run.append(step)
     if run:
         yield run
+
+
+def appended(start: int, ids: Ints, image_rows: Ints, table: PositionTable, scored: Ints) -> dict[str, Array]:
+    """Inputs of the decoder by name, of tokens that follow `start` others in one sequence.
+
+    Args:
+        ids: token ids [seq].
+        image_rows: row of the image features that stands at each, −1 for text [seq].
+        table: the sequence's positions.
+        scored: which of them get logits; it may be none.
+    """
+    stop = start + len(ids)
+    assert table.attend_until[start:stop].max() < stop, "a position would see what is not written yet"
+    return {
+        # Those of pictures are not looked up, and may lie outside the vocabulary.
+        "input_ids": np.where(image_rows < 0, ids, 0)[None],
+        "image_rows": image_rows[None],
+        "rope_cos": table.cos[None, start:stop],
+        "rope_sin": table.sin[None, start:stop],
+        "query_scale": table.query_scale[None, start:stop],
+        "write_index": np.array([start], dtype=np.int64),
+        "attend_until": table.attend_until[None, start:stop],
+        "attend_from": table.attend_from[None, start:stop],
+        "logits_index": scored,
+    }
 
 
 class StepInputs:

@@ -172,15 +172,21 @@ class Trial:
     def _all_slots(
         self, together: Sequence[tuple[int, Passage]]
     ) -> Iterator[tuple[str, int, int, tuple[int, int] | None]]:
-        """Each slot prefilled alone, then all decoded in one step, then every other one in another."""
+        """Each slot prefilled alone, half of it without logits, as chunks of a long prompt are; then all decoded in one
+        step, then every other one in another."""
         engine = self._engine
         for number, one in together:
             engine.cache.truncate(one.slot, 0)
-            at, length = self._decoder.count, one.ends[0]
+            ids, rows, table = (
+                np.array(one.ids[: one.ends[0]], dtype=np.int64),
+                one.rows[: one.ends[0]],
+                self._table(one),
+            )
+            half = len(ids) // 2
+            engine.extend(one.slot, ids[:half], rows[:half], None, table, last=False)
+            at = self._decoder.count
             with suppress(NotFiniteError):
-                engine.prefill(
-                    one.slot, np.array(one.ids[:length], dtype=np.int64), one.rows[:length], None, self._table(one)
-                )
+                engine.prefill(one.slot, ids[half:], rows[half:], None, table)
             yield "batch", number, 0, (at, 0)
         for run, pairs in ((1, together), (2, together[::2])):
             if not pairs:

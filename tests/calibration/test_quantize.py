@@ -21,6 +21,7 @@ from tests.calibration.drawn import write_samples
 from tests.conftest import ROOT
 from tests.manifests import edit_manifest, set_field
 from tests.once_per_run import alone, run_folder
+from tests.runtime.sequences import chunked
 from vlm_trt.bundle.component import PIPELINE, Component
 from vlm_trt.bundle.errors import BundleError, DataSetError, PromptError, StorageError, UsageError, VerificationError
 from vlm_trt.bundle.precision import Precision
@@ -87,6 +88,8 @@ def test_every_recipe_makes_graphs_that_answer(name: str, bundle: Copy, question
     model = load(path, precision=name, backend="cpu")
     answer = model.generate("What color is the star?", images=[SCENE.read_bytes()], options=Options(greedy=True))
     assert answer.text
+    for whole, found in zip(chunked(model.engine, last=True), chunked(model.engine, last=False), strict=True):
+        assert np.array_equal(whole, found)
     opened = Bundle.open(path)
     verdict = opened.manifest.verification(Precision(name))
     assert verdict is not None and verdict.passed

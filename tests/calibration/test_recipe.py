@@ -22,6 +22,7 @@ def test_of_several_rules_the_last_that_fits_counts() -> None:
 
 def test_only_weights_in_8_bits_need_no_samples() -> None:
     assert [name for name in shipped() if not read_recipe(name).needs_samples] == ["int8-weight"]
+    assert Recipe(Kind.INT8_WEIGHT, 0.01, cache=Kind.INT8).needs_samples
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,7 @@ def test_only_weights_in_8_bits_need_no_samples() -> None:
             'kind = "int8"\nmax_drop = 0.1\nbalance = "much"',
             "balance is 'much'; give a number from 0 to 1, or 'search'",
         ),
+        ('kind = "int8"\nmax_drop = 0.1\ncache = "int4"', "cache is 'int4'; choose one of float, int8"),
         ('kind = "int8"\nmax_drop = 0.1\nlayers = 3', r"layers is 3; write a table \[layers\]"),
         ('kind = "int8"\nmax_drop = 0.1\n[layers]\n"a" = "b"', "layers.a is 'b'; choose one of"),
     ],

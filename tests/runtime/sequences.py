@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from tests.conftest import GOLDEN
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.family import Family, family
 from vlm_trt.families.family import Tokenizer as AnyTokenizer
-from vlm_trt.families.messages import Image, Message, Text
+from vlm_trt.families.messages import Image, Message, PromptShape, Text
 from vlm_trt.families.qwen_vl.tokenizer import Tokenizer
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.generate import Generator
@@ -18,6 +20,7 @@ from vlm_trt.runtime.ort import CpuBackend
 from vlm_trt.runtime.requests import Request
 from vlm_trt.runtime.sampler import Sampling
 from vlm_trt.runtime.scheduler import CHUNK_TOKENS, Scheduler
+from vlm_trt.runtime.step_inputs import Step
 
 TOKENIZER = Tokenizer(GOLDEN / "vocab.tiktoken")
 PICTURE = (GOLDEN / "ntk-256" / "two-images" / "a.png").read_bytes()
@@ -26,6 +29,17 @@ OTHER_PICTURE = (GOLDEN / "ntk-256" / "two-images" / "b.png").read_bytes()
 
 def engine_of(bundle: Path, precision: Precision = Precision.FP32) -> Engine:
     return open_engine(Bundle.open(bundle), precision, CpuBackend(threads=1))
+
+
+def chunked(engine: Engine, *, last: bool) -> list[np.ndarray]:
+    """Logits of a prompt in two chunks and of a step, and the caches; without `last`, the first chunk has no logits."""
+    kind, decoder = family(engine.model.family), engine.model.decoder
+    ids, none = np.random.default_rng(3).integers(1, decoder.vocab_size, 40), np.full(40, -1)
+    table = kind.position_table(decoder, PromptShape(40), engine.limits.max_seq_tokens)
+    engine.cache.clear(1)
+    engine.extend(1, ids[:30], none[:30], None, table, last=last)
+    found = [engine.prefill(1, ids[30:], none[30:], None, table), engine.decode([Step(1, 5, table)])]
+    return [*found, *(buffer.read().copy() for layer in engine.cache._layers for buffer in layer)]
 
 
 class Scheduled:

@@ -318,7 +318,7 @@ def test_a_prompt_that_breaks_gives_its_slot_back(bundle: Path, monkeypatch: pyt
 def test_what_is_refused_takes_no_slot(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = scheduled(bundle)
 
-    def fails(*_: object) -> None:
+    def fails(*_: object, last: bool) -> None:
         raise MemoryError
 
     for _ in range(4):  # more than there are slots

@@ -10,15 +10,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.runtime.sequences import engine_of
+from tests.runtime.sequences import chunked, engine_of
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import IncompatibleError, VlmTrtError
 from vlm_trt.bundle.precision import Precision
+from vlm_trt.bundle.store import Bundle
 from vlm_trt.families.messages import PromptShape
 from vlm_trt.families.qwen_vl.positions import position_table
 from vlm_trt.runtime.backend import Binding, bind_host
 from vlm_trt.runtime.backends import choose_backend
 from vlm_trt.runtime.engine import Engine
+from vlm_trt.runtime.load import open_engine
 from vlm_trt.runtime.ort import PREPACK_BELOW_BYTES, CpuBackend, OrtSession, multiply_8_bits_exactly
 from vlm_trt.runtime.ort_cuda import can_start
 from vlm_trt.runtime.quiet_onnxruntime import onnxruntime
@@ -68,6 +70,21 @@ def test_a_step_touches_only_the_positions_it_writes(exported: Callable[..., Pat
         assert (array[0, :, :100] == 0).all() and (array[2, :, :100] == 0).all()
         assert (array[1, :, :41] != 0).any(axis=(0, 2)).all()
         assert (array[1, :, 41:100] == 0).all()
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("ntk-256", "fp32"), ("ntk-256", "fp16"), ("moondream2", "fp32"), ("paligemma2", "fp32"), ("smolvlm2", "fp32")],
+)
+def test_a_chunk_without_logits_is_the_same_chunk(
+    name: str, precision: str, grouped: bool, exported: Callable[..., Path]
+) -> None:
+    """With a head that adds a bias, hidden states that are given too, capped logits, a head tied to the embeddings."""
+    bundle, backend = Bundle.open(exported(name, precision)), CpuBackend(threads=1, grouped=grouped)
+    engine = open_engine(bundle, Precision(precision), backend)
+    for expected, found in zip(chunked(engine, last=True), chunked(engine, last=False), strict=True):
+        assert np.array_equal(expected, found)
 
 
 def test_only_what_changed_is_bound_again(exported: Callable[..., Path]) -> None:

@@ -1,6 +1,6 @@
 """Who runs when: chunks between decode steps, short prompts before long ones, deadlines, slots that lie together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from tests.runtime.sequences import OTHER_PICTURE, PICTURE, Scheduled, alone, request, scheduled
+from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.errors import DeadlineError, ImageError
 from vlm_trt.families.messages import Prompt
+from vlm_trt.runtime.backend import Binding
 from vlm_trt.runtime.features import FeatureCache
 from vlm_trt.runtime.generation import Generation, Phase
 from vlm_trt.runtime.pictures import Pictures
@@ -39,6 +41,20 @@ def test_a_long_prompt_stops_the_others_for_a_chunk_at_most(bundle: Path) -> Non
         one.scheduler.step()
         assert len(running.ids) == before + 1 and filled - long.unfilled == 50
     assert one.finish(running)[0] == alone(bundle, "a", tokens=100)
+
+
+def test_of_a_prompt_in_chunks_the_last_alone_has_logits(bundle: Path) -> None:
+    one = scheduled(bundle, chunk=50)
+    session, rows = one.engine.sessions[Component.DECODER], list[int]()
+
+    class Noting:
+        def run(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding], *, repeats: bool = False) -> None:
+            rows.append(outputs["logits"].shape[0])
+            session.run(inputs, outputs, repeats=repeats)
+
+    one.engine.sessions = {**one.engine.sessions, Component.DECODER: Noting()}
+    assert one.finish(one.scheduler.submit(words(one, 120))) == [scheduled(bundle).answer(words(one, 120))]
+    assert rows == [0, 0, 1, 1]
 
 
 def test_a_short_prompt_is_not_behind_a_long_one(bundle: Path) -> None:

@@ -50,6 +50,20 @@ def even_write_index(model: onnx.ModelProto) -> None:
     )
 
 
+def other_ids_without_logits(model: onnx.ModelProto) -> None:
+    """Wrong where a run has logits of no position."""
+    one = constant(model, "one", [1])
+    before(
+        model,
+        "input_ids",
+        lambda name: [
+            helper.make_node("Shape", ["logits_index"], ["scored"]),
+            helper.make_node("Min", ["scored", one], ["some"]),
+            helper.make_node("Mul", [name, "some"], [f"{name}.wrong"]),
+        ],
+    )
+
+
 def second_picture_ignored(model: onnx.ModelProto) -> None:
     """Rows beyond the first picture's are taken for text."""
     rows, none = constant(model, "rows", [256]), constant(model, "none", [-1])
@@ -96,12 +110,22 @@ def zero_row(output: str, row: int) -> Change:
         (Component.DECODER, no_attention_past(576), "prefill of to_the_last_position, run "),
         (Component.DECODER, no_attention_past(698), "decode_step of to_the_last_position, run 10: "),
         (Component.DECODER, even_write_index, "chunked_prefill of swapped_image, run 1: "),
+        (Component.DECODER, other_ids_without_logits, "batch of slot 0, run 1: "),
         (Component.DECODER, second_picture_ignored, "prefill of most_pictures: "),
         (Component.DECODER, zero_row("logits", 1), "batch of slot 1, run 1: "),
         (Component.VISION_ENCODER, zero_row("vision_features", 2), "vision_encoder of picture 3 of 4: "),
         (Component.RESAMPLER, zero_row("image_features", 3), "resampler of picture 4 of 4: "),
     ],
-    ids=["past 576", "last position", "odd chunks", "second picture", "middle slot", "third picture", "fourth picture"],
+    ids=[
+        "past 576",
+        "last position",
+        "odd chunks",
+        "no logits",
+        "second picture",
+        "middle slot",
+        "third picture",
+        "fourth picture",
+    ],
 )
 def test_what_is_wrong_at_the_limits_alone_is_refused(
     component: Component, change: Change, sentence: str, exported: Callable[..., Path], tmp_path: Path
