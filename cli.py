@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vlm_trt.commands.evaluating import evaluate
+from vlm_trt.commands.exporting_serving import export_serving
 from vlm_trt.commands.finding import detect, point
 from vlm_trt.commands.group import InOrder, Main
 from vlm_trt.commands.options import (
@@ -243,6 +244,7 @@ def serve(bundle: Path | None, **options: Any) -> None:
     run(bundle, **options)
 
 
+main.add_command(export_serving)
 main.add_command(evaluate)
 
 

@@ -39,7 +39,12 @@ def reference() -> str:
     parts = [_HEAD]
     parts.append(_section(main, "vlm-trt", None))
     parent = click.Context(main, info_name="vlm-trt")
-    parts += [_section(command, f"vlm-trt {name}", parent) for name, command in sorted(main.commands.items())]
+    for name, command in sorted(main.commands.items()):
+        parts.append(_section(command, f"vlm-trt {name}", parent))
+        if isinstance(command, click.Group):
+            within = click.Context(command, info_name=name, parent=parent)
+            members = sorted(command.commands.items())
+            parts += [_section(member, f"vlm-trt {name} {of_it}", within) for of_it, member in members]
     return "\n".join(parts)
 
 

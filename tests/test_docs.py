@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
 from tests.conftest import GOLDEN, ROOT
@@ -30,9 +31,13 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_commands_in_the_documents_exist(path: Path) -> None:
     """Every `vlm-trt NAME --option` written anywhere is a command and an option of it."""
     for line in re.findall(r"^vlm-trt .*$", path.read_text(encoding="utf-8"), re.MULTILINE):
-        name = line.split()[1]
-        assert name in cli.main.commands, line
-        known = {option for parameter in cli.main.commands[name].params for option in parameter.opts}
+        command: click.Command = cli.main
+        for name in line.split()[1:]:
+            if not isinstance(command, click.Group):
+                break
+            assert name in command.commands, line
+            command = command.commands[name]
+        known = {option for parameter in command.params for option in parameter.opts}
         assert set(re.findall(r"--[a-z-]+", line)) <= known, line
 
 
