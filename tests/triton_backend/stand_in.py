@@ -86,6 +86,8 @@ class InferenceRequest:
 class MetricFamily:
     """None: the server collects none."""
 
+    COUNTER, GAUGE, HISTOGRAM = range(3)
+
     def __init__(self, **_: Any) -> None:
         raise TritonModelException("metrics not supported")
 

@@ -40,7 +40,8 @@ def test_an_answer_is_the_runtimes_own(server: TritonServer, expected: Callable[
     assert said.texts == ["What is it?" + own.text]
     alone = server.ask("tiny", "What is it?", stream=False, sampling=GREEDY, exclude_input_in_output=True)
     assert alone.texts == [own.text]
-    streamed = server.ask("tiny", "What is it?", sampling=GREEDY)
+    with server.slow():  # what gathers between two responses goes out as one
+        streamed = server.ask("tiny", "What is it?", sampling=GREEDY)
     assert streamed.text == own.text and len(streamed.texts) > 1
 
 
@@ -112,9 +113,8 @@ def test_over_http_one_answer_or_a_stream_of_events(server: TritonServer, expect
     fields = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
     whole = server.post("/v2/models/tiny/generate", body | {"parameters": {"stream": False, **fields}})
     assert whole.json()["text_output"] == "What is it?" + own.text, whole.text
-    stream = server.post(
-        "/v2/models/tiny/generate_stream", body | {"stream": True, "sampling_parameters": GREEDY}
-    )  # fmt: skip
+    with server.slow():
+        stream = server.post("/v2/models/tiny/generate_stream", body | {"stream": True, "sampling_parameters": GREEDY})
     events = [json.loads(line.removeprefix("data: ")) for line in stream.text.splitlines() if line]
     assert "".join(one["text_output"] for one in events) == own.text and len(events) > 1
     refused = server.post("/v2/models/tiny/generate", body | {"parameters": {"temperature": 1000}})
@@ -229,6 +229,28 @@ def test_the_metrics_page_has_ours(server: TritonServer) -> None:
     assert after["engine_up", "tiny"] == after["engine_up", "narrow"] == 1
 
 
+def test_many_clients_that_come_and_go(server: TritonServer, expected: Callable[..., Answer]) -> None:
+    """Every third leaves in the middle; the others have their own answers, and in the end every slot is free."""
+    own = [expected(f"Question {number}").text for number in range(3)]
+
+    def ask(number: int) -> bool:
+        if number % 3:
+            said = server.ask("tiny", f"Question {number % 3}", stream=number % 2 == 0, sampling=GREEDY)
+            return said.text.removeprefix("" if number % 2 == 0 else f"Question {number % 3}") == own[number % 3]
+        stream = Stream(server)
+        stream.ask("tiny", "go on", sampling=LONG)
+        stream.next()
+        stream.leave(cancel=True)
+        return True
+
+    before = server.samples()["request_success_total", "length", "tiny"]
+    with ThreadPoolExecutor(12) as pool:
+        assert all(pool.map(ask, range(60)))
+    server.idle("tiny")
+    until(lambda: server.samples()["num_requests_waiting", "tiny"] == 0)
+    assert server.samples()["request_success_total", "length", "tiny"] >= before + 40
+
+
 def test_a_dead_engine_makes_model_and_server_unready(start: Start) -> None:
     """What was under way ends with an error, the other model goes on, and loading brings it back."""
     server = start("tiny", "narrow")
@@ -264,6 +286,11 @@ def test_a_signal_lets_a_stream_end(start: Start) -> None:
     assert server.process.wait(WAIT_S) == 0, server.log()
     with pytest.raises(httpx.TransportError):
         server.is_ready()
+
+
+def test_a_server_without_metrics_answers(start: Start, expected: Callable[..., Answer]) -> None:
+    server = start("tiny", options=["--allow-metrics=false"])
+    assert server.ask("tiny", "Hi", sampling=GREEDY).text == expected("Hi").text
 
 
 def test_a_bundle_that_may_not_be_used_is_not_loaded(
