@@ -111,6 +111,11 @@ def test_a_circle_of_files_is_found(tmp_path: Path) -> None:
     assert circle({**needs, "vlm_trt.d": set()}) == []
 
 
+def test_no_room_is_called_like_a_package_of_others() -> None:
+    """With this folder on the path, torch would take ours for its `triton`, and fail at every export."""
+    assert not {"triton", *HEAVY} & {path.name for path in ROOT.iterdir()}
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_room_imports_only_its_neighbours(room: str) -> None:
     for path in (ROOT / room).rglob("*.py"):

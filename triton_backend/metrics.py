@@ -63,6 +63,7 @@ class TritonMetrics(Measures):
         super().__init__(self)
         kind = pb_utils.MetricFamily.GAUGE
         self._gauges = {name: self._family(name, about, (MODEL,), kind) for name, about, _ in gauges(state)}
+        self.show(state)
 
     def counter(self, name: str, about: str, labels: tuple[str, ...]) -> Family:
         return self._family(f"{name}_total", about, labels, self._pb_utils.MetricFamily.COUNTER)

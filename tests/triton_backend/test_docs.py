@@ -1,6 +1,7 @@
 """What docs/triton.md says is so: its program and its requests run as they stand, its numbers are those of the code."""
 
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -23,9 +24,10 @@ TEXT = (ROOT / "docs" / "triton.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def documented(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A model by the name that the document calls it."""
+    """A model by the name that the document calls it, its bundle by a path that begins in the model's folder."""
     folder = tmp_path_factory.mktemp("documented")
-    written(folder / "models", exported("ntk-256"), "--name", "bundle")
+    bundle = os.path.relpath(exported("ntk-256"), folder / "models" / "bundle")
+    written(folder / "models", exported("ntk-256"), "--name", "bundle", "--bundle-path", bundle)
     with triton(folder / "models", "bundle", folder=folder) as found:
         yield found
 

@@ -27,10 +27,13 @@ LONG = '{"temperature": 0, "max_tokens": 400, "ignore_eos": true}'
 
 @pytest.fixture(scope="module")
 def expected(exported: Callable[..., Path]) -> Callable[..., Answer]:
-    """A function: text, pictures → what the runtime itself answers."""
+    """A function: text, pictures, tokens → what the runtime itself answers."""
     model = load(exported("ntk-256"), backend="cpu", threads=1, allow_unverified=True)
-    options = Options(greedy=True, max_new_tokens=8, ignore_eos=True)
-    return lambda text, *pictures: model.generate(text, pictures, options)
+
+    def answer(text: str, *pictures: bytes, tokens: int = 8) -> Answer:
+        return model.generate(text, pictures, Options(greedy=True, max_new_tokens=tokens, ignore_eos=True))
+
+    return answer
 
 
 def test_an_answer_is_the_runtimes_own(server: TritonServer, expected: Callable[..., Answer]) -> None:
@@ -100,10 +103,12 @@ def test_counts_and_reasons_come_where_they_are_asked_for(
 
 def test_two_requests_at_once_are_decoded_together(server: TritonServer, expected: Callable[..., Answer]) -> None:
     """Both are seen in a slot, while neither has ended."""
-    with server.slow(), ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(server.ask, "tiny", text, sampling=GREEDY) for text in ("one", "two")]
-        until(lambda: server.samples()["num_requests_running", "tiny"] == 2)
-        assert [one.result(WAIT_S).text for one in asked] == [expected("one").text, expected("two").text]
+    texts = ("one", "two")
+    with ThreadPoolExecutor(2) as pool:
+        with server.slow():
+            asked = [pool.submit(server.ask, "tiny", text, sampling=LONG) for text in texts]
+            until(lambda: server.samples()["num_requests_running", "tiny"] == 2)
+        assert [one.result(WAIT_S).text for one in asked] == [expected(text, tokens=400).text for text in texts]
 
 
 def test_over_http_one_answer_or_a_stream_of_events(server: TritonServer, expected: Callable[..., Answer]) -> None:
@@ -183,14 +188,16 @@ def test_special_tokens_in_a_text_stay_letters(
 
 
 def test_a_client_that_leaves_frees_its_slot(server: TritonServer) -> None:
-    before = server.samples().get(("requests_cancelled_total", "tiny", "answering"), 0)
+    counted = ("requests_cancelled_total", "tiny", "answering")
+    before = server.samples().get(counted, 0)
     with server.slow():
         stream = Stream(server)
         stream.ask("tiny", "go on", sampling=LONG)
         assert stream.next()[1] is None
+        until(lambda: server.samples()["num_requests_running", "tiny"] == 1)
         stream.leave(cancel=True)
         server.idle("tiny")
-    assert server.samples()["requests_cancelled_total", "tiny", "answering"] == before + 1
+        until(lambda: server.samples().get(counted) == before + 1)
 
 
 def test_a_full_queue_is_unavailable(server: TritonServer) -> None:
@@ -246,9 +253,9 @@ def test_many_clients_that_come_and_go(server: TritonServer, expected: Callable[
     before = server.samples()["request_success_total", "length", "tiny"]
     with ThreadPoolExecutor(12) as pool:
         assert all(pool.map(ask, range(60)))
+    until(lambda: server.samples()["request_success_total", "length", "tiny"] >= before + 40)
     server.idle("tiny")
     until(lambda: server.samples()["num_requests_waiting", "tiny"] == 0)
-    assert server.samples()["request_success_total", "length", "tiny"] >= before + 40
 
 
 def test_a_dead_engine_makes_model_and_server_unready(start: Start) -> None:
