@@ -39,6 +39,7 @@ _UNSUPPORTED = UNSUPPORTED | {
     "lora_name": (),
     "guided_decoding": (),
     "model": (),
+    "stream": (),
     "stream_options": (),
 }
 # Texts of these are numbers, or true and false: NVIDIA's own client of vllm_backend writes {"temperature": "0.1"}.

@@ -6,6 +6,7 @@ answer since the last one goes out as one.
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
@@ -15,7 +16,7 @@ import numpy as np
 
 from vlm_trt.runtime.loop import Piece
 from vlm_trt.runtime.model import Answer
-from vlm_trt.serving.errors import ApiError, is_fault
+from vlm_trt.serving.errors import ApiError, fault, is_fault
 from vlm_trt.serving.measures import Measures
 from vlm_trt.triton_backend.asking import Asked
 from vlm_trt.triton_backend.tensors import FINISH_REASON, INPUT_TOKENS, OUTPUT_TOKENS, TEXT_OUTPUT
@@ -91,64 +92,69 @@ class Responder:
             log.exception("watching failed")
 
     def _guarded(self, work: Callable[[Turn], None], turn: Turn) -> None:
-        """What cannot be sent to one client is no matter of the others."""
+        """What cannot be sent to one client is no matter of the others; and where it can, nobody waits in vain."""
         try:
             work(turn)
         except Exception:
             log.exception("request %s could not be answered", turn.number)
-            self._end(turn)
+            if not turn.ended:
+                self._end(turn)
+                with suppress(Exception):
+                    self._send(turn, self._error(str(fault(turn.number)), "INTERNAL"), last=True)
 
     def _give_up_if_cancelled(self, turn: Turn) -> None:
         if not turn.sender.is_cancelled():
             return
         stage = turn.stage
-        self._end(turn)
+        self._send(turn, self._error("the request was cancelled", "CANCELLED"), last=True)
         if self.metrics is not None:
             self.metrics.cancelled.labels(self._model, stage).inc()
-        self._send(turn, self._error("the request was cancelled", "CANCELLED"), last=True)
 
     def _respond(self, turn: Turn) -> None:
-        """What came of it since the last time."""
+        """What came of it since the last time; measured when it is sent."""
         if turn.ended:
             return
-        text, outcome, ended_at = "", None, 0.0
+        text, came, outcome = "", list[float](), None
         while turn.told and outcome is None:
             at, event = turn.told.pop(0)
+            came.append(at)
             if isinstance(event, Piece):
                 text += event.text
-                self._measure_piece(turn, at)
             else:
-                outcome, ended_at = event, at
+                outcome = event
         asked = turn.asked
         if isinstance(outcome, Exception):
             self._refuse(turn, outcome)
         elif isinstance(outcome, Answer):
             assert asked is not None
-            self._end(turn)
-            self._measure_answer(turn, outcome, ended_at)
             if not asked.streams:
                 text = (asked.text if asked.repeats_text else "") + outcome.text
             self._send(turn, self._response(asked, turn, text, outcome), last=True)
-        elif text and asked is not None and asked.streams:
-            self._send(turn, self._response(asked, turn, text, None), last=False)
+            self._measure(turn, came)
+            self._measure_answer(turn, outcome, came[-1])
+        elif came:
+            if text and asked is not None and asked.streams:
+                self._send(turn, self._response(asked, turn, text, None), last=False)
+            self._measure(turn, came)
 
     def _refuse(self, turn: Turn, error: Exception) -> None:
-        self._end(turn)
         if is_fault(error):
             log.error("request %s failed", turn.number, exc_info=error)
         refusal = self._told(error, turn)
+        self._send(turn, self._error(str(refusal), _CODES.get(refusal.status, "INTERNAL")), last=True)
         if self.metrics is not None:
             self.metrics.rejected.labels(refusal.code).inc()
-        self._send(turn, self._error(str(refusal), _CODES.get(refusal.status, "INTERNAL")), last=True)
 
     def _end(self, turn: Turn) -> None:
-        """Once for each turn: nothing is sent for it but what is sent next, and nothing is computed any more."""
+        """Once for each turn, before its last response: nothing is computed for it any more."""
         if not turn.ended:
             turn.ended = True
             self._open.pop(turn.number, None)
             self._left(turn)
 
     def _send(self, turn: Turn, response: Any, *, last: bool) -> None:
+        if last:
+            self._end(turn)
         turn.sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
 
     def _error(self, sentence: str, code: str) -> Any:
@@ -167,18 +173,18 @@ class Responder:
         tensors += [tensor(name, values[name]) for name in values if name in asked.returns]
         return self._pb_utils.InferenceResponse(output_tensors=tensors)
 
-    def _measure_piece(self, turn: Turn, at: float) -> None:
-        before, turn.last_piece_at = turn.last_piece_at, at
-        if self.metrics is not None and before is None:
-            self.metrics.first_token.labels(self._model).observe(at - turn.started)
-        elif self.metrics is not None and before is not None:
-            self.metrics.between_tokens.labels(self._model).observe(at - before)
+    def _measure(self, turn: Turn, came: list[float]) -> None:
+        """Pieces, and an end, by when they came of the engine."""
+        for at in came:
+            before, turn.last_piece_at = turn.last_piece_at, at
+            if self.metrics is not None and before is None:
+                self.metrics.first_token.labels(self._model).observe(at - turn.started)
+            elif self.metrics is not None and before is not None:
+                self.metrics.between_tokens.labels(self._model).observe(at - before)
 
     def _measure_answer(self, turn: Turn, answer: Answer, ended_at: float) -> None:
         if self.metrics is None:
             return
-        if turn.last_piece_at is None:  # an answer without a word
-            self.metrics.first_token.labels(self._model).observe(ended_at - turn.started)
         self.metrics.answer(self._model, answer, ended_at - turn.started)
         if turn.pictures:
             self.metrics.pictures(self._model, turn.pictures, turn.decoding_s)

@@ -51,7 +51,9 @@ def test_the_tensor_counts_more_than_the_parameters_of_the_request() -> None:
     assert sampled(asked(parameters="")).max_tokens is None
 
 
-@pytest.mark.parametrize("name", ["lora_name", "guided_decoding", "min_tokens", "logprobs", "model", "stop_token_ids"])
+@pytest.mark.parametrize(
+    "name", ["lora_name", "guided_decoding", "min_tokens", "logprobs", "model", "stream", "stop_token_ids"]
+)
 def test_what_vllm_can_do_and_we_cannot_is_refused_by_name(name: str) -> None:
     with pytest.raises(ApiError, match=f"{name} is not carried out by this server; leave it out"):
         sampled(asked(sampling_parameters=[b'{"%s": 5}' % name.encode()]))

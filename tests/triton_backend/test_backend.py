@@ -57,6 +57,30 @@ def test_what_cannot_be_sent_to_one_is_no_matter_of_the_others(made: Callable[..
     assert backend._admission._requests == backend._admission._bytes == 0
 
 
+def test_an_answer_that_cannot_be_measured_is_sent(made: Callable[..., Backend]) -> None:
+    """As where the server has taken its metrics away."""
+    backend = made()
+    backend._responder.metrics = object()  # type: ignore[assignment]
+    assert not ask(backend).sender.until_the_end()[-1].error
+    assert ask(backend, b"{").sender.until_the_end()[-1].error
+    until(lambda: not backend._responder._open and backend._admission._requests == 0)
+
+
+def test_what_cannot_be_written_as_a_response_is_told_as_a_failure(
+    made: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = made()
+
+    def broken(*_: Any) -> None:
+        raise ValueError("no shared memory is left")
+
+    monkeypatch.setattr(backend._responder, "_response", broken)
+    (response,) = ask(backend).sender.until_the_end()
+    assert response.error and response.error.code == stand_in.TritonError.INTERNAL
+    assert response.error.message.startswith("the server failed at this request; its log tells why, under ")
+    until(lambda: backend._admission._requests == 0)
+
+
 def test_one_that_leaves_before_it_is_prepared_is_never_asked(
     made: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
