@@ -3,6 +3,7 @@
 import click
 
 from vlm_trt.commands.export_serving_ray import ray
+from vlm_trt.commands.export_serving_triton import triton
 
 
 @click.group(name="export-serving")
@@ -12,7 +13,9 @@ def export_serving() -> None:
     \b
     Example:
       vlm-trt export-serving ray bundle --replicas 2
+      vlm-trt export-serving triton bundle models
     """
 
 
 export_serving.add_command(ray)
+export_serving.add_command(triton)

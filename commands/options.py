@@ -142,7 +142,7 @@ load_options = with_options(
     click.option("--unverified", is_flag=True, help="Answer from graphs that are not shown equal to the model."),
 )
 # What sampling values may be stands in `runtime/sampler.py`, and they are refused before a bundle is loaded.
-_speculation = click.option(
+speculation_option = click.option(
     "--speculation/--no-speculation",
     default=None,
     help="Greedy: several tokens a step where words repeat.  [default: where nothing is quantized]",
@@ -169,7 +169,7 @@ answer_options = with_options(
         "--stop", "stop_strings", type=TEXT, multiple=True, help="End the answer at this text; may be repeated."
     ),
     click.option("--ignore-eos", is_flag=True, help="Generate on to --max-new-tokens, whatever comes."),
-    _speculation,
+    speculation_option,
 )
 serve_options = with_options(
     click.option(
@@ -210,7 +210,7 @@ serve_options = with_options(
         help="Seconds of one step, from which on it is not ready.",
     ),
     click.option("--page/--no-page", default=True, show_default=True, help="A page to try it in a browser, at /."),
-    _speculation,
+    speculation_option,
 )
 profile_options = with_options(
     click.option("--batch", type=BATCHES, help="Sequences at once; 1,2,4 sweeps.  [default: 1]"),

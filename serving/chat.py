@@ -1,20 +1,18 @@
 """POST /v1/chat/completions: a conversation with pictures."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlm_trt.families.messages import Image, Message, Part, Text
 from vlm_trt.runtime.model import Answer
 from vlm_trt.runtime.requests import Request, Token
+from vlm_trt.serving.conversation import conversation, picture_urls
 from vlm_trt.serving.documents import Document, Heading, Words, extension, usage
-from vlm_trt.serving.errors import refused
 from vlm_trt.serving.logs import UnknownFields
 from vlm_trt.serving.media import Picture
-from vlm_trt.serving.requests import ChatMessage, ChatRequest, ImagePart, Role, TextPart, read_chat
+from vlm_trt.serving.requests import ChatRequest, read_chat
 from vlm_trt.serving.services import Served
 
 _WHOLE, _CHUNK = "chat.completion", "chat.completion.chunk"
-_SYSTEM = (Role.SYSTEM, Role.DEVELOPER)
 
 
 @dataclass(frozen=True)
@@ -72,15 +70,7 @@ class Chat:
         return read_chat(body, unknown)
 
     def pictures(self, asked: ChatRequest) -> list[tuple[str, str]]:
-        found = []
-        for at, message in enumerate(asked.messages):
-            for part_at, part in enumerate(message.content if isinstance(message.content, tuple) else ()):
-                if isinstance(part, ImagePart):
-                    where = f"messages[{at}].content[{part_at}]"
-                    if message.role is not Role.USER:
-                        raise refused(f"{where}.type", "is a picture outside the user's messages; send it in one")
-                    found.append((f"{where}.image_url.url", part.image_url.url))
-        return found
+        return picture_urls(asked.messages)
 
     def ask(self, asked: ChatRequest, served: Served, pictures: Sequence[Picture], deadline_s: float) -> Request:
         model = served.loop.model
@@ -95,31 +85,3 @@ class Chat:
     def form(self, asked: ChatRequest, served: Served, number: str) -> ChatForm:
         heading = Heading(f"chatcmpl-{number}", served.name, asked.stream and asked.usage_at_the_end)
         return ChatForm(heading, Words(served.loop.model.tokenizer, asked.ignore_eos), asked.logprobs)
-
-
-def conversation(messages: Sequence[ChatMessage], pictures: Iterable[Picture]) -> list[Message]:
-    """The messages as the families take them: instructions at the beginning made one, names left out, the pictures in
-    place of their URLs. A picture has no name here, since a name would stand in the prompt."""
-    left = iter(pictures)
-    head = 0
-    while head < len(messages) and messages[head].role in _SYSTEM:
-        head += 1
-    found = [Message("system", "\n\n".join(map(_text, messages[:head])))] if head else []
-    for message in messages[head:]:
-        content = (message.content,) if isinstance(message.content, str) else message.content
-        parts = [_part(part, left) for part in content]
-        found.append(Message("system" if message.role in _SYSTEM else message.role.value, parts))
-    return found
-
-
-def _part(part: str | TextPart | ImagePart, pictures: Iterator[Picture]) -> Part:
-    if isinstance(part, ImagePart):
-        asked = part.image_url
-        return Image(next(pictures).data, detail=asked.detail, min_pixels=asked.min_pixels, max_pixels=asked.max_pixels)
-    return Text(part if isinstance(part, str) else part.text)
-
-
-def _text(message: ChatMessage) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    return "".join(part.text for part in message.content if not isinstance(part, ImagePart))

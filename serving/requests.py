@@ -29,7 +29,7 @@ _SEED = Within(-(1 << 63), (1 << 64) - 1)
 _TOP_LOGPROBS = Within(0, MOST_TOP_LOGPROBS)
 
 # Field → the values that ask for nothing. Those of other servers stand here too, so that nothing is dropped in silence.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "presence_penalty": (0,),
@@ -52,7 +52,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "guided_choice": (),
     "guided_grammar": (),
 }
-UNSUPPORTED_IN_CHAT = _UNSUPPORTED | {
+UNSUPPORTED_IN_CHAT = UNSUPPORTED | {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -70,8 +70,8 @@ UNSUPPORTED_IN_CHAT = _UNSUPPORTED | {
     "mm_processor_kwargs": ({},),
     "input_ids": (),
 }
-UNSUPPORTED_IN_LOCATING = _UNSUPPORTED | {"stream": (False,), "names": (), "messages": (), "response_format": ()}
-UNSUPPORTED_IN_COMPLETIONS = _UNSUPPORTED | {"echo": (False,), "suffix": ("",), "response_format": ()}
+UNSUPPORTED_IN_LOCATING = UNSUPPORTED | {"stream": (False,), "names": (), "messages": (), "response_format": ()}
+UNSUPPORTED_IN_COMPLETIONS = UNSUPPORTED | {"echo": (False,), "suffix": ("",), "response_format": ()}
 
 
 @dataclass(frozen=True)
@@ -219,12 +219,11 @@ def read_chat(body: bytes, unknown: Callable[[set[str]], None]) -> ChatRequest:
     Raises:
         ApiError: what is wrong with which field.
     """
-    raw = parse(body)
+    raw: dict[str, Any] = parse(body)
     require_carried_out(raw, UNSUPPORTED_IN_CHAT)
     _require_usual_messages(raw.get("messages"))
-    asked = _read(ChatRequest, raw, unknown)
-    if not asked.messages:
-        raise refused("messages", "is empty; send at least one of the role user")
+    asked = read_fields(ChatRequest, raw, unknown)
+    _require_some(asked.messages)
     if asked.top_logprobs is not None and not asked.logprobs:
         raise refused("top_logprobs", "asks for log-probabilities; send logprobs: true with it")
     given = asked.response_format
@@ -237,21 +236,39 @@ def read_chat(body: bytes, unknown: Callable[[set[str]], None]) -> ChatRequest:
 
 def read_completion(body: bytes, unknown: Callable[[set[str]], None]) -> CompletionRequest:
     """As `read_chat`."""
-    raw = parse(body)
+    raw: dict[str, Any] = parse(body)
     require_carried_out(raw, UNSUPPORTED_IN_COMPLETIONS)
     if isinstance(raw.get("prompt"), list):
         raise refused("prompt", "is a list; send one text, and several requests for several", "unsupported_parameter")
-    return _read(CompletionRequest, raw, unknown)
+    return read_fields(CompletionRequest, raw, unknown)
 
 
 def read_locate(body: bytes, unknown: Callable[[set[str]], None]) -> LocateRequest:
     """As `read_chat`."""
-    raw = parse(body)
+    raw: dict[str, Any] = parse(body)
     require_carried_out(raw, UNSUPPORTED_IN_LOCATING)
-    return _read(LocateRequest, raw, unknown)
+    return read_fields(LocateRequest, raw, unknown)
 
 
-def _read(kind: type[T], raw: dict[str, Any], unknown: Callable[[set[str]], None]) -> T:
+def read_messages(raw: list[Any]) -> tuple[ChatMessage, ...]:
+    """The messages of a conversation.
+
+    Raises:
+        ApiError: what is wrong with which of them.
+    """
+    _require_usual_messages(raw)
+    found: tuple[ChatMessage, ...] = Wire().value(tuple[ChatMessage, ...], raw, "messages")
+    return _require_some(found)
+
+
+def _require_some(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
+    if not messages:
+        raise refused("messages", "is empty; send at least one of the role user")
+    return messages
+
+
+def read_fields(kind: type[T], raw: dict[str, Any], unknown: Callable[[set[str]], None]) -> T:
+    """A request from its fields; the other arguments and errors are those of `read_chat`."""
     wire = Wire()
     asked = wire.build(kind, raw)
     unknown(wire.unknown)

@@ -65,30 +65,35 @@ class Wire(Origin):
         return super().value(others[0], raw, at)
 
 
-def parse(body: bytes) -> dict[str, Any]:
-    """The object that a body holds.
+def parse(body: bytes, what: str = "the body", kind: type = dict) -> Any:
+    """The object, or the list, that a body holds.
 
+    Args:
+        body: as it came.
+        what: it is called in sentences.
+        kind: of Python's what it is to be.
     Raises:
-        ApiError: it is no JSON object in UTF-8, names a key twice, is nested too deep, or holds NaN.
+        ApiError: it is no JSON object or list in UTF-8, names a key twice, is nested too deep, or holds NaN.
     """
+    word = "object" if kind is dict else "list"
     if sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:  # commas of texts count too; base64 has none
-        raise ApiError(400, f"the body holds more than {MOST_VALUES:,} values or commas; send fewer", "invalid_json")
+        raise ApiError(400, f"{what} holds more than {MOST_VALUES:,} values or commas; send fewer", "invalid_json")
     try:
         found = parse_json(body)
     except UnicodeDecodeError:
-        raise ApiError(400, "the body is no UTF-8; encode it as JSON in UTF-8", "invalid_json") from None
+        raise ApiError(400, f"{what} is no UTF-8; encode it as JSON in UTF-8", "invalid_json") from None
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}"
-        raise ApiError(400, f"the body is no JSON, from {at} on; send one JSON object", "invalid_json") from None
+        raise ApiError(400, f"{what} is no JSON, from {at} on; send one JSON {word}", "invalid_json") from None
     except ValueError as error:  # a sentence of `parse_json`'s
-        raise ApiError(400, f"the body cannot be read: {error}; send plain JSON", "invalid_json") from None
-    if not isinstance(found, dict):
-        raise ApiError(400, f"the body is {shown(found)}; send one JSON object", "invalid_json")
-    _require_plain(found)
+        raise ApiError(400, f"{what} cannot be read: {error}; send plain JSON", "invalid_json") from None
+    if not isinstance(found, kind):
+        raise ApiError(400, f"{what} is {shown(found)}; send one JSON {word}", "invalid_json")
+    _require_plain(found, what)
     return found
 
 
-def _require_plain(body: dict[str, Any]) -> None:
+def _require_plain(body: Any, what: str) -> None:
     """
     Raises:
         ApiError: a number that JSON does not have, which Python's reader lets pass, or nesting that nothing needs.
@@ -96,12 +101,12 @@ def _require_plain(body: dict[str, Any]) -> None:
     level: list[Any] = [body]
     for _ in range(MOST_DEPTH):
         if any(isinstance(one, float) and not math.isfinite(one) for one in level):
-            raise ApiError(400, "the body holds a number that is not finite; send finite ones", "invalid_json")
+            raise ApiError(400, f"{what} holds a number that is not finite; send finite ones", "invalid_json")
         inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
         level = [item for items in inner for item in items]
         if not level:
             return
-    raise ApiError(400, f"the body is nested deeper than {MOST_DEPTH} levels; send a flatter one", "invalid_json")
+    raise ApiError(400, f"{what} is nested deeper than {MOST_DEPTH} levels; send a flatter one", "invalid_json")
 
 
 def require_carried_out(raw: Mapping[str, Any], unsupported: Mapping[str, tuple[Any, ...]]) -> None:

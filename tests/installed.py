@@ -145,7 +145,8 @@ def install_rows() -> tuple[tuple[str, ...], ...]:
 def build_wheel(folder: Path) -> Path:
     """The wheel of this tree, built without a network from a copy that holds what a user's folder does."""
     tree = folder / "tree"
-    leave = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "quickstart", "build")
+    beside = (".venv", ".triton-server", "quickstart", "build")
+    leave = shutil.ignore_patterns(".git", *beside, "__pycache__", ".*_cache", ".hypothesis")
     shutil.copytree(ROOT, tree, symlinks=True, ignore=leave)
     stray = tree / ".venv" / "lib"
     stray.mkdir(parents=True)

@@ -26,9 +26,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "profiling": {"bundle", "families", "runtime", "exporter", "verification"},
     "serving": {"bundle", "families", "runtime"},
     "fleet": {"bundle", "families", "runtime", "serving"},
+    "triton_backend": {"bundle", "families", "runtime", "serving"},
 }
 # Rooms that a server installs: no torch, no ONNX tooling.
-TORCH_FREE = ("bundle", "families", "runtime", "evaluation", "serving", "fleet")
+TORCH_FREE = ("bundle", "families", "runtime", "evaluation", "serving", "fleet", "triton_backend")
 EXPORT_ONLY = {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}
 # What changes large graphs when they are loaded on a CPU; its editor is in the extra `cpu`, and may be missing.
 LOADS_CHANGED = ("runtime/grouped_attention.py", "runtime/ort.py")
@@ -111,6 +112,11 @@ def test_a_circle_of_files_is_found(tmp_path: Path) -> None:
     assert circle({**needs, "vlm_trt.d": set()}) == []
 
 
+def test_no_room_is_called_like_a_package_of_others() -> None:
+    """With this folder on the path, torch would take ours for its `triton`, and fail at every export."""
+    assert not {"triton", *HEAVY} & {path.name for path in ROOT.iterdir()}
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_room_imports_only_its_neighbours(room: str) -> None:
     for path in (ROOT / room).rglob("*.py"):
@@ -152,6 +158,8 @@ def test_the_cli_imports_stages_inside_its_commands() -> None:
         ["profile"],
         ["build"],
         ["serve"],
+        ["export-serving"],
+        ["export-serving", "triton"],
     ],
 )
 def test_help_loads_no_heavy_package(command: list[str]) -> None:

@@ -3,7 +3,8 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from vlm_trt.fleet.pages import merged
-from vlm_trt.serving.metrics import PREFIX, Metrics
+from vlm_trt.serving.measures import PREFIX
+from vlm_trt.serving.metrics import Metrics
 
 
 def page(seconds: float, images: int) -> bytes:
