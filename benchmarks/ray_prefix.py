@@ -79,7 +79,8 @@ def answered(client: httpx.Client, url: str, question: str) -> tuple[float, int,
         "model": MODEL, "messages": [{"role": "user", "content": parts}], "max_tokens": 8, "ignore_eos": True,
         "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
-    started, first, usage = perf_counter(), 0.0, {}
+    usage: dict[str, Any] = {}
+    started, first = perf_counter(), 0.0
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         for line in response.iter_lines():
             if not line.startswith("data: {"):
