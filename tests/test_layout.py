@@ -25,9 +25,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verification": {"bundle", "families", "exporter", "runtime", "probing"},
     "profiling": {"bundle", "families", "runtime", "exporter", "verification"},
     "serving": {"bundle", "families", "runtime"},
+    "fleet": {"bundle", "families", "runtime", "serving"},
 }
 # Rooms that a server installs: no torch, no ONNX tooling.
-TORCH_FREE = ("bundle", "families", "runtime", "evaluation", "serving")
+TORCH_FREE = ("bundle", "families", "runtime", "evaluation", "serving", "fleet")
 EXPORT_ONLY = {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}
 # What changes large graphs when they are loaded on a CPU; its editor is in the extra `cpu`, and may be missing.
 LOADS_CHANGED = ("runtime/grouped_attention.py", "runtime/ort.py")
