@@ -174,9 +174,9 @@ def shown(found: Fleet) -> str:
     question, traffic, name = found.question, found.question.traffic, found.replica
     first = next(iter(found.sized.values()))
     lines = [
-        f"{traffic.requests_per_second:g} requests a second, 99 of 100 with their first token in "
-        f"{question.first_token_ms:g} ms and none refused: {first.replicas} {name}\n",
-        f"of a request    {traffic.prompt_tokens} prompt tokens, {traffic.pictures} pictures among them, and "
+        f"{traffic.requests_per_second:,.10g} requests a second, 99 of 100 with their first token in "
+        f"{question.first_token_ms:,.10g} ms and none refused: {first.replicas} {name}\n",
+        f"of a request    {traffic.prompt_tokens} prompt tokens, {_count(traffic.pictures)} among them, and "
         f"{traffic.answer_tokens} answer tokens on average",
         f"of a step       {found.basis}",
         f"of a replica    {question.kind.slots} sequences at once",
@@ -205,7 +205,7 @@ def _when_one_dies(found: Fleet, first: Sized) -> str:
     """What the fewest replicas do then, and how requests could be sent."""
     figures, replicas = found.without, first.replicas
     lost = "1 request is" if figures.lost == 1 else f"{figures.lost} requests are"
-    said = f"When one of {replicas} dies, {lost} lost with it"
+    said = f"When {f'one of {replicas}' if replicas > 1 else 'it'} dies, {lost} lost with it"
     if figures.time_to_first_token is not None:
         said += f"; until it is back first tokens come in {_ms(figures.time_to_first_token.p99)} (p99)"
         said += f" and {figures.refused / figures.requests:.0%} are refused" if figures.refused else ""
@@ -214,6 +214,10 @@ def _when_one_dies(found: Fleet, first: Sized) -> str:
     if found.question.traffic.turns == 1:
         said += ". Requests of one turn share nothing, so that sending them by prefix changes nothing (--turns)"
     return f"{said}."
+
+
+def _count(pictures: int) -> str:
+    return f"{pictures or 'no'} picture{'s' * (pictures > 1)}"
 
 
 def _ms(value: float) -> str:

@@ -137,10 +137,11 @@ def _require_possible(question: Question) -> None:
         ResourceError: one request alone takes longer, or the rate is beyond what is simulated.
     """
     if question.first_token_ms < question.least_ms:
+        least = f"{question.least_ms:,.0f}" if question.least_ms >= 10 else f"{question.least_ms:.2g}"
         raise ResourceError(
-            f"99 of 100 requests cannot have their first token in {question.first_token_ms:g} ms: alone on a replica "
-            f"that has nothing else to do they take {question.least_ms:.0f} ms; allow more, or ask with shorter "
-            "prompts or fewer pictures"
+            f"99 of 100 requests cannot have their first token in {question.first_token_ms:,.10g} ms: alone on a "
+            f"replica that has nothing else to do they take {least} ms; allow more, or ask with shorter prompts or "
+            "fewer pictures"
         )
     if question.least_replicas > MOST_REPLICAS:
         raise ResourceError(_too_many(question, f"at least {question.least_replicas}"))
@@ -152,6 +153,6 @@ def _too_many(question: Question, how_many: str) -> str:
     rate = question.traffic.requests_per_second
     share = rate * min(MOST_REPLICAS / 2 / question.least_replicas, _MOST_REQUESTS / 2 / question.count)
     return (
-        f"{rate:g} requests a second in {question.first_token_ms:g} ms need {how_many} replicas, and at most "
+        f"{rate:,.10g} requests a second in {question.first_token_ms:,.10g} ms need {how_many} replicas, and at most "
         f"{MOST_REPLICAS} are simulated; ask for a part of the rate, such as {share:.3g}, or allow more time"
     )

@@ -77,7 +77,7 @@ def test_a_rate_beyond_what_is_simulated_is_refused() -> None:
     with pytest.raises(ResourceError) as error:
         size(question(requests_per_second=5000), least_busy)
     sentence = str(error.value)
-    assert sentence.startswith("5000 requests a second in 1500 ms need at least ")
+    assert sentence.startswith("5,000 requests a second in 1,500 ms need at least ")
     assert f"and at most {MOST_REPLICAS} are simulated; ask for a part of the rate, such as " in sentence
     share = float(sentence.partition("such as ")[2].partition(",")[0])
     assert question(requests_per_second=share).least_replicas <= MOST_REPLICAS
