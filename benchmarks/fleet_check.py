@@ -30,7 +30,7 @@ from benchmarks.stages import progress
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.exporter.export import Choices, export
 from vlm_trt.fleet.costs import Costs, Curve, of_profile
-from vlm_trt.fleet.dispatch import Route, in_turn, least_busy
+from vlm_trt.fleet.dispatch import Route, in_turn, less_busy
 from vlm_trt.fleet.replica import Kind
 from vlm_trt.fleet.simulation import simulate
 from vlm_trt.fleet.workload import Arrival, Traffic, arrivals
@@ -41,7 +41,7 @@ PROMPTS, ANSWER_TOKENS, SIDE = (320, 420), 24, 96  # tokens of the profile's pro
 TEXT_TOKENS = 64
 ALONE = 12  # requests that are asked one after another
 BUSY = (0.5, 0.7)  # shares of what two replicas can do
-ROUTES: dict[str, Callable[[], Route]] = {"one after the other": in_turn, "to the less busy": lambda: least_busy(1)}
+ROUTES: dict[str, Callable[[], Route]] = {"one after the other": in_turn, "to the less busy": lambda: less_busy(1)}
 
 
 def checked(folder: Path, seconds: float) -> dict[str, Any]:

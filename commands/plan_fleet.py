@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from vlm_trt.commands.terminal import table
 from vlm_trt.engines.gpus import Gpu
 from vlm_trt.engines.plan import Plan
 from vlm_trt.fleet.costs import Measured
-from vlm_trt.fleet.dispatch import by_prefix, least_busy
+from vlm_trt.fleet.dispatch import BEHIND, by_prefix, least_busy, less_busy
 from vlm_trt.fleet.outcome import Figures
 from vlm_trt.fleet.replica import Kind
 from vlm_trt.fleet.sizing import Question, Router, Sized, size
@@ -97,14 +98,18 @@ def fleet(options: Options, model: ModelConfig, plan: Plan, gpu: Gpu | None) -> 
     question = Question(_traffic(options, model, plan), options.p99_ttft_ms, kind, plan.limits.max_seq_tokens)
     sized = dict(_sized(question))
     first = next(iter(sized.values()))
-    without = question.figures(first.replicas, least_busy, one_dies=True)
+    without = question.figures(first.replicas, less_busy, one_dies=True)
     return Fleet(question, "replicas" if gpu is None else gpu.name, basis, sized, without)
 
 
 def _sized(question: Question) -> list[tuple[str, Sized]]:
-    routers: list[tuple[str, Router]] = [("to the less busy of two", least_busy)]
+    routers: list[tuple[str, Router]] = [
+        ("to the less busy of two", less_busy),
+        ("to the least busy of all", least_busy),
+    ]
     if question.traffic.turns > 1:
-        routers.append(("by prefix", by_prefix))
+        behind = int(BEHIND * question.kind.slots)
+        routers.append(("by prefix, else the least busy", partial(by_prefix, most_behind=behind)))
     return [
         (name + dies * ", and one may die", size(question, router, one_dies=dies))
         for name, router in routers
@@ -173,9 +178,10 @@ def shown(found: Fleet) -> str:
     """The fleet as a table, with what it rests on."""
     question, traffic, name = found.question, found.question.traffic, found.replica
     first = next(iter(found.sized.values()))
+    rate = f"{traffic.requests_per_second:,.10g} request{'s' * (traffic.requests_per_second != 1)} a second"
     lines = [
-        f"{traffic.requests_per_second:,.10g} requests a second, 99 of 100 with their first token in "
-        f"{question.first_token_ms:,.10g} ms and none refused: {first.replicas} {name}\n",
+        f"{rate}, 99 of 100 with their first token in {question.first_token_ms:,.10g} ms and none refused: "
+        f"{first.replicas} {name}\n",
         f"of a request    {traffic.prompt_tokens} prompt tokens, {_count(traffic.pictures)} among them, and "
         f"{traffic.answer_tokens} answer tokens on average",
         f"of a step       {found.basis}",
@@ -204,8 +210,8 @@ def _row(how: str, one: Sized) -> tuple[str, ...]:
 def _when_one_dies(found: Fleet, first: Sized) -> str:
     """What the fewest replicas do then, and how requests could be sent."""
     figures, replicas = found.without, first.replicas
-    lost = "1 request is" if figures.lost == 1 else f"{figures.lost} requests are"
-    said = f"When {f'one of {replicas}' if replicas > 1 else 'it'} dies, {lost} lost with it"
+    dies = f"one of {replicas}" if replicas > 1 else "it"
+    said = f"When {dies} dies, the {first.figures.running:.1f} requests that it answers on average are lost"
     if figures.time_to_first_token is not None:
         said += f"; until it is back first tokens come in {_ms(figures.time_to_first_token.p99)} (p99)"
         said += f" and {figures.refused / figures.requests:.0%} are refused" if figures.refused else ""

@@ -7,11 +7,12 @@ from vlm_trt.fleet.workload import Arrival
 
 # A replica's requests by its number, of those that are there and have room; the number of one of them comes back.
 Route = Callable[[Arrival, Mapping[int, int]], int]
-# How many more requests than the least busy replica one may have, and still be sent what it knows.
-MOST_BEHIND = 4
+# How many more requests than the least busy replica one may have, and still be sent what it knows: as a share of the
+# slots of a replica. With more, requests wait for a slot that others have free.
+BEHIND = 0.25
 
 
-def least_busy(seed: int) -> Route:
+def less_busy(seed: int) -> Route:
     """Of two replicas drawn by chance the one with fewer requests, as Ray Serve does it: nobody has to know of all."""
     random = Random(seed)
 
@@ -22,8 +23,17 @@ def least_busy(seed: int) -> Route:
     return route
 
 
-def by_prefix(seed: int, most_behind: int = MOST_BEHIND) -> Route:
-    """Requests of a conversation go to one replica, unless others have that many fewer; the rest to the least busy.
+def least_busy(seed: int) -> Route:
+    """The one with the fewest requests of all, the first of several: who sends has to know of every request."""
+
+    def route(asked: Arrival, loads: Mapping[int, int]) -> int:
+        return min(loads, key=lambda replica: (loads[replica], replica))
+
+    return route
+
+
+def by_prefix(seed: int, most_behind: int) -> Route:
+    """Requests of a conversation go to one replica, unless it has that many more than another; the rest as above.
 
     A conversation's replica is the one with the highest rank of its own (rendezvous hashing), so that where one dies
     only its own conversations move, and those come back with it.

@@ -56,7 +56,7 @@ class Figures:
     requests: int
     answered: int
     refused: int
-    lost: int
+    lost: int  # of all, whenever they arrived
     time_to_first_token: Quantiles | None  # milliseconds, of those that were answered; None: none was
     inter_token_latency: Quantiles | None  # of those with two tokens or more
     request_latency: Quantiles | None
@@ -84,7 +84,7 @@ class Outcome:
             requests=len(ended),
             answered=len(answered),
             refused=sum(one.how is How.REFUSED for one in ended),
-            lost=sum(one.how is How.LOST for one in ended),
+            lost=sum(one.how is How.LOST for one in self.ended),
             time_to_first_token=_quantiles([one.first_token_ms for one in answered]),
             inter_token_latency=_quantiles([one.between_ms for one in answered if one.asked.answer_tokens > 1]),
             request_latency=_quantiles([one.latency_ms for one in answered]),

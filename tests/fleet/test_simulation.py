@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_trt.fleet.costs import Costs, Curve
-from vlm_trt.fleet.dispatch import Route, by_prefix, in_turn, least_busy
+from vlm_trt.fleet.dispatch import Route, by_prefix, in_turn, less_busy
 from vlm_trt.fleet.outcome import How, Outcome
 from vlm_trt.fleet.replica import Kind
 from vlm_trt.fleet.simulation import Death, simulate
@@ -93,7 +94,7 @@ def test_a_token_that_was_on_its_way_when_its_replica_died_never_came() -> None:
     assert outcome.ended[0].how is How.LOST and math.isnan(outcome.ended[0].first_s)
 
 
-@pytest.mark.parametrize("router", [least_busy, by_prefix, lambda seed: in_turn()])
+@pytest.mark.parametrize("router", [less_busy, partial(by_prefix, most_behind=1), lambda seed: in_turn()])
 def test_the_same_seed_is_the_same_run(router: Callable[[int], Route]) -> None:
     traffic = Traffic(requests_per_second=20, text_tokens=20, answer_tokens=8, pictures=1, burst=2, turns=3, think_s=2)
     asked = arrivals(traffic, 500, 700, seed=3)
@@ -148,7 +149,7 @@ deaths = st.lists(
 
 
 @settings(max_examples=80, deadline=None)
-@given(requests, deaths, st.sampled_from(["least", "prefix", "turn"]), st.integers(0, 2))
+@given(requests, deaths, st.sampled_from(["less", "prefix", "turn"]), st.integers(0, 2))
 def test_every_request_ends_once(
     asked: list[tuple[int, int, int, int, int | None]],
     dying: list[tuple[int, int, int | None, bool]],
@@ -161,7 +162,7 @@ def test_every_request_ends_once(
         now += gap
         shared = prompt // 2 if conversation is not None else 0
         found.append(Arrival(now / 1000, prompt, answer, pictures, conversation, shared))
-    route: Route = {"least": least_busy, "prefix": by_prefix}.get(router, lambda seed: in_turn())(0)
+    route: Route = {"less": less_busy(0), "prefix": by_prefix(0, 1), "turn": in_turn()}[router]
     killed = [
         Death(which, at / 1000, math.inf if away is None else (at + away) / 1000, again)
         for which, at, away, again in dying
