@@ -31,9 +31,10 @@ CARD, ABOVE_FLOOR, POSITIONS = "H100-80GB", 2.0, 2048
 TEXT_TOKENS, ANSWER_TOKENS = 64, 128
 # Replicas needed: by requests a second, milliseconds to the first token and bursts.
 RATES, FIRST_TOKEN_MS, BURSTS, SLOTS = (2.0, 10.0, 40.0), (300.0, 1000.0, 3000.0), (1.0, 3.0), 16
-# What it is worth to send a conversation where it was before: by the slots that a replica has, and how many more
-# requests than the least busy one it may have.
-REPLICAS, TURNS, CACHES, BEHIND = 4, 4, ((16, 8.0), (48, 8.0), (48, 20.0)), (1, 2, 4, 8)
+# What it is worth to send a conversation where it was before: by a replica's slots and requests a second, and by how
+# much more it may have to do than the least busy one, as a share of its slots.
+REPLICAS, TURNS, CACHES = 4, 4, ((16, 2.0), (16, 20.0), (48, 8.0), (48, 30.0))
+BEHIND = (0.0, 0.125, 0.25, 0.5, 1.0)
 
 
 def main() -> None:
@@ -90,7 +91,7 @@ def prefixes() -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {"slots": slots, "requests_per_second": rate, "replicas": REPLICAS}
         for name, router in (("to the less busy of two", less_busy), ("to the least busy of all", least_busy)):
             yield row | {"sent": name} | brief(asked.figures(REPLICAS, router))
-        for most in BEHIND:
+        for most in (int(share * slots) for share in BEHIND):
             figures = asked.figures(REPLICAS, partial(by_prefix, most_behind=most))
             yield row | {"sent": "by prefix", "most_behind": most} | brief(figures)
 

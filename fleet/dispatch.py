@@ -9,7 +9,7 @@ from vlm_trt.fleet.workload import Arrival
 Route = Callable[[Arrival, Mapping[int, int]], int]
 # How many more requests than the least busy replica one may have, and still be sent what it knows: as a share of the
 # slots of a replica. With more, requests wait for a slot that others have free.
-BEHIND = 0.25
+BEHIND = 0.125
 
 
 def less_busy(seed: int) -> Route:
