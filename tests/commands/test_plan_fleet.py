@@ -1,14 +1,19 @@
 """`vlm-trt plan` of a fleet, as a person asks for it."""
 
 import json
+import math
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from benchmarks.make_checkpoint import write_small_files
 from tests.commands.runs import vlm_trt
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, ROOT
+from vlm_trt.families.qwen_vl.config import read_config
+from vlm_trt.families.qwen_vl.weights import weight_map
 
 CHECKPOINT = GOLDEN / "ntk-256" / "checkpoint"
 ASKED = ("--requests-per-second", 100, "--p99-ttft-ms", 200, "--answer-tokens", 32)
@@ -51,9 +56,7 @@ def test_a_gpu_that_nobody_has_measured() -> None:
     assert "2 times the floors of its bytes and operations in fp16, computed and not measured" in done.stdout
     assert "320 prompt tokens, 1 picture among them, and 32 answer tokens on average" in done.stdout
     assert "requests, burst 2, conversations of 3" in done.stdout
-    assert re.search(
-        r"\nWhen (it|one of \d+) dies, the \d+\.\d requests that it answers on average", done.stdout
-    )
+    assert re.search(r"\nWhen (it|one of \d+) dies, the \d+\.\d requests that it answers on average", done.stdout)
     fleet = json.loads(vlm_trt(*words, "--json").stdout)["fleet"]
     assert (fleet["replica"], fleet["traffic"]["turns"], fleet["traffic"]["burst"]) == ("L4", 3, 2)
     spared = ", and one may die"
@@ -66,6 +69,26 @@ def test_a_gpu_that_nobody_has_measured() -> None:
     assert 1 <= usual <= spare <= usual + 1
     for name, one in fleet["sized"].items():
         assert re.search(rf"^{name} +{one['replicas']} ", done.stdout, re.MULTILINE)
+
+
+def test_the_page_s_example_is_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command of docs/planning.md, over the official sizes and weights that are a hole in a file."""
+    page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```text\n(2 requests a second, .*?)```", page, re.DOTALL)
+    line = re.findall(r"^vlm-trt (plan Qwen-VL-Chat .*--turns 3)$", page, re.MULTILINE)
+    write_small_files(tmp_path / "Qwen-VL-Chat", "FULL")
+    header, at = {}, 0
+    for name, shape in weight_map(read_config(tmp_path / "Qwen-VL-Chat")).expected.items():
+        stop = at + 2 * math.prod(shape)
+        header[name], at = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, stop]}, stop
+    written = json.dumps(header).encode()
+    with (tmp_path / "Qwen-VL-Chat" / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(written)) + written)
+        file.truncate(8 + len(written) + at)
+    monkeypatch.chdir(tmp_path)
+    (words,), (expected,) = line, shown
+    done = vlm_trt(*words.split(), *ROOM)
+    assert done.exit_code == 0 and done.stdout.endswith(f"\n{expected}"), done.output
 
 
 def test_floors_are_those_of_the_plan() -> None:
