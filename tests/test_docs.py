@@ -33,7 +33,7 @@ def test_commands_in_the_documents_exist(path: Path) -> None:
         name = line.split()[1]
         assert name in cli.main.commands, line
         known = {option for parameter in cli.main.commands[name].params for option in parameter.opts}
-        assert set(re.findall(r"--[a-z-]+", line)) <= known, line
+        assert set(re.findall(r"--[a-z0-9-]+", line)) <= known, line
 
 
 def test_the_cli_reference_is_fresh() -> None:
