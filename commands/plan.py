@@ -87,13 +87,15 @@ def run(
     kind = PUBLISHED if asked.packed else None
     plans = {one: asked.plan(one) for one in dict.fromkeys((*(Precision.of(kind, one) for one in FLOATS), wanted))}
     fits = not shortfalls(plans[wanted], machine, chosen)
-    fleet = plan_fleet.fleet(options, model, plans[wanted], machine.gpu) if options is not None and fits else None
+    question = plan_fleet.asked(options, model, plans[wanted], machine.gpu) if options is not None and fits else None
+    if not as_json:
+        _show(path, plans, machine)
+    fleet = None if question is None else plan_fleet.fleet(question)
     if as_json:
         more = {} if fleet is None else {"fleet": plan_fleet.document(fleet)}
         click.echo(json.dumps(_document(plans, machine, chosen) | more, indent=2))
-    else:
-        _show(path, plans, machine)
-        click.echo("" if fleet is None else f"\n{plan_fleet.shown(fleet)}", nl=fleet is not None)
+    elif fleet is not None:
+        click.echo(f"\n{plan_fleet.shown(fleet)}")
     require_fit(plans[wanted], _alternatives(asked, wanted), machine, chosen)
     say(f"{wanted}: {_fits(chosen, machine)}")
 

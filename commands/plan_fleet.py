@@ -38,12 +38,19 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Fleet:
-    """What was found."""
+class Asked:
+    """A fleet that is asked for."""
 
     question: Question
     replica: str  # what one is, in words
     basis: str  # where what it takes comes from
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What was found."""
+
+    asked: Asked
     sized: Mapping[str, Sized]  # by how requests are sent to replicas
     without: Figures  # of the first of them: while one of them has died
 
@@ -72,8 +79,8 @@ def taken(given: dict[str, Any], target: str | None) -> Options | None:
     return options
 
 
-def fleet(options: Options, model: ModelConfig, plan: Plan, gpu: Gpu | None) -> Fleet:
-    """How many replicas.
+def asked(options: Options, model: ModelConfig, plan: Plan, gpu: Gpu | None) -> Asked:
+    """What the options ask.
 
     Args:
         options: what is asked.
@@ -82,7 +89,6 @@ def fleet(options: Options, model: ModelConfig, plan: Plan, gpu: Gpu | None) -> 
         gpu: of one; None: as the profile says.
     Raises:
         UsageError: the profile or the requests do not go with the model.
-        ResourceError: no number of replicas does it, or more than are simulated.
     """
     found = None if options.profile is None else _measured(options, model, plan, gpu)
     if found is not None:
@@ -96,10 +102,18 @@ def fleet(options: Options, model: ModelConfig, plan: Plan, gpu: Gpu | None) -> 
     kind = Kind(costs=costs, slots=plan.limits.max_batch)
     assert options.requests_per_second is not None and options.p99_ttft_ms is not None
     question = Question(_traffic(options, model, plan), options.p99_ttft_ms, kind, plan.limits.max_seq_tokens)
-    sized = dict(_sized(question))
+    return Asked(question, "replicas" if gpu is None else gpu.name, basis)
+
+
+def fleet(asked: Asked) -> Fleet:
+    """How many replicas.
+
+    Raises:
+        ResourceError: no number of replicas does it, or more than are simulated.
+    """
+    sized = dict(_sized(asked.question))
     first = next(iter(sized.values()))
-    without = question.figures(first.replicas, less_busy, one_dies=True)
-    return Fleet(question, "replicas" if gpu is None else gpu.name, basis, sized, without)
+    return Fleet(asked, sized, asked.question.figures(first.replicas, less_busy, one_dies=True))
 
 
 def _sized(question: Question) -> list[tuple[str, Sized]]:
@@ -176,7 +190,8 @@ def _traffic(options: Options, model: ModelConfig, plan: Plan) -> Traffic:
 
 def shown(found: Fleet) -> str:
     """The fleet as a table, with what it rests on."""
-    question, traffic, name = found.question, found.question.traffic, found.replica
+    question, name = found.asked.question, found.asked.replica
+    traffic = question.traffic
     first = next(iter(found.sized.values()))
     rate = f"{traffic.requests_per_second:,.10g} request{'s' * (traffic.requests_per_second != 1)} a second"
     lines = [
@@ -184,7 +199,7 @@ def shown(found: Fleet) -> str:
         f"{first.replicas} {name}\n",
         f"of a request    {traffic.prompt_tokens} prompt tokens, {_count(traffic.pictures)} among them, and "
         f"{traffic.answer_tokens} answer tokens on average",
-        f"of a step       {found.basis}",
+        f"of a step       {found.asked.basis}",
         f"of a replica    {question.kind.slots} sequences at once",
         f"of all          {len(question.requests)} requests, burst {traffic.burst:g}, conversations of {traffic.turns}",
     ]
@@ -217,7 +232,7 @@ def _when_one_dies(found: Fleet, first: Sized) -> str:
         said += f" and {figures.refused / figures.requests:.0%} are refused" if figures.refused else ""
     else:
         said += ", and none is answered until it is back"
-    if found.question.traffic.turns == 1:
+    if found.asked.question.traffic.turns == 1:
         said += ". Requests of one turn share nothing, so that sending them by prefix changes nothing (--turns)"
     return f"{said}."
 
@@ -232,11 +247,11 @@ def _ms(value: float) -> str:
 
 def document(found: Fleet) -> dict[str, Any]:
     """What `--json` has of it."""
-    question = found.question
+    question = found.asked.question
     costs = question.kind.costs
     return {
-        "replica": found.replica,
-        "basis": found.basis,
+        "replica": found.asked.replica,
+        "basis": found.asked.basis,
         "traffic": asdict(question.traffic),
         "first_token_ms": question.first_token_ms,
         "least_first_token_ms": question.least_ms,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass
+from enum import IntEnum
 from heapq import heapify, heappop, heappush
 
 from vlm_trt.fleet.dispatch import Route
@@ -106,7 +107,18 @@ class _Host:
         return had
 
 
+class _What(IntEnum):
+    """What happens, in the order of what happens at the same time."""
+
+    DEATH = 0
+    RETURN = 1
+    REQUEST = 2
+    STEP = 3  # is over
+
+
 class _Fleet:
+    """Its replicas, what they have, and what happens next."""
+
     def __init__(self, arrivals: Sequences[Arrival], kind: Kind, replicas: int, route: Route) -> None:
         self._arrivals, self._kind, self._route = arrivals, kind, route
         self._told = [_Told() for _ in arrivals]
@@ -116,24 +128,26 @@ class _Fleet:
         self._open = dict.fromkeys(range(replicas), 0)  # load of those that are there and have room
         self._dead: set[int] = set()
         self._events = 0
-        # When, in which order of what happens then, and what: a death, a return, a request, the end of a step.
-        self._heap: list[tuple[float, int, int, int]] = [(one.at_s, 2, at, 0) for at, one in enumerate(arrivals)]
+        # When, what, of which death, replica or request; of a step, its number.
+        self._heap: list[tuple[float, _What, int, int]] = [
+            (one.at_s, _What.REQUEST, at, 0) for at, one in enumerate(arrivals)
+        ]
 
     def run(self, deaths: Sequences[Death]) -> Outcome:
-        self._heap += [(one.at_s, 0, at, 0) for at, one in enumerate(deaths)]
-        self._heap += [(one.back_s, 1, one.replica, 0) for one in deaths if one.back_s < math.inf]
+        self._heap += [(one.at_s, _What.DEATH, at, 0) for at, one in enumerate(deaths)]
+        self._heap += [(one.back_s, _What.RETURN, one.replica, 0) for one in deaths if one.back_s < math.inf]
         heapify(self._heap)
         while self._heap:
-            now, kind, which, event = heappop(self._heap)
-            if kind == 3:
-                if self._hosts[which].event == event:
+            now, what, which, event = heappop(self._heap)
+            match what:
+                case _What.STEP if self._hosts[which].event == event:
                     self._stepped(now, which)
-            elif kind == 2:
-                self._send(now, which)
-            elif kind == 1:
-                self._return(which)
-            else:
-                self._die(now, deaths[which])
+                case _What.REQUEST:
+                    self._send(now, which)
+                case _What.RETURN:
+                    self._return(which)
+                case _What.DEATH:
+                    self._die(now, deaths[which])
         ended = zip(self._arrivals, self._told, strict=True)
         return Outcome(
             tuple(
@@ -169,7 +183,7 @@ class _Fleet:
         assert host.until is not None
         self._events += 1
         host.event = self._events
-        heappush(self._heap, (host.until, 3, which, host.event))
+        heappush(self._heap, (host.until, _What.STEP, which, host.event))
 
     def _stepped(self, now: float, which: int) -> None:
         host = self._hosts[which]

@@ -140,8 +140,8 @@ def _require_possible(question: Question) -> None:
         least = f"{question.least_ms:,.0f}" if question.least_ms >= 10 else f"{question.least_ms:.2g}"
         raise ResourceError(
             f"99 of 100 requests cannot have their first token in {question.first_token_ms:,.10g} ms: alone on a "
-            f"replica that has nothing else to do they take {least} ms; allow more, or ask with shorter prompts or "
-            "fewer pictures"
+            f"replica that has nothing else to do and knows nothing of them they take {least} ms; allow more, or ask "
+            "with shorter prompts or fewer pictures"
         )
     if question.least_replicas > MOST_REPLICAS:
         raise ResourceError(_too_many(question, f"at least {question.least_replicas}"))

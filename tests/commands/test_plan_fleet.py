@@ -110,7 +110,8 @@ def test_what_no_number_of_replicas_can_do() -> None:
     least = re.sub(r"0\.\d+ ms;", "0 ms;", fast.stderr)
     assert least == (
         "vlm-trt: 99 of 100 requests cannot have their first token in 0.001 ms: alone on a replica that has nothing "
-        "else to do they take 0 ms; allow more, or ask with shorter prompts or fewer pictures\n"
+        "else to do and knows nothing of them they take 0 ms; allow more, or ask with shorter prompts or fewer "
+        "pictures\n"
     )
     slow = ("--requests-per-second", 1_000_000, "--above-floor", 1000)
     many = vlm_trt("plan", CHECKPOINT, *ROOM, "--target", "L4", *ASKED, *slow)

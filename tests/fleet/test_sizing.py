@@ -70,7 +70,7 @@ def test_less_than_a_request_alone_takes_is_refused() -> None:
     least = question().least_ms
     assert str(error.value) == (
         "99 of 100 requests cannot have their first token in 100 ms: alone on a replica that has nothing else to do "
-        f"they take {least:.0f} ms; allow more, or ask with shorter prompts or fewer pictures"
+        f"and knows nothing of them they take {least:.0f} ms; allow more, or ask with shorter prompts or fewer pictures"
     )
     assert size(question(first_token_ms=least + 10, requests_per_second=0.5), less_busy).replicas > 1
 
