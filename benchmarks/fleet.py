@@ -4,7 +4,8 @@
 
 The tables are of Qwen-VL in fp16 on H100s, from twice the floors of its steps: computed. `--check` runs two servers of
 a small model here, a core each, under requests that arrive by chance, and simulates the same ones from a profile; it
-wants two cores that nobody else uses, and takes five minutes.
+wants two cores that nobody else uses, and takes five minutes. `--engine` does so without servers, on a clock of its
+own, which other work disturbs little.
 """
 
 import argparse
@@ -39,10 +40,16 @@ BEHIND = (0.0, 0.125, 0.25, 0.5, 1.0)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", type=Path, metavar="FOLDER", help="for a checkpoint and a bundle, made once")
+    parser.add_argument("--check", type=Path, metavar="FOLDER", help="of a checkpoint and a bundle, made once")
     parser.add_argument("--seconds", type=float, default=45.0, help="of each run of the check")
+    parser.add_argument("--engine", type=Path, metavar="FOLDER", help="of the same")
+    parser.add_argument("--requests", type=int, default=160, help="of each run of --engine")
     arguments = parser.parse_args()
     found: dict[str, Any] = {"environment": environment(), "replicas": list(needed()), "by_prefix": list(prefixes())}
+    if arguments.engine is not None:
+        from benchmarks.fleet_engine import on_their_own_clock  # needs what exports
+
+        found["engine"] = on_their_own_clock(arguments.engine, arguments.requests)
     if arguments.check is not None:
         from benchmarks.fleet_check import checked  # needs what exports
 

@@ -179,18 +179,21 @@ def random_of(*seed: int) -> np.random.Generator:
 
 
 def body(random: np.random.Generator, answer_tokens: int, text_tokens: int = TEXT_TOKENS) -> bytes:
-    """A chat request of a text and a picture like no others. A word of two letters is two tokens, with its blank."""
-    letters = random.integers(65, 72, (max(1, text_tokens // 2), 2))
-    data = BytesIO()
-    PillowImage.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(data, "PNG")
-    picture = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-    content = [
-        {"type": "text", "text": " ".join("".join(map(chr, pair)) for pair in letters)},
-        {"type": "image_url", "image_url": {"url": picture}},
-    ]
+    """A chat request of a text and a picture like no others."""
+    text, picture = parts_of(random, text_tokens)
+    url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}]
     asked = {"model": "tiny", "messages": [{"role": "user", "content": content}], "max_tokens": answer_tokens}
     asked |= {"temperature": 0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
     return json.dumps(asked).encode()
+
+
+def parts_of(random: np.random.Generator, text_tokens: int) -> tuple[str, bytes]:
+    """A text, whose words of two letters are two tokens with their blank, and a picture's file."""
+    letters = random.integers(65, 72, (max(1, text_tokens // 2), 2))
+    data = BytesIO()
+    PillowImage.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(data, "PNG")
+    return " ".join("".join(map(chr, pair)) for pair in letters), data.getvalue()
 
 
 def shown(costs: Costs) -> dict[str, Any]:
