@@ -9,7 +9,7 @@ other are not part of it.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from time import thread_time
 from typing import Any
 
@@ -42,6 +42,7 @@ from vlm_trt.runtime.model import VisionLanguageModel
 from vlm_trt.runtime.requests import Request
 from vlm_trt.runtime.sampler import Sampling
 
+Times = tuple[float, float]  # seconds on its replica's clock when the first token of a request came, and its last
 _GREEDY = Sampling(temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, greedy=True, seed=0)
 
 
@@ -53,13 +54,27 @@ def on_their_own_clock(folder: Path, requests: int) -> dict[str, Any]:
         requests: at each rate.
     """
     model = load(made(folder), backend="cpu", threads=1, allow_unverified=True)
-    costs = measured(model)
-    found: dict[str, Any] = {"costs": shown(costs), "runs": []}
+    measurements = [measured(model)]
+    runs = []
     for share in BUSY:
-        rate = share * len(CORES) * 1000 / each_ms(costs)
-        found["runs"].append({"busy": share} | compared(model, costs, rate, requests))
+        rate = share * len(CORES) * 1000 / each_ms(measurements[0])
+        runs.append((share, rate, *asked_of_both(model, rate, requests)))
+        measurements.append(measured(model))  # caches are shared with whatever else runs, and that changes
+    costs = mean(measurements)
+    found: dict[str, Any] = {"costs": shown(costs), "measurements": [shown(one) for one in measurements], "runs": []}
+    for share, rate, same, times in runs:
+        found["runs"].append({"busy": share, "requests_per_second": round(rate, 3)} | compared(costs, same, times))
         progress(json.dumps(found["runs"][-1]))
     return found
+
+
+def mean(measurements: Sequence[Costs]) -> Costs:
+    def curve(name: str) -> Curve:
+        points = zip(*(getattr(one, name).points for one in measurements), strict=True)
+        return Curve(tuple((same[0][0], fmean(ms for _, ms in same)) for same in points))
+
+    pictures = fmean(one.picture_ms for one in measurements)
+    return Costs(picture_ms=pictures, chunk_ms=curve("chunk_ms"), step_ms=curve("step_ms"))
 
 
 def asked(model: VisionLanguageModel, random: np.random.Generator, text_tokens: int, answer_tokens: int) -> Request:
@@ -97,32 +112,34 @@ def seconds(work: Any) -> float:
     return thread_time() - began
 
 
-def compared(model: VisionLanguageModel, costs: Costs, rate: float, requests: int) -> dict[str, Any]:
-    """The same requests answered and simulated, sent to the replicas one after the other."""
+def asked_of_both(model: VisionLanguageModel, rate: float, requests: int) -> tuple[list[Arrival], list[Times]]:
+    """Requests sent to the replicas one after the other, and when each had its first token and its last."""
     traffic = Traffic(requests_per_second=rate, text_tokens=TEXT_TOKENS, answer_tokens=ANSWER_TOKENS, pictures=1)
     drawn, random = arrivals(traffic, requests, POSITIONS // 2, seed=1), random_of(1)
     every = [asked(model, random, one.prompt_tokens, one.answer_tokens) for one in drawn]
     same = [Arrival(one.at_s, len(own.prompt.ids), one.answer_tokens, 1) for one, own in zip(drawn, every, strict=True)]
-    times: dict[int, tuple[float, float]] = {}
+    times: dict[int, Times] = {}
     for replica in range(len(CORES)):
         share = range(replica, requests, len(CORES))
         found = answered(model, [every[at] for at in share], [same[at].at_s for at in share])
         times |= dict(zip(share, found, strict=True))
+    return same, [times[at] for at in range(requests)]
+
+
+def compared(costs: Costs, same: Sequence[Arrival], times: Sequence[Times]) -> dict[str, Any]:
+    """What came of requests, and what comes of them in the simulation."""
     outcome = simulate(same, Kind(costs=costs, slots=SLOTS), len(CORES), in_turn())
-    real = figures([(one, *times[at]) for at, one in enumerate(same)])
+    real = figures([(one, *own) for one, own in zip(same, times, strict=True)])
     simulated = figures([(one.asked, one.first_s, one.end_s) for one in outcome.ended])
     return {
-        "requests_per_second": round(rate, 3),
-        "requests": requests,
+        "requests": len(same),
         "real": real,
         "simulated": simulated,
         "simulated / real": {name: round(simulated[name] / real[name], 3) for name in real},
     }
 
 
-def answered(
-    model: VisionLanguageModel, requests: Sequence[Request], at_s: Sequence[float]
-) -> list[tuple[float, float]]:
+def answered(model: VisionLanguageModel, requests: Sequence[Request], at_s: Sequence[float]) -> list[Times]:
     """When the first token of each request came, and when it was answered."""
     model.generator.forget()
     began, passed = thread_time(), 0.0

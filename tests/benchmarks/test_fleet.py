@@ -46,7 +46,7 @@ def test_figures_by_hand() -> None:
 
 
 def test_the_page_has_the_results() -> None:
-    """GPUs of the table, in the order of its rows and columns."""
+    """GPUs of the table, in the order of its rows and columns; ratios of the comparison."""
     results = json.loads((ROOT / "benchmarks" / "results" / "fleet.json").read_text(encoding="utf-8"))
     page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     rows: dict[tuple[float, float], list[str]] = {}
@@ -55,3 +55,6 @@ def test_the_page_has_the_results() -> None:
         cells.append(f"{one['replicas']}, {one['one_may_die']}")
     for (rate, burst), cells in rows.items():
         assert f"| {rate:g} | {burst:g} | {' | '.join(cells)} |\n" in page
+    for run in results["engine"]["runs"]:
+        ratios = " | ".join(f"{ratio:.2f}" for ratio in run["simulated / real"].values())
+        assert f"| {run['busy']:.0%} | {ratios} |\n" in page
