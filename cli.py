@@ -11,6 +11,7 @@ import click
 from vlm_trt.commands.evaluating import evaluate
 from vlm_trt.commands.exporting_serving import export_serving
 from vlm_trt.commands.finding import detect, point
+from vlm_trt.commands.fleet_options import fleet_options
 from vlm_trt.commands.group import InOrder, Main
 from vlm_trt.commands.options import (
     answer_options,
@@ -69,16 +70,19 @@ def export(checkpoint: Path, bundle: Path, **options: Any) -> None:
 @main.command()
 @click.argument("path", metavar="BUNDLE|CHECKPOINT", type=PATH)
 @plan_options
+@fleet_options
 def plan(path: Path, **options: Any) -> None:
     """Say what export, verification, build and deployment will take, before any of it.
 
     Reads sizes only. Refuses what was asked for and cannot fit, and names the setting that would: export and
-    verification, running where a GPU or its memory is named, and what --for names instead.
+    verification, running where a GPU or its memory is named, and what --for names instead. Of so many requests a
+    second, how many replicas answer them in time.
 
     \b
     Example:
       vlm-trt plan Qwen-VL-Chat --target L4 --max-batch 2
       vlm-trt plan Qwen-VL-Chat --for build --precision int4
+      vlm-trt plan Qwen-VL-Chat --target H100-80GB --max-batch 16 --requests-per-second 20 --p99-ttft-ms 1000
     """
     from vlm_trt.commands.plan import run
 

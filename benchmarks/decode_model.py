@@ -67,25 +67,24 @@ class Link:
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU with what its data sheet says beside memory: fp16 products of tensor cores without sparsity; its links."""
+    """A GPU and its links."""
 
     gpu: Gpu
-    flops: float  # per second
     link: Link
 
     @property
     def products_bound(self) -> float:
         """Sequences from which on products cost more than reading their fp16 weights: two operations a weight each."""
-        return self.flops * DTYPE_BYTES[Precision.FP16.dtype] / (2 * self.gpu.bandwidth)
+        return self.gpu.fp16_flops * DTYPE_BYTES[Precision.FP16.dtype] / (2 * self.gpu.bandwidth)
 
 
 # PCIe 4.0 ×16 moves 32 GB/s one way, half of it flags of the low-latency protocol.
 CARDS = (
-    Card(gpu_named("L4"), 121e12, Link("PCIe 4.0", 1.0e-6, 16e9)),
-    Card(gpu_named("A100-80GB"), 312e12, Link("NVLink 3", 0.6e-6, 87.7e9)),
-    Card(gpu_named("H100-80GB"), 989e12, Link("NVLink 4", 0.6e-6, 141e9)),
-    Card(gpu_named("H200"), 989e12, Link("NVLink 4", 0.6e-6, 141e9)),
-    Card(gpu_named("B200"), 2250e12, Link("NVLink 5", 0.6e-6, 282e9)),
+    Card(gpu_named("L4"), Link("PCIe 4.0", 1.0e-6, 16e9)),
+    Card(gpu_named("A100-80GB"), Link("NVLink 3", 0.6e-6, 87.7e9)),
+    Card(gpu_named("H100-80GB"), Link("NVLink 4", 0.6e-6, 141e9)),
+    Card(gpu_named("H200"), Link("NVLink 4", 0.6e-6, 141e9)),
+    Card(gpu_named("B200"), Link("NVLink 5", 0.6e-6, 282e9)),
 )
 
 

@@ -28,15 +28,17 @@ SIZES = {
     "M": (2048, 16, 16, 11008, 1024, 16, 16),
     "FULL": (4096, 32, 32, 22016, 1664, 48, 16),
 }
-RANKS = 151_643
+RANKS, VOCAB = 151_643, 151_936
 Values = Callable[[str, tuple[int, ...], int, np.random.Generator], NDArray[np.float32]]
 SHARD_BYTES = 2 << 30
 BLOCK = 16 << 20  # values generated at once
 
 
-def write_checkpoint(folder: Path, size: str, seed: int = 0, ranks: int = RANKS, chat_format: str = "chatml") -> int:
+def write_checkpoint(
+    folder: Path, size: str, seed: int = 0, ranks: int = RANKS, chat_format: str = "chatml", vocab_size: int = VOCAB
+) -> int:
     """Writes the checkpoint, bf16; the bytes of its weights."""
-    write_small_files(folder, size, ranks, chat_format)
+    write_small_files(folder, size, ranks, chat_format, vocab_size)
     model = read_config(folder)
 
     def values(name: str, shape: tuple[int, ...], count: int, random: np.random.Generator) -> NDArray[np.float32]:
@@ -73,26 +75,30 @@ def write_weights(folder: Path, expected: Mapping[str, tuple[int, ...]], values:
     return sum(2 * math.prod(shape) for tensors in shards for shape in tensors.values())
 
 
-def write_small_files(folder: Path, size: str, ranks: int = RANKS, chat_format: str = "chatml") -> None:
+def write_small_files(
+    folder: Path, size: str, ranks: int = RANKS, chat_format: str = "chatml", vocab_size: int = VOCAB
+) -> None:
     """Writes all of a checkpoint but its weights."""
     folder.mkdir(parents=True)
-    write_configs(folder, size, ranks, chat_format)
+    write_configs(folder, size, ranks, chat_format, vocab_size)
     _write_vocabulary(folder / "qwen.tiktoken", ranks)
 
 
-def write_configs(folder: Path, size: str, ranks: int = RANKS, chat_format: str = "chatml") -> None:
+def write_configs(
+    folder: Path, size: str, ranks: int = RANKS, chat_format: str = "chatml", vocab_size: int = VOCAB
+) -> None:
     """Writes what `read_config` reads: the sizes, and how the checkpoint asks to be sampled."""
-    _write_json(folder / "config.json", _config(size, ranks))
+    _write_json(folder / "config.json", _config(size, ranks, vocab_size))
     generation = {"chat_format": chat_format, "do_sample": True, "top_k": 0, "top_p": 0.3, "max_window_size": 6144}
     _write_json(folder / "generation_config.json", generation | {"max_new_tokens": 512})
 
 
-def _config(size: str, ranks: int) -> dict[str, object]:
+def _config(size: str, ranks: int, vocab_size: int) -> dict[str, object]:
     hidden, layers, heads, intermediate, width, vision_layers, vision_heads = SIZES[size]
     return {
         "model_type": "qwen", "architectures": ["QWenLMHeadModel"], "hidden_size": hidden,
         "num_hidden_layers": layers, "num_attention_heads": heads, "kv_channels": hidden // heads,
-        "intermediate_size": intermediate, "vocab_size": max(151_936, ranks + 293), "layer_norm_epsilon": 1e-6,
+        "intermediate_size": intermediate, "vocab_size": max(vocab_size, ranks + 293), "layer_norm_epsilon": 1e-6,
         "max_position_embeddings": 8192, "seq_length": 2048, "rotary_emb_base": 10000, "rotary_pct": 1.0,
         "no_bias": True, "use_dynamic_ntk": True, "use_logn_attn": True, "tie_word_embeddings": False,
         "visual": {

@@ -28,9 +28,15 @@ class Running:
 
 
 @contextmanager
-def running(*arguments: object) -> Iterator[Running]:
-    """`vlm-trt serve` with these arguments, on any port; what it logs is thrown away, what it says first is shown."""
+def running(*arguments: object, core: int | None = None) -> Iterator[Running]:
+    """`vlm-trt serve` with these arguments, on any port; what it logs is thrown away, what it says first is shown.
+
+    Args:
+        arguments: of the command.
+        core: the only one that it may use; None: all.
+    """
     line = [sys.executable, "-m", "vlm_trt.cli", "serve", *map(str, arguments), "--port", "0", "--no-page"]
+    line = line if core is None else ["taskset", "-c", str(core), *line]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None
         try:

@@ -16,6 +16,7 @@ from vlm_trt.bundle.manifest import Manifest
 from vlm_trt.bundle.picture_rules import AnySize
 from vlm_trt.bundle.precision import FLOATS, PUBLISHED, Precision
 from vlm_trt.bundle.store import MANIFEST, Bundle
+from vlm_trt.commands import plan_fleet
 from vlm_trt.commands.terminal import say, size, table
 from vlm_trt.commands.weight_sizes import weight_bytes
 from vlm_trt.engines.gpus import GPUS, Gpu, gpu_named
@@ -66,6 +67,7 @@ def run(
     as_json: bool,
     **given: Any,
 ) -> None:
+    options = plan_fleet.taken(given, given["target"])
     if not (path / MANIFEST).exists():
         path = checkpoint_folder(path, revision=revision)
     elif revision is not None:
@@ -84,10 +86,16 @@ def run(
     chosen = _stages(stages, asked, wanted, machine)
     kind = PUBLISHED if asked.packed else None
     plans = {one: asked.plan(one) for one in dict.fromkeys((*(Precision.of(kind, one) for one in FLOATS), wanted))}
-    if as_json:
-        click.echo(json.dumps(_document(plans, machine, chosen), indent=2))
-    else:
+    fits = not shortfalls(plans[wanted], machine, chosen)
+    question = plan_fleet.asked(options, model, plans[wanted], machine.gpu) if options is not None and fits else None
+    if not as_json:
         _show(path, plans, machine)
+    fleet = None if question is None else plan_fleet.fleet(question)
+    if as_json:
+        more = {} if fleet is None else {"fleet": plan_fleet.document(fleet)}
+        click.echo(json.dumps(_document(plans, machine, chosen) | more, indent=2))
+    elif fleet is not None:
+        click.echo(f"\n{plan_fleet.shown(fleet)}")
     require_fit(plans[wanted], _alternatives(asked, wanted), machine, chosen)
     say(f"{wanted}: {_fits(chosen, machine)}")
 

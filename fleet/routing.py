@@ -9,7 +9,7 @@ class PrefixRouter(RequestRouter):
     """Every key has a favourite engine, found by rendezvous hashing: no ingress has to remember or to tell another, and
     where an engine comes or goes no keys move but its own. Given by its path to `request_router_config`."""
 
-    def initialize_state(self, most_ahead: int = 4) -> None:
+    def initialize_state(self, most_ahead: int = 1) -> None:
         """
         Args:
             most_ahead: by how many requests the favourite's queue may be longer than the shortest one.

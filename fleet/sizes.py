@@ -50,7 +50,7 @@ class Sizes:
         if self.by_prefix:
             found["request_router_config"] = {
                 "request_router_class": _ROUTER,
-                "request_router_kwargs": {"most_ahead": max(1, slots // 2)},
+                "request_router_kwargs": {"most_ahead": max(1, slots // 8)},
             }
         if self.least == self.most:
             return {"num_replicas": self.most, **found}

@@ -15,8 +15,9 @@ from vlm_trt.profiling.layers import Layer, layers
 from vlm_trt.profiling.measure import Measured, measure
 from vlm_trt.profiling.metrics import rates, request_metrics, stage_metrics
 from vlm_trt.profiling.probe import Ceilings, ceilings
-from vlm_trt.profiling.roofline import Gap, costs, gaps
+from vlm_trt.profiling.roofline import Gap, gaps
 from vlm_trt.profiling.statistics import Rate, Summary
+from vlm_trt.profiling.work import costs
 from vlm_trt.profiling.workload import Workload, requests
 from vlm_trt.runtime.choice import Choice
 from vlm_trt.runtime.environment import environment

@@ -38,7 +38,7 @@ def test_commands_in_the_documents_exist(path: Path) -> None:
             assert name in command.commands, line
             command = command.commands[name]
         known = {option for parameter in command.params for option in parameter.opts}
-        assert set(re.findall(r"--[a-z-]+", line)) <= known, line
+        assert set(re.findall(r"--[a-z0-9-]+", line)) <= known, line
 
 
 def test_the_cli_reference_is_fresh() -> None:

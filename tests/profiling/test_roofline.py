@@ -8,8 +8,9 @@ from vlm_trt.bundle.parts import Activation, OpenClipTower, ResamplerConnector, 
 from vlm_trt.bundle.picture_rules import Squash
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.profiling.probe import Ceilings
-from vlm_trt.profiling.roofline import Cost, costs, gaps
+from vlm_trt.profiling.roofline import gaps
 from vlm_trt.profiling.statistics import summary
+from vlm_trt.profiling.work import Cost, costs
 from vlm_trt.profiling.workload import Workload
 
 MODEL = ModelConfig(
