@@ -163,13 +163,15 @@ class Backend:
         return told(error, turn.number, TEXT_INPUT)
 
     def _watch(self) -> None:
-        """Figures, and whether the engine lives: where it does not, the model is unloaded, so that neither it nor the
-        server is called ready."""
-        if self._metrics is not None:
+        """Whether the engine lives; where it does not, neither model nor server is to be called ready. And figures."""
+        if self._loop.died is not None and not self._dead:
+            self._dead = True
+            self._unload()
+        if self._responder.metrics is not None:
+            assert self._metrics is not None
             self._metrics.show(self._loop.state())
-        if self._loop.died is None or self._dead:
-            return
-        self._dead = True
+
+    def _unload(self) -> None:
         log.critical("the engine has ended, so the model is unloaded", exc_info=self._loop.died)
         try:
             self._pb_utils.unload_model(self._name)

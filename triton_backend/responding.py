@@ -7,6 +7,7 @@ answer since the last one goes out as one.
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
@@ -107,8 +108,7 @@ class Responder:
             return
         stage = turn.stage
         self._send(turn, self._error("the request was cancelled", "CANCELLED"), last=True)
-        if self.metrics is not None:
-            self.metrics.cancelled.labels(self._model, stage).inc()
+        self._tell(lambda metrics: metrics.cancelled.labels(self._model, stage).inc())
 
     def _respond(self, turn: Turn) -> None:
         """What came of it since the last time; measured when it is sent."""
@@ -130,8 +130,7 @@ class Responder:
             if not asked.streams:
                 text = (asked.text if asked.repeats_text else "") + outcome.text
             self._send(turn, self._response(asked, turn, text, outcome), last=True)
-            self._measure(turn, came)
-            self._measure_answer(turn, outcome, came[-1])
+            self._measure(turn, came, outcome)
         elif came:
             if text and asked is not None and asked.streams:
                 self._send(turn, self._response(asked, turn, text, None), last=False)
@@ -142,8 +141,7 @@ class Responder:
             log.error("request %s failed", turn.number, exc_info=error)
         refusal = self._told(error, turn)
         self._send(turn, self._error(str(refusal), _CODES.get(refusal.status, "INTERNAL")), last=True)
-        if self.metrics is not None:
-            self.metrics.rejected.labels(refusal.code).inc()
+        self._tell(lambda metrics: metrics.rejected.labels(refusal.code).inc())
 
     def _end(self, turn: Turn) -> None:
         """Once for each turn, before its last response: nothing is computed for it any more."""
@@ -173,18 +171,28 @@ class Responder:
         tensors += [tensor(name, values[name]) for name in values if name in asked.returns]
         return self._pb_utils.InferenceResponse(output_tensors=tensors)
 
-    def _measure(self, turn: Turn, came: list[float]) -> None:
+    def _measure(self, turn: Turn, came: list[float], answer: Answer | None = None) -> None:
         """Pieces, and an end, by when they came of the engine."""
-        for at in came:
-            before, turn.last_piece_at = turn.last_piece_at, at
-            if self.metrics is not None and before is None:
-                self.metrics.first_token.labels(self._model).observe(at - turn.started)
-            elif self.metrics is not None and before is not None:
-                self.metrics.between_tokens.labels(self._model).observe(at - before)
+        before, turn.last_piece_at = turn.last_piece_at, came[-1]
 
-    def _measure_answer(self, turn: Turn, answer: Answer, ended_at: float) -> None:
+        def tell(metrics: Measures) -> None:
+            if before is None:
+                metrics.first_token.labels(self._model).observe(came[0] - turn.started)
+            for earlier, later in pairwise(came if before is None else [before, *came]):
+                metrics.between_tokens.labels(self._model).observe(later - earlier)
+            if answer is not None:
+                metrics.answer(self._model, answer, came[-1] - turn.started)
+                if turn.pictures:
+                    metrics.pictures(self._model, turn.pictures, turn.decoding_s)
+
+        self._tell(tell)
+
+    def _tell(self, tell: Callable[[Measures], None]) -> None:
+        """Figures are no reason not to answer: once they cannot be told, they are not told any more."""
         if self.metrics is None:
             return
-        self.metrics.answer(self._model, answer, ended_at - turn.started)
-        if turn.pictures:
-            self.metrics.pictures(self._model, turn.pictures, turn.decoding_s)
+        try:
+            tell(self.metrics)
+        except Exception:
+            log.exception("figures cannot be told, and are not from now on")
+            self.metrics = None

@@ -201,8 +201,8 @@ def triton(repository: Path, *models: str, folder: Path, options: Sequence[str] 
         process = subprocess.Popen(
             list(map(str, command)), env=environment, stdout=log, stderr=log, start_new_session=True
         )
-    found = TritonServer(process, *(f"127.0.0.1:{port}" for port in ports[:2]), metrics_url="", folder=folder)
-    found.metrics_url = f"http://127.0.0.1:{ports[2]}/metrics"
+    http, grpc, metrics = (f"127.0.0.1:{port}" for port in ports)
+    found = TritonServer(process, http, grpc, f"http://{metrics}/metrics", folder)
     try:
         until(lambda: process.poll() is not None or _answers(found))
         assert process.poll() is None, found.log()

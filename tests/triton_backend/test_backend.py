@@ -52,16 +52,17 @@ def test_what_cannot_be_sent_to_one_is_no_matter_of_the_others(made: Callable[..
     lost = InferenceRequest(sampling_parameters=[LONG], stream=[True])
     lost.sender.fails = True
     backend.execute([lost])
-    until(lambda: not backend._loop._in_flight)
     assert not ask(backend).sender.until_the_end()[-1].error
-    assert backend._admission._requests == backend._admission._bytes == 0
+    until(lambda: backend._admission._requests == backend._admission._bytes == 0)
+    until(lambda: not backend._loop._in_flight)
 
 
 def test_an_answer_that_cannot_be_measured_is_sent(made: Callable[..., Backend]) -> None:
     """As where the server has taken its metrics away."""
     backend = made()
     backend._responder.metrics = object()  # type: ignore[assignment]
-    assert not ask(backend).sender.until_the_end()[-1].error
+    assert not ask(backend, stream=[True]).sender.until_the_end()[-1].error
+    until(lambda: backend._responder.metrics is None)
     assert ask(backend, b"{").sender.until_the_end()[-1].error
     until(lambda: not backend._responder._open and backend._admission._requests == 0)
 
