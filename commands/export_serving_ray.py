@@ -25,7 +25,7 @@ def ray(bundle: Path, output: Path, **options: Any) -> None:
 
     BUNDLE lies under the same path on every node that engines may run on.
 
-    \\b
+    \b
     Example:
       vlm-trt export-serving ray bundle --replicas 2:8
       vlm-trt export-serving ray bundle -o - --bundle-path /bundle --host 0.0.0.0 --api-key-file /run/secrets/keys

@@ -219,28 +219,47 @@ def test_a_stranger_is_not_let_in(cluster: Cluster, exported: Callable[..., Path
     assert f"no Ray cluster lets this machine in at {cluster.address}" in served.stderr
 
 
-_PATIENCE = """
+# One engine, or two, in less time than anybody would give them.
+_IMPATIENT = """
 import sys
 from vlm_trt.fleet import cluster
 from vlm_trt.fleet.app_args import AppArgs
 from vlm_trt.fleet.sizes import Sizes
 bundle, address, port, keys = sys.argv[1:]
 engine = Sizes.engine
-Sizes.engine = lambda self, slots: engine(self, slots) | {"health_check_period_s": 1.0, "health_check_timeout_s": 3.0}
+def impatient(self, slots):
+    found = engine(self, slots) | {"health_check_period_s": 1.0, "health_check_timeout_s": 3.0}
+    found["autoscaling_config"] |= {"upscale_delay_s": 1.0, "metrics_interval_s": 0.5, "look_back_period_s": 2.0}
+    return found
+Sizes.engine = impatient
 args = AppArgs({"tiny": bundle}, backend="cpu", threads=1, unverified=True, api_key_file=keys)
 with cluster.cluster(address):
-    cluster.run(args, Sizes(2, 2), {"tiny": 2}, "127.0.0.1", int(port))
+    cluster.run(args, Sizes(1, 2), {"tiny": 2}, "127.0.0.1", int(port))
 """
 
 
-def test_an_engine_that_hangs_is_replaced_and_keys_are_asked_for(
+async def until_there_are_two(cluster: Cluster, load: Load) -> None:
+    """Asks for long answers, more than one engine's slots at once, until there is a second one."""
+    key = {"Authorization": "Bearer secret"}
+    async with httpx.AsyncClient(timeout=WAIT_S, trust_env=False, headers=key) as asking:
+        waiting = asyncio.ensure_future(asyncio.to_thread(until, lambda: len(cluster.engines("tiny")) == 2, WAIT_S))
+        while not waiting.done():
+            await asyncio.gather(*(load.one(asking, max_tokens=100) for _ in range(12)))
+        await waiting
+
+
+def test_engines_are_added_while_requests_wait_and_one_that_hangs_is_replaced(
     cluster: Cluster, exported: Callable[..., Path], tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("secret\n")
-    deployed = cluster.python("-c", _PATIENCE, exported("ntk-256"), cluster.address, cluster.port, keys)
+    deployed = cluster.python("-c", _IMPATIENT, exported("ntk-256"), cluster.address, cluster.port, keys)
     assert deployed.returncode == 0, deployed.stderr
     assert httpx.post(f"{cluster.url}{CHAT}", json=asks(), timeout=WAIT_S).status_code == 401
+    assert len(cluster.engines("tiny")) == 1
+    load = Load(cluster)
+    asyncio.run(until_there_are_two(cluster, load))
+    assert load.failed == []
     victim, _ = cluster.engines("tiny")
     os.kill(victim, signal.SIGSTOP)
     until(lambda: len(cluster.engines("tiny")) == 2 and victim not in cluster.engines("tiny"), WAIT_S)
@@ -251,7 +270,7 @@ def test_an_engine_that_hangs_is_replaced_and_keys_are_asked_for(
         assert answer.status_code == 200, answer.text
 
 
-def test_a_cluster_of_its_own_ends_with_the_command(exported: Callable[..., Path]) -> None:
+def test_a_cluster_of_its_own_lets_answers_end_and_ends_with_the_command(exported: Callable[..., Path]) -> None:
     port = free_port()
     own = ["--ray", "--port", str(port), "--unverified", "--backend", "cpu", "--threads", "1"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -263,8 +282,12 @@ def test_a_cluster_of_its_own_ends_with_the_command(exported: Callable[..., Path
     said = serving.stdout.readline()
     if said:
         assert said == f"listening on http://127.0.0.1:{port}\n"
-        assert httpx.post(f"http://127.0.0.1:{port}{CHAT}", json=asks(), timeout=WAIT_S).status_code == 200
-        serving.send_signal(signal.SIGTERM)
+        url, long = f"http://127.0.0.1:{port}{CHAT}", asks(stream=True, max_tokens=150)
+        with httpx.stream("POST", url, json=long, timeout=WAIT_S) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: {")
+            serving.send_signal(signal.SIGTERM)
+            assert "data: [DONE]" in list(lines)  # what was on its way ends by itself
     _, errors = serving.communicate(timeout=WAIT_S)
     assert said, errors
     assert serving.returncode == 0, errors
