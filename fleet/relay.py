@@ -83,12 +83,19 @@ class Relayed(Response):
             async for message in stream:
                 if message["type"] == "http.response.start":
                     self._streams = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
+                elif self._streams and self._exchange.first_token_ms is None:
+                    self._first_token()
                 self._started = True
                 await send(message)
         except BaseException:
             with suppress(*LOST):
                 stream.cancel()
             raise
+
+    def _first_token(self) -> None:
+        """Measured here too: what waits for an engine waits where the engine does not see it."""
+        self._exchange.first_token_ms = self._exchange.elapsed_s * 1000
+        self._metrics.first_token.labels(self._exchange.model or "").observe(self._exchange.elapsed_s)
 
     async def _failed(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         """As `serving/turn.py` ends an answer that fails: with a status, or as the last event of a stream."""

@@ -117,7 +117,11 @@ def test_questions_about_one_picture_meet_the_engine_that_has_it(cluster: Cluste
 
 
 def test_one_page_has_the_metrics_of_all(cluster: Cluster) -> None:
+    with httpx.stream("POST", f"{cluster.url}{CHAT}", json=asks(stream=True), timeout=WAIT_S) as response:
+        response.read()
     page = httpx.get(f"{cluster.url}/metrics", timeout=WAIT_S).text
+    first = 'vlm_trt:time_to_first_token_seconds_count{model_name="tiny",replica="ingress"} '
+    assert [line for line in page.splitlines() if line.startswith(first) and not line.endswith(" 0.0")], page
     up = [line for line in page.splitlines() if line.startswith("vlm_trt:engine_up{") and "ingress" not in line]
     assert len(up) == 2, page
     assert all(line.endswith(" 1.0") for line in up)
