@@ -102,6 +102,11 @@ def require_bundles(models: Mapping[str, str], gpus: float) -> None:
             f"not every node of the cluster answered within {_LOOK_S:g} s; see `ray status`, and that vlm-trt is "
             "installed on all of them"
         ) from None
+    except RayError as error:
+        why = str(error).strip().splitlines()[-1]
+        raise IncompatibleError(
+            f"a node of the cluster cannot look for bundles: {why}; install this vlm-trt on every node"
+        ) from None
     for at, (name, folder) in enumerate(models.items()):
         require_same(name, folder, {node: digests[at] for node, digests in found.items()})
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_trt.bundle.errors import UsageError
+from vlm_trt.fleet.dispatch import BEHIND
 
 INGRESS = "Ingress"
 APPLICATION = "vlm-trt"
@@ -50,7 +51,7 @@ class Sizes:
         if self.by_prefix:
             found["request_router_config"] = {
                 "request_router_class": _ROUTER,
-                "request_router_kwargs": {"most_ahead": max(1, slots // 8)},
+                "request_router_kwargs": {"most_ahead": max(1, int(slots * BEHIND))},
             }
         if self.least == self.most:
             return {"num_replicas": self.most, **found}
