@@ -28,6 +28,7 @@ class Cluster:
 
     address: str
     port: int  # of its proxies
+    dashboard: int  # its port
     environment: dict[str, str]
 
     @property
@@ -70,7 +71,7 @@ def run(command: Sequence[str], environment: dict[str, str]) -> "subprocess.Comp
 def two_nodes() -> Iterator[Cluster]:
     """Inside, it runs: each node with one CPU, so that an engine of one thread fills it."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: names of sockets lie in it
-    gcs, proxies = free_port(), free_port()
+    gcs, proxies, dashboard = free_port(), free_port(), free_port()
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
@@ -82,8 +83,15 @@ def two_nodes() -> Iterator[Cluster]:
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5",
     }
-    cluster = Cluster(f"127.0.0.1:{gcs}", proxies, environment)
-    nodes = [started(cluster, ["--head", f"--port={gcs}", "--include-dashboard=false", f"--temp-dir={folder}"])]
+    cluster = Cluster(f"127.0.0.1:{gcs}", proxies, dashboard, environment)
+    head = (
+        "--head",
+        f"--port={gcs}",
+        f"--temp-dir={folder}",
+        f"--dashboard-port={dashboard}",
+        "--include-dashboard=true",
+    )
+    nodes = [started(cluster, head)]
     try:
         until(lambda: listens(gcs), WAIT_S)
         nodes.append(started(cluster, [f"--address={cluster.address}"]))

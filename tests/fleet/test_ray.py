@@ -274,6 +274,26 @@ def test_engines_are_added_while_requests_wait_and_one_that_hangs_is_replaced(
         assert answer.status_code == 200, answer.text
 
 
+def test_serve_deploy_takes_the_file_that_is_written(
+    cluster: Cluster, exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    file, bundle = tmp_path / "serve.yaml", exported("ntk-256")
+    own = ("--port", cluster.port, "--unverified", "--backend", "cpu", "--threads", 1, "--replicas", 2)
+    made = cluster.python("-m", "vlm_trt.cli", "export-serving", "ray", bundle, "-o", file, *own)
+    assert made.returncode == 0, made.stderr
+    serve = Path(sys.executable).with_name("serve")
+    deployed = run(
+        [str(serve), "deploy", "-a", f"http://127.0.0.1:{cluster.dashboard}", str(file)], cluster.environment
+    )
+    assert deployed.returncode == 0, deployed.stderr
+
+    def answers() -> bool:
+        asked = httpx.post(f"{cluster.url}{CHAT}", json=asks(model=bundle.name), timeout=WAIT_S)
+        return asked.status_code == 200
+
+    until(answers, WAIT_S)
+
+
 def test_a_cluster_of_its_own_lets_answers_end_and_ends_with_the_command(exported: Callable[..., Path]) -> None:
     port = free_port()
     own = ["--ray", "--port", str(port), "--unverified", "--backend", "cpu", "--threads", "1"]
