@@ -22,6 +22,28 @@ WAIT_S = 180.0  # for what takes seconds on a machine that is not busy
 _MEMORY_BYTES = 100 << 20  # of a node's object store, which lies in memory; answers are a few kB
 
 
+# In every process: the engine fails for good where a file says its process's number.
+_FAULTS = """
+import os, pathlib, sys
+def broken(self, *given):
+    if FILE.exists() and FILE.read_text() == str(os.getpid()):
+        raise RuntimeError("the GPU has fallen off the bus")
+    return step(self, *given)
+FILE = pathlib.Path({file!r})
+if "default_worker.py" in " ".join(sys.orig_argv):
+    from vlm_trt.runtime import scheduler
+    step, scheduler.Scheduler.step = scheduler.Scheduler.step, broken
+"""
+
+# Ends when both nodes belong to the cluster.
+_JOINED = """
+import ray, sys, time
+ray.init(sys.argv[1], log_to_driver=False, logging_level="error")
+while sum(node["Alive"] for node in ray.nodes()) < 2:
+    time.sleep(0.2)
+"""
+
+
 @dataclass(frozen=True)
 class Cluster:
     """It runs."""
@@ -29,6 +51,7 @@ class Cluster:
     address: str
     port: int  # of its proxies
     dashboard: int  # its port
+    broken: Path  # the file of _FAULTS
     environment: dict[str, str]
 
     @property
@@ -72,8 +95,10 @@ def two_nodes() -> Iterator[Cluster]:
     """Inside, it runs: each node with one CPU, so that an engine of one thread fills it."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: names of sockets lie in it
     gcs, proxies, dashboard = free_port(), free_port(), free_port()
+    (folder / "sitecustomize.py").write_text(_FAULTS.format(file=str(folder / "broken")))
     environment = {
         **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -83,7 +108,7 @@ def two_nodes() -> Iterator[Cluster]:
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5",
     }
-    cluster = Cluster(f"127.0.0.1:{gcs}", proxies, dashboard, environment)
+    cluster = Cluster(f"127.0.0.1:{gcs}", proxies, dashboard, folder / "broken", environment)
     head = (
         "--head",
         f"--port={gcs}",
@@ -95,6 +120,8 @@ def two_nodes() -> Iterator[Cluster]:
     try:
         until(lambda: listens(gcs), WAIT_S)
         nodes.append(started(cluster, [f"--address={cluster.address}"]))
+        joined = cluster.python("-c", _JOINED, cluster.address)
+        assert joined.returncode == 0, joined.stderr
         yield cluster
     finally:
         for node in reversed(nodes):
