@@ -2,8 +2,7 @@
 
     python -m benchmarks.huge_pages BUNDLE --precision int8 --precision int4 > benchmarks/results/huge_pages.json
 
-What `vlm-trt` asks the C library for when it starts is said here by the environment of each process. Packed files and
-what is mapped are in it too, to show that it changes nothing there.
+The C library asks the kernel for pages of 2 MiB where the environment of a process says so at its start.
 """
 
 import argparse

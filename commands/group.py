@@ -9,7 +9,6 @@ import click
 
 from vlm_trt.bundle.errors import IncompatibleError, StorageError, VlmTrtError
 from vlm_trt.bundle.installation import how_to_install, how_to_install_onnxruntime, package_of, requirements
-from vlm_trt.commands.huge_pages import begin_again
 from vlm_trt.commands.interrupt import ending, listening
 from vlm_trt.commands.terminal import printable
 
@@ -42,8 +41,6 @@ class Main(click.Group):
     """Turns every error of ours into one line on stderr and its exit code."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
-        if not arguments and "args" not in options:  # a program of its own, and no other's part
-            begin_again(sys.argv[1:])
         _hold_standard_streams()
         with listening():
             return super().main(*arguments, **options)
