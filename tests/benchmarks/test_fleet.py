@@ -58,3 +58,6 @@ def test_the_page_has_the_results() -> None:
     for run in results["engine"]["runs"]:
         ratios = " | ".join(f"{ratio:.2f}" for ratio in run["simulated / real"].values())
         assert f"| {run['busy']:.0%} | {ratios} |\n" in page
+    for run in results["check"]["runs"]:
+        ratios = " | ".join(f"{ratio:.2f}" for ratio in run["simulated / real"].values())
+        assert f"| {sum(run['busy']) / 2:.0%}, {run['sent']} | {ratios} |\n" in page
