@@ -2,7 +2,8 @@
 
     python -m benchmarks.ray_prefix BUNDLE > benchmarks/results/ray_prefix.json
 
-Each client shows a picture and asks several questions about it, one after the other, then the next picture; with
+Each client shows a picture and asks several questions about it, one after the other with a pause between them (without
+one, the engine that has just answered is the less busy one, and is asked again anyhow), then the next picture; with
 requests sent by the beginning of their prompts and, in turn, as Ray chooses by itself. Engines of one thread each;
 every run begins with engines that have read nothing.
 """
@@ -12,7 +13,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import httpx
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=6, help="about each")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--engines", type=int, default=2)
+    parser.add_argument("--pause-s", type=float, default=3.0, help="between two questions, on average")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--unverified", action="store_true")
     arguments = parser.parse_args()
@@ -60,7 +62,9 @@ def measured(url: str, arguments: argparse.Namespace, seed: int) -> dict[str, fl
         ThreadPoolExecutor(arguments.clients) as pool,
     ):
         started = perf_counter()
-        told = pool.map(lambda picture: [answered(client, picture, one) for one in questions], urls)
+        told = pool.map(
+            lambda at: conversation(client, urls[at], questions, arguments.pause_s, (seed, at)), range(len(urls))
+        )
         answers = [one for conversation in told for one in conversation]
         seconds = perf_counter() - started
     first = [one for one, _, _ in answers]
@@ -70,6 +74,17 @@ def measured(url: str, arguments: argparse.Namespace, seed: int) -> dict[str, fl
         "first_token_p99_ms": round(float(np.percentile(first, 99)), 1),
         "cached_share": round(sum(cached for _, cached, _ in answers) / sum(whole for _, _, whole in answers), 3),
     }
+
+
+def conversation(
+    client: httpx.Client, url: str, questions: list[str], pause_s: float, seed: tuple[int, int]
+) -> list[tuple[float, int, int]]:
+    """The questions about a picture, one after the other, with a pause drawn by chance between them."""
+    random, found = np.random.default_rng(seed), []
+    for question in questions:
+        found.append(answered(client, url, question))
+        sleep(random.exponential(pause_s))
+    return found
 
 
 def answered(client: httpx.Client, url: str, question: str) -> tuple[float, int, int]:
