@@ -3,12 +3,11 @@
 from pathlib import Path
 
 from vlm_trt.bundle.config import ModelConfig, within
-from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.precision import Precision
-from vlm_trt.bundle.reading import read_json
 from vlm_trt.engines.gpus import Gpu
 from vlm_trt.engines.plan import Plan
 from vlm_trt.fleet.costs import CHUNK_TOKENS, Costs, Curve, Measured, of_profile
+from vlm_trt.profiling.recorded import from_file
 from vlm_trt.profiling.work import Cost, costs
 from vlm_trt.profiling.workload import Workload
 
@@ -20,19 +19,8 @@ def measured(path: Path) -> Measured:
     Raises:
         UsageError: the file cannot be read, or is no profile of this version.
     """
-    try:
-        found = read_json(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}; give a profile's JSON file") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is no JSON ({error}); give a profile's JSON file") from None
-    try:
-        return of_profile(found)
-    except ValueError as error:
-        raise UsageError(
-            f"{path} does not say what a replica takes ({error}); make one: vlm-trt profile BUNDLE --batch 1,2,4 "
-            "-o FOLDER"
-        ) from None
+    making = "vlm-trt profile BUNDLE --batch 1,2,4 -o FOLDER"
+    return from_file(path, of_profile, "does not say what a replica takes", making)
 
 
 def of_floors(model: ModelConfig, plan: Plan, gpu: Gpu, times: float) -> Costs:

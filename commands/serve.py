@@ -1,17 +1,14 @@
 """`vlm-trt serve`: bundles over HTTP, until a signal ends it."""
 
-import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import click
-
 from vlm_trt.bundle.errors import IncompatibleError, ResourceError, UsageError
 from vlm_trt.bundle.host import available_bytes, query_gpus
 from vlm_trt.bundle.installation import how_to_install
+from vlm_trt.commands.announcing import announce
 from vlm_trt.commands.interrupt import ended_by_sigterm
 from vlm_trt.commands.terminal import printable, say, size
 from vlm_trt.commands.weight_sizes import weight_bytes
@@ -68,7 +65,7 @@ def run(
         loops = _loaded(chosen, rest["max_waiting"])
         log_to()
         server = Server(loops, _settings(keys, rest))
-        code = server.run(listener, lambda: _announce(url_of(listener), next(iter(loops)), with_key=bool(keys)))
+        code = server.run(listener, lambda: announce(url_of(listener), next(iter(loops)), with_key=bool(keys)))
     raise SystemExit(code)
 
 
@@ -171,15 +168,4 @@ def _settings(keys: tuple[bytes, ...], rest: Mapping[str, Any]) -> Any:
         stuck_after_s=rest["stuck_after"],
         drain_delay_s=rest["drain_delay"],
         drain_timeout_s=rest["drain_timeout"],
-    )
-
-
-def _announce(url: str, model: str, *, with_key: bool) -> None:
-    """Where it listens, and a first request that works as it is printed."""
-    body = {"model": model, "messages": [{"role": "user", "content": "What can you see in pictures?"}]}
-    key = ' -H "Authorization: Bearer $VLM_TRT_API_KEY"' if with_key else ""
-    click.echo(f"listening on {url}")
-    click.echo(
-        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} "
-        f"-d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
     )

@@ -6,14 +6,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import click
-
 from vlm_trt.bundle.errors import IncompatibleError, UsageError
 from vlm_trt.bundle.installation import how_to_install, package_of, requirements
 from vlm_trt.bundle.output import require_output, write_output
 from vlm_trt.bundle.store import Bundle
+from vlm_trt.commands.announcing import announce
 from vlm_trt.commands.terminal import printable, say
-from vlm_trt.fleet.app_args import AppArgs
+from vlm_trt.fleet.app_args import AppArgs, ServerArgs
 from vlm_trt.fleet.serve_yaml import document, written
 from vlm_trt.fleet.sizes import Sizes
 
@@ -35,6 +34,8 @@ def run(named: Mapping[str, Path], host: str, port: int, api_key_file: Path | No
         if rest[name] != default:
             raise UsageError(f"{option} is for one server: Ray takes an engine out of its routes before it ends it")
     require_ray()
+    if not port:
+        raise UsageError("--port 0 is any that is free, and the proxies of all nodes have the same; name one")
     args, slots = told(named, api_key_file, rest), slots_of(named)
     from vlm_trt.fleet import cluster
     from vlm_trt.serving.keys import key_digests
@@ -51,20 +52,28 @@ def run(named: Mapping[str, Path], host: str, port: int, api_key_file: Path | No
     say("starting a Ray cluster on this machine ..." if address == cluster.LOCAL else f"joining {address} ...")
     with cluster.cluster(address):
         told_to = cluster.Told()
-        if not cluster.serves_already():
-            bind(host, port).close()
-        sizes = sized(rest, cluster.has_gpus())
-        cluster.require_gpus(sizes, len(named))
-        cluster.require_bundles(args.models, sizes.gpus)
-        engines = f"{sizes.least}" if sizes.least == sizes.most else f"{sizes.least} to {sizes.most}"
-        say(f"starting {engines} engines of {', '.join(map(printable, named))} ...")
-        cluster.run(args, sizes, slots, host, port)
-        click.echo(f"listening on http://{host}:{port}")
+        _deploy(args, slots, rest, host, port)
+        announce(f"http://{host}:{port}", next(iter(named)), with_key=has_keys)
         if rest["detach"]:
             return
         number = told_to.wait()
         say(f"signal {number}: taking nothing new, ending what is on its way ...")
         cluster.end()
+
+
+def _deploy(args: AppArgs, slots: Mapping[str, int], rest: Mapping[str, Any], host: str, port: int) -> None:
+    """Looked at before anything is started: bundles, port, GPUs, and every node's bundles."""
+    from vlm_trt.fleet import cluster
+    from vlm_trt.serving.server import bind
+
+    if not cluster.serves_already():
+        bind(host, port).close()
+    sizes = sized(rest, cluster.has_gpus())
+    cluster.require_gpus(sizes, len(slots))
+    cluster.require_bundles(args.models, sizes.gpus)
+    engines = f"{sizes.least}" if sizes.least == sizes.most else f"{sizes.least} to {sizes.most}"
+    say(f"starting {engines} engine{'s' * (sizes.most > 1)} of {', '.join(map(printable, slots))} ...")
+    cluster.run(args, sizes, slots, host, port)
 
 
 def export(bundle: Path, output: Path, bundle_path: str | None, api_key_file: Path | None, **rest: Any) -> None:
@@ -89,14 +98,14 @@ def export(bundle: Path, output: Path, bundle_path: str | None, api_key_file: Pa
 
 def told(named: Mapping[str, Path], api_key_file: Path | None, rest: Mapping[str, Any]) -> AppArgs:
     """What the application is told."""
-    settings = {
-        "max_per_key": rest.get("max_per_key"),
-        "request_timeout_s": rest.get("request_timeout"),
-        "media_hosts": list(rest.get("media_hosts", ())) or None,
-        "page": None if rest.get("page", True) else False,
-        "speculation": rest.get("speculation"),
-        "stuck_after_s": rest.get("stuck_after"),
-    }
+    settings = ServerArgs(
+        max_per_key=rest.get("max_per_key"),
+        request_timeout_s=rest.get("request_timeout"),
+        media_hosts=tuple(rest.get("media_hosts", ())) or None,
+        page=None if rest.get("page", True) else False,
+        speculation=rest.get("speculation"),
+        stuck_after_s=rest.get("stuck_after"),
+    )
     return AppArgs(
         models={name: str(path.absolute()) for name, path in named.items()},
         precision=rest["precision"],
@@ -104,7 +113,7 @@ def told(named: Mapping[str, Path], api_key_file: Path | None, rest: Mapping[str
         threads=rest["threads"],
         unverified=rest["unverified"],
         api_key_file=None if api_key_file is None else str(api_key_file.absolute()),
-        settings={name: value for name, value in settings.items() if value is not None},
+        settings=settings,
     )
 
 

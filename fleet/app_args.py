@@ -1,24 +1,29 @@
-"""What an application on Ray is told, as `args` of a serve.yaml and as options of `vlm-trt serve --ray`."""
+"""What an application on Ray is told, as `args` of a serve.yaml and by the options of `vlm-trt serve --ray`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.fields import Origin, Within
 from vlm_trt.serving.settings import Settings
 
-# Fields of Settings that a serve.yaml may set: plain values, and such as mean the same behind Ray.
-SETTINGS = (
-    "max_body_bytes",
-    "max_per_key",
-    "max_pictures",
-    "request_timeout_s",
-    "media_hosts",
-    "page",
-    "speculation",
-    "stuck_after_s",
-)
+_SECONDS = Within(1e-6, 86_400)
+
+
+@dataclass(frozen=True)
+class ServerArgs:
+    """Of `Settings` those that mean the same behind Ray; None: as they ship."""
+
+    max_body_bytes: int | None = None
+    max_per_key: Annotated[int, Within(1, 100_000)] | None = None  # at each ingress
+    max_pictures: int | None = None
+    request_timeout_s: Annotated[float, _SECONDS] | None = None
+    media_hosts: tuple[str, ...] | None = None
+    page: bool | None = None
+    speculation: bool | None = None
+    stuck_after_s: Annotated[float, _SECONDS] | None = None
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,10 @@ class AppArgs:
     models: dict[str, str]  # name → folder of the bundle, the same on every node
     precision: str | None = None
     backend: str = "auto"
-    threads: int | None = None
+    threads: Annotated[int, Within(1, 1024)] | None = None
     unverified: bool = False
     api_key_file: str | None = None  # read where the application is built
-    settings: dict[str, Any] = field(default_factory=dict)  # of SETTINGS
+    settings: ServerArgs = ServerArgs()
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> "AppArgs":
@@ -39,32 +44,34 @@ class AppArgs:
         Raises:
             UsageError: a name is none of these, a model lacks, or a value is of another type.
         """
-        known = [one.name for one in fields(cls)]
-        if unknown := next((name for name in given if name not in known), None):
-            raise UsageError(f"args has no {unknown}; it has {', '.join(known)}")
-        models = given.get("models")
-        if not isinstance(models, Mapping) or not models or not all(isinstance(one, str) for one in models.values()):
-            raise UsageError("args.models names no bundle; write each as name: /folder/of/the/bundle")
-        settings = given.get("settings") or {}
-        if unknown := next((name for name in settings if name not in SETTINGS), None):
-            raise UsageError(f"args.settings has no {unknown}; it has {', '.join(SETTINGS)}")
-        return cls(**{**given, "models": dict(models), "settings": dict(settings)})
+        origin = Origin("args of the application", UsageError, "correct it in the serve.yaml")
+        all_of_them = asdict(cls({})) | dict(given)
+        if isinstance(settings := all_of_them["settings"], Mapping):
+            all_of_them["settings"] = asdict(ServerArgs()) | dict(settings)
+        found = origin.build(cls, all_of_them)
+        if not found.models:
+            raise origin.wrong("models", "names no bundle: each is name: /folder/of/the/bundle")
+        return found
 
     def written(self) -> dict[str, Any]:
         """As `read` takes it, without what is by default so."""
         default = AppArgs({})
-        return {
-            one.name: getattr(self, one.name)
-            for one in fields(self)
-            if getattr(self, one.name) != getattr(default, one.name)
-        }
+        told = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "settings"}
+        found = {name: value for name, value in told.items() if value != getattr(default, name)}
+        settings = self._given()
+        if "media_hosts" in settings:
+            settings["media_hosts"] = list(settings["media_hosts"])
+        return found | ({"settings": settings} if settings else {})
 
     def server(self, key_digests: tuple[bytes, ...] = ()) -> Settings:
         """The settings of a server that is told these."""
-        given = self.settings
+        given = self._given()
         if "media_hosts" in given:
-            given = given | {"media_hosts": frozenset(given["media_hosts"])}
+            given["media_hosts"] = frozenset(given["media_hosts"])
         return Settings(key_digests=key_digests, **given)
 
     def folder(self, name: str) -> Path:
         return Path(self.models[name])
+
+    def _given(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self.settings).items() if value is not None}

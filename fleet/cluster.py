@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from ray import serve
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from vlm_trt.bundle import errors
 from vlm_trt.bundle.errors import IncompatibleError, ResourceError, VlmTrtError
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.fleet.app_args import AppArgs
@@ -27,6 +29,7 @@ _READY_S = 300.0  # in which the front door answers once the engines are there
 _LOOK_S = 180.0  # in which every node says what it has
 LOCAL = "local"  # as `ray.init` takes it
 _CONTROLLER = "SERVE_CONTROLLER_ACTOR"
+_RAISED = re.compile(r"vlm_trt\.bundle\.errors\.(\w+): (.*)")  # in the trace of a replica
 
 
 @contextmanager
@@ -140,7 +143,7 @@ def run(args: AppArgs, sizes: Sizes, slots: Mapping[str, int], host: str, port: 
     try:
         serve.run(application(args, options), name=APPLICATION, route_prefix="/")
     except RuntimeError:
-        raise VlmTrtError(f"the engines could not be started: {_why()}") from None
+        raise _failure() from None
     until = monotonic() + _READY_S
     while not _answers(host, port):
         if monotonic() > until:
@@ -162,11 +165,14 @@ def _answers(host: str, port: int) -> bool:
         door.close()
 
 
-def _why() -> str:
-    """What Ray heard of the deployments that failed, without the trace."""
+def _failure() -> VlmTrtError:
+    """What the engines that failed were refused with, as Ray heard of it: of their class, in their sentence."""
     states = serve.status().applications[APPLICATION].deployments.values()
-    lines = [line.strip() for one in states for line in one.message.splitlines() if "Error: " in line]
-    return lines[-1].rpartition("Error: ")[2] if lines else "see `serve status` and the logs of the replicas"
+    found = [_RAISED.search(line) for one in states for line in one.message.splitlines()]
+    if not (raised := [one for one in found if one is not None]):
+        return VlmTrtError("the engines could not be started; see `serve status` and the logs of the replicas")
+    kind, said = raised[-1].groups()
+    return getattr(errors, kind, VlmTrtError)(f"the engines could not be started: {said}")
 
 
 class Told:

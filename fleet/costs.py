@@ -1,12 +1,14 @@
 """What the work of one replica takes, in milliseconds: given, or read from a profile that `vlm-trt profile` wrote."""
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
 import numpy as np
+
+from vlm_trt.bundle.json_values import count_of, value_of
 
 # Positions that a step prefills at most, as `runtime/scheduler.py` has it.
 CHUNK_TOKENS = 512
@@ -72,10 +74,10 @@ def of_profile(document: Any) -> Measured:
     Raises:
         ValueError: it is no such document, or measured too little; says what.
     """
-    if _of(document, "schema", int) != _SCHEMA:
+    if value_of(document, "schema", int) != _SCHEMA:
         raise ValueError(f"its schema is {document['schema']}, this version reads {_SCHEMA}")
-    setup, environment = _of(document, "setup", dict), _of(document, "environment", dict)
-    points = [_point(one) for one in _of(document, "points", list)]
+    setup, environment = value_of(document, "setup", dict), value_of(document, "environment", dict)
+    points = [_point(one) for one in value_of(document, "points", list)]
     if not points:
         raise ValueError("points are none")
     seen = [one for one in points if one.pictures]
@@ -92,7 +94,7 @@ def of_profile(document: Any) -> Measured:
         step_ms=Curve(tuple(sorted((float(batch), fmean(found)) for batch, found in steps.items()))),
     )
     machine = environment.get("gpu") or environment.get("processor") or "another machine"
-    family, backend, precision = (_of(setup, name, str) for name in ("family", "backend", "precision"))
+    family, backend, precision = (value_of(setup, name, str) for name in ("family", "backend", "precision"))
     return Measured(costs, bool(seen), max(steps), family, backend, precision, str(machine))
 
 
@@ -110,22 +112,22 @@ class _Point:
 
 
 def _point(point: Any) -> _Point:
-    workload, stages, metrics = (_of(point, name, dict) for name in ("workload", "stages", "metrics"))
-    batch, pictures = _count(workload, "batch", 1), _count(workload, "images", 0)
-    answered = batch * _count(point, "iterations", 1)
+    workload, stages, metrics = (value_of(point, name, dict) for name in ("workload", "stages", "metrics"))
+    batch, pictures = count_of(workload, "batch", 1), count_of(workload, "images", 0)
+    answered = batch * count_of(point, "iterations", 1)
 
     def of_request(*names: str) -> float:
         """Milliseconds of all runs of these stages, for each request."""
         return sum(_total_ms(stages[name]) for name in names if name in stages) / answered
 
-    between = _of(_of(point, "samples", dict), "inter_token_ms", list)
+    between = value_of(value_of(point, "samples", dict), "inter_token_ms", list)
     return _Point(
         batch=batch,
         pictures=pictures,
-        prompt_tokens=round(_time(_of(metrics, "input_sequence_length", dict), "p50")),
+        prompt_tokens=round(_time(value_of(metrics, "input_sequence_length", dict), "p50")),
         request_ms=of_request("tokenization"),
         vision_ms=of_request("preprocess", "vision_encoder", "resampler"),
-        prefill_ms=_total_ms(_of(stages, "prefill", dict)) / answered,
+        prefill_ms=_total_ms(value_of(stages, "prefill", dict)) / answered,
         step_ms=median(_time({"inter_token_ms": one}, "inter_token_ms") for one in between) if between else None,
     )
 
@@ -146,26 +148,11 @@ def _chunks(points: Sequence[_Point]) -> Curve:
 
 
 def _total_ms(summary: Any) -> float:
-    return _time(summary, "avg") * _count(summary, "count", 1)
+    return _time(summary, "avg") * count_of(summary, "count", 1)
 
 
 def _time(values: Any, name: str) -> float:
-    found = _of(values, name, (int, float))
+    found = value_of(values, name, (int, float))
     if not 0 <= found < _LONGEST_MS:  # NaN is not
         raise ValueError(f"{name} is {found}")
     return float(found)
-
-
-def _count(values: Any, name: str, least: int) -> int:
-    found: int = _of(values, name, int)
-    if not least <= found < 2**31:
-        raise ValueError(f"{name} is {found}")
-    return found
-
-
-def _of(values: Any, name: str, kind: type | tuple[type, ...]) -> Any:
-    """A field of an object, of that type."""
-    found = values.get(name) if isinstance(values, Mapping) else None
-    if not isinstance(found, kind) or isinstance(found, bool):
-        raise ValueError(f"{name!r} is missing or of a wrong type")
-    return found

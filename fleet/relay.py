@@ -1,6 +1,5 @@
 """An answer that an engine elsewhere gives, passed on as it comes; asked for again where it was lost before a word."""
 
-import asyncio
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from vlm_trt.serving.errors import ApiError, busy
-from vlm_trt.serving.events import disconnected, event
+from vlm_trt.serving.events import disconnected, ended_first, event
 from vlm_trt.serving.exchange import Exchange
 from vlm_trt.serving.logs import log
 from vlm_trt.serving.metrics import Metrics
@@ -42,17 +41,8 @@ class Relayed(Response):
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.ensure_future(self._relayed(scope, receive, send))
-        gone = asyncio.ensure_future(disconnected(receive))
-        try:
-            await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
-                return
-        finally:
-            for one in (work, gone):
-                one.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+        if await ended_first(self._relayed(scope, receive, send), disconnected(receive)):
+            return
         self._exchange.reason = "client_left"
         self._metrics.cancelled.labels(self._exchange.model or "", "relaying").inc()
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_trt.bundle.errors import UsageError
-from vlm_trt.bundle.reading import read_json
-from vlm_trt.profiling.recorded import Recorded, RecordedPoint, Times, recorded
+from vlm_trt.profiling.recorded import Recorded, RecordedPoint, Times, from_file, recorded
 from vlm_trt.profiling.workload import Workload
 
 # Standard errors of the difference of two medians that chance reaches once in hundreds of stages.
@@ -118,15 +117,4 @@ def read_profile(path: Path) -> Recorded:
     Raises:
         UsageError: it cannot be read, or is no profile of this version.
     """
-    try:
-        found = read_json(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}; give a profile's JSON file") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is no JSON ({error}); give a profile's JSON file") from None
-    try:
-        return recorded(found)
-    except ValueError as error:
-        raise UsageError(
-            f"{path} is no profile that this version reads ({error}); make one: vlm-trt profile BUNDLE -o FOLDER"
-        ) from None
+    return from_file(path, recorded, "is no profile that this version reads", "vlm-trt profile BUNDLE -o FOLDER")

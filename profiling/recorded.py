@@ -1,13 +1,18 @@
 """What a check reads of a profile's JSON, each value with its type and range: a damaged one must not pass."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+from vlm_trt.bundle.errors import UsageError
+from vlm_trt.bundle.json_values import count_of, value_of
+from vlm_trt.bundle.reading import read_json
 from vlm_trt.profiling.document import SCHEMA
 from vlm_trt.profiling.workload import Workload
 
 _LONGEST_MS = 1e12
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,29 @@ class Recorded:
     points: tuple[RecordedPoint, ...]
 
 
+def from_file(path: Path, read: Callable[[Any], T], what: str, remedy: str) -> T:
+    """What is read of a profile's file.
+
+    Args:
+        path: as the user names it.
+        read: JSON values → that; a ValueError says what is wrong with them.
+        what: what the file is not, where they are: "is no profile".
+        remedy: the command that makes one.
+    Raises:
+        UsageError: it cannot be read, or is not what is wanted.
+    """
+    try:
+        found = read_json(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}; give a profile's JSON file") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is no JSON ({error}); give a profile's JSON file") from None
+    try:
+        return read(found)
+    except ValueError as error:
+        raise UsageError(f"{path} {what} ({error}); make one: {remedy}") from None
+
+
 def recorded(document: Any) -> Recorded:
     """
     Args:
@@ -42,53 +70,38 @@ def recorded(document: Any) -> Recorded:
         raise ValueError("it holds no object")
     if document.get("schema") != SCHEMA:
         raise ValueError(f"its schema is {document.get('schema')!r}, this version reads {SCHEMA}")
-    setup, environment = _of(document, "setup", dict), _of(document, "environment", dict)
+    setup, environment = value_of(document, "setup", dict), value_of(document, "environment", dict)
     machine = "gpu" if environment.get("gpu") is not None else "processor"
-    points = _of(document, "points", list)
+    points = value_of(document, "points", list)
     if not points:
         raise ValueError("points are none")
     return Recorded(
         {
-            **{name: _of(setup, name, str) for name in ("family", "precision", "backend")},
-            "processor": _of(environment, machine, str),
+            **{name: value_of(setup, name, str) for name in ("family", "precision", "backend")},
+            "processor": value_of(environment, machine, str),
         },
         tuple(_point(point) for point in points),
     )
 
 
 def _point(point: Any) -> RecordedPoint:
-    workload = _of(point, "workload", dict)
+    workload = value_of(point, "workload", dict)
     sizes = {one.name: _size(workload, one.name) for one in fields(Workload)}
     times = {
         name: _times(name, one)
         for kind in ("stages", "metrics")
-        for name, one in _of(point, kind, dict).items()
-        if _of(one, "unit", str) == "ms"
+        for name, one in value_of(point, kind, dict).items()
+        if value_of(one, "unit", str) == "ms"
     }
     return RecordedPoint(Workload(**sizes), times)
 
 
 def _size(workload: Mapping[str, Any], name: str) -> Any:
-    return None if name == "prompt_tokens" and workload.get(name) is None else _count(workload, name, 0)
+    return None if name == "prompt_tokens" and workload.get(name) is None else count_of(workload, name, 0)
 
 
 def _times(name: str, summary: Mapping[str, Any]) -> Times:
-    p50, std = (_of(summary, field, (int, float)) for field in ("p50", "std"))
+    p50, std = (value_of(summary, field, (int, float)) for field in ("p50", "std"))
     if not (0 < p50 < _LONGEST_MS and 0 <= std < _LONGEST_MS):  # NaN is not
         raise ValueError(f"p50 or std of {name} is no time")
-    return Times(float(p50), float(std), _count(summary, "count", 1))
-
-
-def _count(values: Any, name: str, least: int) -> int:
-    found: int = _of(values, name, int)
-    if not least <= found < 2**31:
-        raise ValueError(f"{name} is {found}")
-    return found
-
-
-def _of(values: Any, name: str, kind: type | tuple[type, ...]) -> Any:
-    """A field of an object, of that type."""
-    found = values.get(name) if isinstance(values, dict) else None
-    if not isinstance(found, kind) or isinstance(found, bool):
-        raise ValueError(f"{name!r} is missing or of a wrong type")
-    return found
+    return Times(float(p50), float(std), count_of(summary, "count", 1))

@@ -1,6 +1,8 @@
 """Server-sent events, written by hand: one `data:` line a document, and `[DONE]` behind the last."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
@@ -25,6 +27,25 @@ async def send_events(events: AsyncIterator[bytes], send: Send) -> None:
     async for one in events:
         await send({"type": "http.response.body", "body": one, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def ended_first(work: Coroutine[Any, Any, None], *ends: Coroutine[Any, Any, Any]) -> bool:
+    """Whether the work came to its end before any of the ends did, which then ended it.
+
+    Raises:
+        Exception: of the work.
+    """
+    tasks = [asyncio.ensure_future(one) for one in (work, *ends)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            tasks[0].result()
+            return True
+        return False
+    finally:
+        for one in tasks:
+            one.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def disconnected(receive: Receive) -> None:

@@ -13,7 +13,7 @@ from vlm_trt.runtime.model import Answer
 from vlm_trt.serving.answering import Answering, Told
 from vlm_trt.serving.documents import StreamedForm
 from vlm_trt.serving.errors import ApiError, is_fault, told
-from vlm_trt.serving.events import DONE, abort, disconnected, event, send_events
+from vlm_trt.serving.events import DONE, abort, disconnected, ended_first, event, send_events
 from vlm_trt.serving.exchange import Exchange, exchange_of
 from vlm_trt.serving.limits import body_of
 from vlm_trt.serving.logs import log_failure
@@ -35,17 +35,9 @@ class Turn(Response, Generic[A]):
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.ensure_future(self._answer(scope, receive, send))
-        ends = [work, *(asyncio.ensure_future(one) for one in (disconnected(receive), self._unread.wait()))]
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
-                return
-        finally:
-            for one in ends:
-                one.cancel()
-            await asyncio.gather(*ends, return_exceptions=True)
+        answer = self._answer(scope, receive, send)
+        if await ended_first(answer, disconnected(receive), self._unread.wait()):
+            return
         self._exchange.reason = "not_read" if self._unread.is_set() else "client_left"
         self._services.metrics.cancelled.labels(self._exchange.model or "", self._stage).inc()
         if self._unread.is_set():

@@ -59,6 +59,10 @@ def test_a_port_in_use_is_said_before_a_cluster_is_started(bundle: Path) -> None
         (("--detach",), "--detach is for engines on a Ray cluster; add --ray"),
         (("--ray", "--drain-delay", "5"), "--drain-delay is for one server: Ray takes an engine out of its routes"),
         (("--ray", "--detach"), "--detach leaves engines on a cluster that goes on; name it with --ray-address"),
+        (
+            ("--ray", "--port", "0"),
+            "--port 0 is any that is free, and the proxies of all nodes have the same",
+        ),
         (("--ray", "--replicas", "0"), "'0' is no number of engines; write N, or LEAST:MOST, each from 1 to 10000"),
         (("--ray", "--replicas", "3:2"), "'3:2' is no number of engines"),
         (("--ray", "--replicas", "2:"), "'2:' is no number of engines"),

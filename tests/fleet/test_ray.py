@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +36,7 @@ def cluster(exported: Callable[..., Path]) -> Iterator[Cluster]:
     with two_nodes() as found:
         served = found.serve({"tiny": exported("ntk-256")}, "--replicas", 2)
         assert served.returncode == 0, served.stderr
-        assert served.stdout == f"listening on {found.url}\n"
+        assert served.stdout.startswith(f"listening on {found.url}\ncurl {found.url}/v1/chat/completions ")
         yield found
 
 
@@ -223,33 +224,45 @@ def test_a_stranger_is_not_let_in(cluster: Cluster, exported: Callable[..., Path
     assert f"no Ray cluster lets this machine in at {cluster.address}" in served.stderr
 
 
-# An application whose engines are given up in less time than anybody would give them.
+# An application whose engines come and go, and are given up, in less time than anybody would give them.
 _IMPATIENT = """
 import sys
 from vlm_trt.fleet import cluster
 from vlm_trt.fleet.app_args import AppArgs
 from vlm_trt.fleet.sizes import Sizes
-bundle, address, port, keys = sys.argv[1:]
+bundle, address, port, keys, least = sys.argv[1:]
 engine = Sizes.engine
 def impatient(self, slots):
     found = engine(self, slots) | {"health_check_period_s": 1.0, "health_check_timeout_s": 3.0}
+    found.get("autoscaling_config", {}).update(upscale_delay_s=1.0, downscale_delay_s=1.0, look_back_period_s=3.0)
     return found
 Sizes.engine = impatient
 args = AppArgs({"tiny": bundle}, backend="cpu", threads=1, unverified=True, api_key_file=keys)
 with cluster.cluster(address):
-    cluster.run(args, Sizes(2, 2), {"tiny": 2}, "127.0.0.1", int(port))
+    cluster.run(args, Sizes(int(least), 2), {"tiny": 2}, "127.0.0.1", int(port))
 """
 _KEY = {"Authorization": "Bearer secret"}
 
 
-def test_an_engine_that_has_failed_is_replaced_and_keys_are_asked_for(
-    cluster: Cluster, exported: Callable[..., Path], tmp_path: Path
-) -> None:
+@pytest.fixture
+def deploy(cluster: Cluster, exported: Callable[..., Path], tmp_path: Path) -> Callable[[int], None]:
+    """A function: the fewest engines of two → that application, which asks for a key."""
     keys = tmp_path / "keys.txt"
     keys.write_text("secret\n")
-    deployed = cluster.python("-c", _IMPATIENT, exported("ntk-256"), cluster.address, cluster.port, keys)
-    assert deployed.returncode == 0, deployed.stderr
-    until(lambda: len(cluster.engines("tiny")) == 2, WAIT_S)  # those before them have ended
+
+    def deployed(least: int) -> None:
+        words = (exported("ntk-256"), cluster.address, cluster.port, keys, least)
+        done = cluster.python("-c", _IMPATIENT, *words)
+        assert done.returncode == 0, done.stderr
+        until(lambda: len(cluster.engines("tiny")) == least, WAIT_S)  # those before them have ended
+
+    return deployed
+
+
+def test_an_engine_that_has_failed_is_replaced_and_keys_are_asked_for(
+    cluster: Cluster, deploy: Callable[[int], None]
+) -> None:
+    deploy(2)
     assert httpx.post(f"{cluster.url}{CHAT}", json=asks(), timeout=WAIT_S).status_code == 401
     victim, _ = cluster.engines("tiny")
     cluster.broken.write_text(str(victim))  # its process goes on and answers Ray; its engine does not
@@ -260,6 +273,28 @@ def test_an_engine_that_has_failed_is_replaced_and_keys_are_asked_for(
         until(lambda: len(cluster.engines("tiny")) == 2 and victim not in cluster.engines("tiny"), WAIT_S)
         answers = [client.post(f"{cluster.url}{CHAT}", json=asks(f"question {at}")) for at in range(12)]
     assert [one.status_code for one in answers] == [200] * 12
+
+
+def test_engines_are_added_while_requests_wait_and_taken_away_after(
+    cluster: Cluster, deploy: Callable[[int], None]
+) -> None:
+    deploy(1)
+    load, second = Load(cluster), threading.Event()
+    watching = threading.Thread(
+        target=lambda: (until(lambda: len(cluster.engines("tiny")) == 2, WAIT_S), second.set()), daemon=True
+    )
+    watching.start()
+
+    async def asked_on() -> None:
+        async with httpx.AsyncClient(timeout=WAIT_S, trust_env=False, headers=_KEY) as asking:
+            while watching.is_alive():  # more than the slots of one
+                await asyncio.gather(*(load.one(asking, max_tokens=100) for _ in range(12)))
+
+    asyncio.run(asked_on())
+    assert second.is_set(), "no engine was added"
+    assert load.failed == []
+    assert set(load.statuses) == {200}
+    until(lambda: len(cluster.engines("tiny")) == 1, WAIT_S)
 
 
 def test_serve_deploy_takes_the_file_that_is_written(
@@ -280,6 +315,16 @@ def test_serve_deploy_takes_the_file_that_is_written(
         return asked.status_code == 200
 
     until(answers, WAIT_S)
+
+
+def test_a_bundle_that_nobody_verified_is_refused_as_by_one_server(
+    cluster: Cluster, exported: Callable[..., Path]
+) -> None:
+    words = [word for word in cluster.serving({"tiny": exported("ntk-256")}) if word != "--unverified"]
+    served = cluster.python(*words)
+    assert (served.returncode, served.stdout) == (5, ""), served.stderr
+    assert "the engines could not be started: " in served.stderr
+    assert "graphs are not verified, so their answers cannot be trusted; run `vlm-trt verify" in served.stderr
 
 
 def test_a_cluster_of_its_own_lets_answers_end_and_ends_with_the_command(exported: Callable[..., Path]) -> None:

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from vlm_trt.bundle.errors import UsageError
-from vlm_trt.fleet.app_args import AppArgs
+from vlm_trt.fleet.app_args import AppArgs, ServerArgs
 from vlm_trt.fleet.serve_yaml import document, written
 from vlm_trt.fleet.sizes import Sizes
 
-ARGS = AppArgs({"m": "/bundles/m"}, precision="int8", settings={"media_hosts": ["a.example"], "page": False})
+ARGS = AppArgs({"m": "/bundles/m"}, precision="int8", settings=ServerArgs(media_hosts=("a.example",), page=False))
 
 
 def test_a_number_of_engines_or_a_range() -> None:
@@ -40,11 +40,18 @@ def test_what_is_told_is_read_as_it_was_written() -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"model": "/b"}, "args has no model; it has models, precision"),
-        ({}, "args.models names no bundle; write each as name: /folder/of/the/bundle"),
-        ({"models": {}}, "args.models names no bundle"),
-        ({"models": {"m": 3}}, "args.models names no bundle"),
-        ({"models": {"m": "/b"}, "settings": {"max_waiting": 3}}, "args.settings has no max_waiting; it has max_body"),
+        (
+            {"models": {"m": "/b"}, "modell": "/b"},
+            "args of the application: modell is unknown to this version; correct",
+        ),
+        ({}, "models names no bundle: each is name: /folder/of/the/bundle; correct it in the serve.yaml"),
+        ({"models": {}}, "models names no bundle"),
+        ({"models": ["m"]}, "models is not an object"),
+        ({"models": {"m": 3}}, "models.m is 3, not a text"),
+        ({"models": {"m": "/b"}, "threads": "two"}, "threads is 'two', not a whole number from 1 to 1,024"),
+        ({"models": {"m": "/b"}, "settings": {"max_waiting": 3}}, "settings.max_waiting is unknown to this version"),
+        ({"models": {"m": "/b"}, "settings": {"page": "no"}}, "settings.page is 'no', not true or false"),
+        ({"models": {"m": "/b"}, "settings": [3]}, "settings is not an object"),
     ],
 )
 def test_what_is_no_application_is_refused(given: dict[str, Any], sentence: str) -> None:
