@@ -7,7 +7,7 @@ from vlm_trt.bundle.precision import Precision
 from vlm_trt.engines.gpus import Gpu
 from vlm_trt.engines.plan import Plan
 from vlm_trt.fleet.costs import CHUNK_TOKENS, Costs, Curve, Measured, of_profile
-from vlm_trt.profiling.recorded import from_file
+from vlm_trt.profiling.profile_file import from_file
 from vlm_trt.profiling.work import Cost, costs
 from vlm_trt.profiling.workload import Workload
 

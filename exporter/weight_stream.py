@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain
 from math import prod
 from pathlib import Path
-from queue import Queue
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -188,7 +188,10 @@ class _Memory:
 
 
 class _Writer:
-    """Hashes and writes blocks in a thread of its own, in order."""
+    """Hashes and writes blocks in a thread of its own, in order.
+
+    Its queues are SimpleQueue: Ctrl-C that strikes within Queue can leave that one's lock taken, and then no end comes.
+    """
 
     def __init__(self, path: Path, size: int, on_bytes: Callable[[int], None]) -> None:
         self.digest = hashlib.sha256()
@@ -203,7 +206,10 @@ class _Writer:
             raise
         self.position = 0  # bytes accepted
         self.memory = _Memory()
-        self._queue: Queue[Any] = Queue(maxsize=_WAITING_BLOCKS)
+        self._queue: SimpleQueue[Any] = SimpleQueue()  # blocks, then None
+        self._room: SimpleQueue[None] = SimpleQueue()  # one for each block that may still be queued
+        for _ in range(_WAITING_BLOCKS):
+            self._room.put(None)
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -232,10 +238,12 @@ class _Writer:
         if self._failure is not None:
             raise self._failure
         self.position += len(data)
+        self._room.get()
         self._queue.put(data)
 
     def _work(self) -> None:
         while (data := self._queue.get()) is not None:
+            self._room.put(None)
             if self._failure is not None:
                 continue  # drain, so that the producer is never blocked
             try:

@@ -13,7 +13,7 @@ from vlm_trt.bundle.json_values import count_of, value_of
 # Positions that a step prefills at most, as `runtime/scheduler.py` has it.
 CHUNK_TOKENS = 512
 
-_SCHEMA = 2  # of profiles, as `profiling/document.py` has it
+_SCHEMA = 2  # of profiles, as `profiling/profile_file.py` has it
 _LONGEST_MS = 1e9
 
 

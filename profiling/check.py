@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_trt.bundle.errors import UsageError
-from vlm_trt.profiling.recorded import Recorded, RecordedPoint, Times, from_file, recorded
+from vlm_trt.profiling.profile_file import from_file
+from vlm_trt.profiling.recorded import Recorded, RecordedPoint, Times, recorded
 from vlm_trt.profiling.workload import Workload
 
 # Standard errors of the difference of two medians that chance reaches once in hundreds of stages.

@@ -11,9 +11,8 @@ from typing import Any
 from vlm_trt.profiling.measure import RequestTimes
 from vlm_trt.profiling.metrics import decode_by_position, typical, waterfall
 from vlm_trt.profiling.profile import Point, Profile
+from vlm_trt.profiling.profile_file import SCHEMA
 from vlm_trt.runtime.timing import Span
-
-SCHEMA = 2
 
 
 def document(profile: Profile, comparisons: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

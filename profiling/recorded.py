@@ -1,18 +1,14 @@
 """What a check reads of a profile's JSON, each value with its type and range: a damaged one must not pass."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from vlm_trt.bundle.errors import UsageError
 from vlm_trt.bundle.json_values import count_of, value_of
-from vlm_trt.bundle.reading import read_json
-from vlm_trt.profiling.document import SCHEMA
+from vlm_trt.profiling.profile_file import SCHEMA
 from vlm_trt.profiling.workload import Workload
 
 _LONGEST_MS = 1e12
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,29 +30,6 @@ class RecordedPoint:
 class Recorded:
     setup: Mapping[str, str]  # family, precision, backend, and the processor or GPU
     points: tuple[RecordedPoint, ...]
-
-
-def from_file(path: Path, read: Callable[[Any], T], what: str, remedy: str) -> T:
-    """What is read of a profile's file.
-
-    Args:
-        path: as the user names it.
-        read: JSON values → that; a ValueError says what is wrong with them.
-        what: what the file is not, where they are: "is no profile".
-        remedy: the command that makes one.
-    Raises:
-        UsageError: it cannot be read, or is not what is wanted.
-    """
-    try:
-        found = read_json(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}; give a profile's JSON file") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is no JSON ({error}); give a profile's JSON file") from None
-    try:
-        return read(found)
-    except ValueError as error:
-        raise UsageError(f"{path} {what} ({error}); make one: {remedy}") from None
 
 
 def recorded(document: Any) -> Recorded:

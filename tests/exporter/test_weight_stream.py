@@ -1,5 +1,6 @@
 """Streamed weights are, byte for byte, what the layouts say."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -160,3 +161,30 @@ def test_a_disk_that_fills_up_while_writing(tmp_path: Path) -> None:
     sentence, left = done.stdout.splitlines()
     assert "the disk is full or a quota is reached (0.00 GiB free); nothing was published" in sentence
     assert left == "[]"
+
+
+STRIKE = """
+import random, signal, sys
+from pathlib import Path
+import torch
+from vlm_trt.exporter.weight_stream import _Writer
+path, block = Path(sys.argv[1]), torch.zeros(64)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+for _ in range(600):
+    try:
+        with _Writer(path, 100_000 * block.nbytes, lambda _: None) as writer:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-3))
+            while True:
+                writer.put(block)
+    except KeyboardInterrupt:
+        path.unlink()
+print("ended")
+"""
+
+
+def test_an_interrupt_ends_the_writing_wherever_it_strikes(tmp_path: Path) -> None:
+    """Within a lock's own code, say: with `queue.Queue` one in a hundred left that lock taken, and no end came."""
+    done = subprocess.run(
+        [sys.executable, "-c", STRIKE, tmp_path / "weights"], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr

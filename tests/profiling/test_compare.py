@@ -12,8 +12,8 @@ from tests.profiling.made import iteration, measured
 from vlm_trt.bundle.errors import UsageError
 from vlm_trt.profiling.check import Slower, read_profile, require_stages, slower
 from vlm_trt.profiling.compare import compared, paired, parted_at, require_same_work, same_tokens, what_it_means
-from vlm_trt.profiling.document import SCHEMA
 from vlm_trt.profiling.metrics import rates, request_metrics, stage_metrics
+from vlm_trt.profiling.profile_file import SCHEMA
 from vlm_trt.profiling.recorded import recorded
 
 
