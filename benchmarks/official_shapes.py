@@ -4,7 +4,7 @@
 
 A random checkpoint of the shape in its published layout, sparse config and all, is written in bf16, streamed; exported
 in fp32; quantized without samples; and each set of graphs is loaded by a process of its own and asked about one picture
-and 32 tokens. The floor of a decode step: what it reads of the decoder's weights, at the bandwidth measured here. With
+and 32 tokens. The floor of a decode step: the time in which its weights are read here. With
 --engines the checkpoint is exported in fp16 too, and the decoder built for one GPU in fp16, 8 and 4 bits, as far as the
 host's memory goes; --plan says what a shape takes that is too large for it. The largest needs about 65 GB at the path.
 """
@@ -25,10 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.bandwidth import bandwidth
+from benchmarks.bandwidth import beside_floor
 from benchmarks.build_full_size import INT4, anonymous_bytes, built, command, recorded
 from benchmarks.make_checkpoint import BLOCK, write_weights
-from benchmarks.quantized_speed import floor_ms
 from benchmarks.shapes import SHAPES, AnyShape, write_small_files
 from benchmarks.stages import Prompt, decode_ms, prefill_ms, timed
 from vlm_trt.bundle.component import Component
@@ -205,7 +204,6 @@ def large_picture() -> bytes:
 
 def measured(bundle: Bundle, precision: Precision) -> dict[str, Any]:
     """Load, memory and stages of those graphs."""
-    read = bandwidth("cpu", 1024)
     started = perf_counter()
     engine = open_engine(bundle, precision, CpuBackend())
     load_seconds = perf_counter() - started
@@ -220,8 +218,7 @@ def measured(bundle: Bundle, precision: Precision) -> dict[str, Any]:
     rows = np.concatenate(parts).reshape(-1, engine.model.decoder.hidden)
     features = engine.backend.upload(rows, engine.precision.dtype)
     prefill_ms(engine, prompt, features)
-    prefill, decode = prefill_ms(engine, prompt, features), decode_ms(engine, prompt, features)
-    floor = floor_ms(bundle, precision, read)
+    prefill = prefill_ms(engine, prompt, features)
     components = bundle.manifest.model.components
     return {
         "weight_bytes": {one.value: bundle.graph(one, precision).weight_bytes for one in components},
@@ -233,10 +230,7 @@ def measured(bundle: Bundle, precision: Precision) -> dict[str, Any]:
         "vision_encoder_ms": round(vision_ms),
         "resampler_ms": round(connector_ms, 1),
         "prefill_ms": round(prefill),
-        "decode_step_ms": round(decode, 1),
-        "bytes_read_per_second": round(read),
-        "decode_floor_ms": round(floor, 1),
-        "times_the_floor": round(decode / floor, 2),
+        **beside_floor(bundle, precision, lambda: decode_ms(engine, prompt, features)),
     }
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.quantized_speed /data/scratch > benchmarks/results/quantized_speed.json
 
 A random checkpoint of middle size (decoder 1024×16 layers, vocabulary 151,936; vision 512×8), a prompt of 298 tokens
-with one picture. Random weights answer nothing right, so nothing is judged. The floor
-of a decode step: the bytes of the decoder's weights without the embeddings, at the bandwidth measured here.
+with one picture. Random weights answer nothing right, so nothing is judged. The floor of a decode step: the time in
+which its weights are read here (`benchmarks/bandwidth.py`).
 """
 
 import json
@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bandwidth import bandwidth
+from benchmarks.bandwidth import beside_floor
 from benchmarks.quantization import write_samples
 from benchmarks.stages import Prompt, decode_ms, exported, parsed, prefill_ms, progress, timed
-from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
 from vlm_trt.calibration.prepare import Choices
@@ -37,12 +36,10 @@ def main() -> None:
     bundle, _ = exported(arguments.folder, arguments.size, 1024)
     quantized(bundle.path, arguments.folder)
     bundle = Bundle.open(bundle.path)
-    read = bandwidth("cpu", 1024)
     found = {
         "size": arguments.size,
-        "bytes_read_per_second": read,
         "stages": {name: compared(bundle, Precision(name), arguments.pairs) for name in RECIPES},
-        "decode_floor_ms": {str(p): floor_ms(bundle, p, read) for p in bundle.manifest.precisions()},
+        "decode_beside_its_floor": {name: decode_beside_floor(bundle, Precision(name)) for name in ("fp32", *RECIPES)},
         "environment": environment(),
     }
     print(json.dumps(found, indent=1))
@@ -94,10 +91,11 @@ def runs(engine: Engine) -> dict[str, Callable[[], float]]:
     }
 
 
-def floor_ms(bundle: Bundle, precision: Precision, bytes_per_second: float) -> float:
-    unread = bundle.manifest.model.decoder.unread_bytes(precision)
-    read = bundle.graph(Component.DECODER, precision).weight_bytes - unread
-    return round(read / bytes_per_second * 1000, 2)
+def decode_beside_floor(bundle: Bundle, precision: Precision) -> dict[str, float]:
+    """Of weights packed at load, in every precision."""
+    progress(f"measure {precision} beside its floor")
+    engine = open_engine(bundle, precision, CpuBackend(prepack=True))
+    return beside_floor(bundle, precision, runs(engine)["decode_step"])
 
 
 if __name__ == "__main__":

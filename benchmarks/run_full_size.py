@@ -3,8 +3,8 @@
     python -m benchmarks.run_full_size /data/scratch > benchmarks/results/run_full_size.json
 
 Random weights: exported in fp32, whose activations ONNX Runtime has 4-bit kernels for, and quantized without samples. A
-prompt of 298 tokens with one picture. The floor of a decode step: the bytes of the decoder's weights without the
-embeddings, at the bandwidth measured here. Then the graphs are packed, and the same is asked of them. The checkpoint is
+prompt of 298 tokens with one picture. The floor of a decode step: the time in which its weights are read here
+(`benchmarks/bandwidth.py`). Then the graphs are packed, and the same is asked of them. The checkpoint is
 removed after the export, and what is in the bundle already is used again; about 72 GB are needed at the path.
 """
 
@@ -20,11 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bandwidth import bandwidth
+from benchmarks.bandwidth import beside_floor
 from benchmarks.build_full_size import INT4, anonymous_bytes, command
 from benchmarks.make_checkpoint import SIZES, write_checkpoint
 from benchmarks.packed import FORMS
-from benchmarks.quantized_speed import floor_ms
 from benchmarks.stages import PROMPT_TOKENS, Prompt, decode_ms, prefill_ms, timed
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
@@ -73,7 +72,6 @@ def alone(folder: Path, form: str) -> dict[str, Any]:
 
 def measured(bundle: Bundle, form: str) -> dict[str, Any]:
     """Load and stages of the 4-bit graphs."""
-    read = bandwidth("cpu", 1024)
     started = perf_counter()
     engine = open_engine(bundle, Precision.INT4, FORMS[form]())
     load_seconds = perf_counter() - started
@@ -85,7 +83,6 @@ def measured(bundle: Bundle, form: str) -> dict[str, Any]:
         np.array(engine.resample(patches, prompt.pictures).read()[0]), engine.precision.dtype
     )
     prefill = prefill_ms(engine, prompt, features)
-    decode, floor = decode_ms(engine, prompt, features), floor_ms(bundle, Precision.INT4, read)
     components = bundle.manifest.model.components
     return {
         "weight_bytes": {one.value: bundle.graph(one, Precision.INT4).weight_bytes for one in components},
@@ -94,10 +91,7 @@ def measured(bundle: Bundle, form: str) -> dict[str, Any]:
         "prompt_tokens": PROMPT_TOKENS,
         "vision_encoder_ms": round(vision_ms),
         "prefill_ms": round(prefill),
-        "decode_step_ms": round(decode, 1),
-        "bytes_read_per_second": round(read),
-        "decode_floor_ms": floor,
-        "times_the_floor": round(decode / floor, 2),
+        **beside_floor(bundle, Precision.INT4, lambda: decode_ms(engine, prompt, features)),
     }
 
 

@@ -63,6 +63,7 @@ class DecoderConfig:
     logn_attention: bool
     # Rotary frequencies that turn with time, row and column of what stands at a position; none: all with its number.
     rope_sections: tuple[Annotated[int, HEAD_DIM_SHARE], ...] = ()
+    prefix_lm: bool = False  # positions of a prompt's beginning see each other in both directions
 
     @property
     def heads(self) -> int:

@@ -21,7 +21,7 @@ from vlm_trt.bundle.fields import ANYTHING, Origin
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.reading import parse_json, shown
 
-SCHEMA = 10
+SCHEMA = 11
 OF_ADAPTERS = "lora "  # what the files of adapters begin with in `Source.files`
 SEAL = "sha256"  # the field that holds the hash of all others
 

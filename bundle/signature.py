@@ -26,6 +26,8 @@ Axis = int | str
 
 # The modules that a node comes from, outermost first, as torch's exporter writes them into a graph.
 SCOPES = "pkg.torch.onnx.name_scopes"
+# The key under which a decoder's graph says that no position is ever shown a later one, whatever `attend_until` holds.
+CAUSAL = "vlm_trt.causal"
 # What the zero points of a matrix are called, behind its name: it has some where ONNX Runtime multiplies 8 bits by 8.
 ZERO_POINTS = ".zero_points"
 

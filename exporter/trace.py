@@ -19,7 +19,7 @@ from torch import Tensor
 from vlm_trt.bundle.component import Component
 from vlm_trt.bundle.config import Limits, ModelConfig
 from vlm_trt.bundle.precision import Precision
-from vlm_trt.bundle.signature import SCOPES, Axis, Signature, axis_step, axis_unit, signature
+from vlm_trt.bundle.signature import CAUSAL, SCOPES, Axis, Signature, axis_step, axis_unit, signature
 from vlm_trt.exporter.layer_stack import restored, shorten
 from vlm_trt.exporter.modules.build import TORCH_DTYPES, build_module
 from vlm_trt.exporter.modules.decoder import Decoder
@@ -79,6 +79,8 @@ def trace(
         graph = restored(graph, looks_like, signature(component, model, limits, precision))
     _have_4_bits(graph)
     graph.graph.name, graph.producer_name = "vlm_trt", "vlm-trt"
+    if component is Component.DECODER and not model.decoder.prefix_lm:
+        graph.metadata_props[CAUSAL] = "1"
     _check(graph, parameters)
     return graph
 

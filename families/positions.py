@@ -30,11 +30,12 @@ def attention_ends(decoder: DecoderConfig, prefix: int, positions: int) -> tuple
     Inside the prefix every position sees all of it, whatever the window; behind it a position sees what came before.
 
     Args:
-        decoder: has the window.
+        decoder: has the window; its graph may be computed as causal where it is no prefix LM.
         prefix: so many positions attend to each other in both directions.
         positions: how many rows.
     Source: Gemma 2 as PaliGemma 2 uses it; there the prefix is joined to the mask after the window.
     """
+    assert prefix == 0 or decoder.prefix_lm
     own = np.arange(positions, dtype=np.int64)
     until, start = own.copy(), np.zeros(positions, dtype=np.int64)
     until[:prefix] = prefix - 1

@@ -23,7 +23,7 @@ _KINDS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat1
 class Ceilings:
     """What cannot be passed; what a stage needs of either is the floor of its time."""
 
-    bytes_per_second: float  # read and written
+    bytes_per_second: float  # on the CPU read, elsewhere read and written
     operations_per_second: float  # of products in the graphs' type; a multiplication and an addition are two
     integer_operations_per_second: float | None  # of 8-bit products; None where it was not measured
 
@@ -47,13 +47,18 @@ def ceilings(backend: Backend, dtype: str, mib: int = 512) -> Ceilings:
 
 
 def bandwidth(backend: Backend, mib: int) -> float:
-    """Bytes per second of a pass that reads and writes so many MiB each.
+    """Bytes per second of a pass over so many MiB.
 
-    The tensor is negated in place, so that a CPU does not first read what it is about to overwrite.
+    A CPU reads them, as a stage does its weights and its cache: two cores of an EPYC that negate them in place, which
+    counts both ways, move 52 GB/s, and read 33. A GPU negates them: its memory goes one way at a time.
     """
     shape = (mib, 256, 1024)  # fp32: a MiB per row
     memory = backend.upload(np.ones(shape, np.float32), "float32")
     binding = memory.rows(0, mib)
+    if isinstance(backend, CpuBackend):
+        largest = backend.upload(np.zeros((mib, 1, 1), np.float32), "float32")
+        session, result = _opened(backend, _largest(shape)), largest.rows(0, mib)
+        return binding.size_bytes / _seconds(lambda: session.run({"x": binding}, {"y": result}))
     session = _opened(backend, _graph("Neg", ["x"], TensorProto.FLOAT, shape))
     return 2 * binding.size_bytes / _seconds(lambda: session.run({"x": binding}, {"y": binding}))
 
@@ -87,6 +92,17 @@ def cpu_integer_operations(options: onnxruntime.SessionOptions) -> float:
 def _graph(operator: str, inputs: list[str], kind: int, shape: tuple[int, ...]) -> ModelProto:
     ends = [helper.make_tensor_value_info(name, kind, shape) for name in (*inputs, "y")]
     return _model(helper.make_graph([helper.make_node(operator, inputs, ["y"])], "probe", ends[:-1], ends[-1:]))
+
+
+def _largest(shape: tuple[int, int, int]) -> ModelProto:
+    """The largest value of each row."""
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+        for name, dims in (("x", shape), ("y", (shape[0], 1, 1)))
+    ]
+    axes = helper.make_tensor("axes", TensorProto.INT64, (2,), [1, 2])
+    node = helper.make_node("ReduceMax", ["x", "axes"], ["y"])
+    return _model(helper.make_graph([node], "probe", ends[:1], ends[1:], [axes]))
 
 
 def _model(graph: GraphProto) -> ModelProto:

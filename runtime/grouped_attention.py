@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from vlm_trt.bundle.signature import CAUSAL
+
 _DOMAIN = "com.microsoft"
 
 
@@ -19,14 +21,16 @@ def group_attention(model: ir.Model) -> int:
     """How many layers were put into that form; changes the graph of a decoder.
 
     Others stay as they are: those in half precision, whose kernels round differently, and scores that are capped by
-    products written out.
+    products written out. Where no position is shown a later one, the kernel is told so besides the mask: it then takes
+    keys and values block by block in one pass, a step in half the time.
     """
+    causal = CAUSAL in model.metadata_props
     found = [layer for node in model.graph if (layer := _matched(node)) is not None]
     if found:
         model.graph.opset_imports[_DOMAIN] = 1
         shared = _Shared(model)
         for layer in found:
-            _replace(model.graph, layer, shared)
+            _replace(model.graph, layer, shared, causal)
         for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
             del model.graph.initializers[name]
     return len(found)
@@ -151,7 +155,7 @@ class _Shared:
         return value
 
 
-def _replace(graph: ir.Graph, layer: _Layer, shared: _Shared) -> None:
+def _replace(graph: ir.Graph, layer: _Layer, shared: _Shared, causal: bool) -> None:
     query, mask = layer.attention.inputs[0], layer.attention.inputs[3]
     past_key, past_value = _given(layer.key.write, 0), _given(layer.value.write, 0)
     assert query is not None and mask is not None
@@ -159,7 +163,7 @@ def _replace(graph: ir.Graph, layer: _Layer, shared: _Shared) -> None:
     inputs = [*flat, past_key, past_value, shared.last, shared.total, None, None, None, shared.bias(mask)]
     heads, kv_heads = _heads(query), _heads(past_key)
     attributes: dict[str, int | float | str] = {
-        "num_heads": heads, "kv_num_heads": kv_heads, "causal": 0, "do_rotary": 0,
+        "num_heads": heads, "kv_num_heads": kv_heads, "causal": int(causal), "do_rotary": 0,
     }  # fmt: skip
     if layer.key.scale is not None:
         inputs += [None, layer.key.scale, layer.value.scale]

@@ -116,6 +116,7 @@ def _decoder(text: Section) -> DecoderConfig:
         max_positions=positions,
         dynamic_ntk=False,
         logn_attention=False,
+        prefix_lm=True,
     )
 
 

@@ -1,5 +1,6 @@
 """PaliGemma's config.json, of the first and the second, as transformers publishes it → our frozen config."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from vlm_trt.bundle import parts
@@ -28,7 +29,7 @@ def read_config(folder: Path) -> ModelConfig:
     get = read_section(folder / CONFIG_FILE, "paligemma")
     text, vision = get.part("text_config", "gemma", "gemma2"), get.part("vision_config", "siglip_vision_model")
     tower = siglip_tower(vision)
-    decoder = gemma_decoder(text, tower.patches + _TRAINED_TEXT_TOKENS)
+    decoder = replace(gemma_decoder(text, tower.patches + _TRAINED_TEXT_TOKENS), prefix_lm=True)
     text.require("use_bidirectional_attention", True)  # of the prompt; null where files are older than the key
     width = get.whole("projection_dim", parts.WIDTH)
     if width != decoder.hidden:

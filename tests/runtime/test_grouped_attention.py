@@ -49,7 +49,8 @@ def filled(engine: Engine) -> list[np.ndarray]:
     found, tables = [], []
     for slot, (length, prefix) in enumerate(((40, 0), (7, 7), (33, 0))):
         ids, none = random.integers(1, decoder.vocab_size, length), np.full(length, -1)
-        table = kind.position_table(decoder, PromptShape(length, prefix), limits.max_seq_tokens)
+        shape = PromptShape(length, prefix if decoder.prefix_lm else 0)
+        table = kind.position_table(decoder, shape, limits.max_seq_tokens)
         if slot == 2:
             engine.prefill(slot, ids[:20], none[:20], None, table)
             ids, none = ids[20:], none[20:]
@@ -69,6 +70,16 @@ def test_logits_and_caches_are_the_same(name: str, exported: Callable[..., Path]
     apart, grouped = (engine_of(bundle, grouped=form) for form in (False, True))
     for expected, found in zip(filled(apart), filled(grouped), strict=True):
         assert np.abs(found - expected).max() <= ROUNDING * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("name", "causal"), [("ntk-256", 1), ("qwen2_vl", 1), ("paligemma", 0)])
+def test_the_kernel_is_told_that_nothing_is_shown_ahead(
+    name: str, causal: int, exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Where a prompt's beginning is, it would hide what has to be seen."""
+    operators(exported(name), tmp_path, grouped=True)
+    found = [node for node in ir.load(tmp_path / "decoder-True.onnx").graph if node.op_type == "GroupQueryAttention"]
+    assert found and {node.attributes["causal"].as_int() for node in found} == {causal}
 
 
 def test_what_cannot_be_put_so_stays(exported: Callable[..., Path]) -> None:

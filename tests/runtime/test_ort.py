@@ -175,6 +175,31 @@ def test_sums_of_products_of_8_bits_are_not_cut_off(rows: int, tmp_path: Path) -
     assert np.array_equal(y.array, np.full((rows, outputs), inputs * 127 * 127 * scale * scale))
 
 
+def test_a_scale_per_output_is_not_repeated_every_32_inputs(tmp_path: Path) -> None:
+    """Nor are inputs lost where no block divides their number."""
+    inputs, outputs, random = 200, 64, np.random.default_rng(0)
+    weight = random.integers(-127, 128, (inputs, outputs), dtype=np.int8)
+    scales = random.uniform(0.5, 2, outputs).astype(np.float32)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["weight", "scales"], ["matrix"], axis=1),
+        helper.make_node("MatMul", ["x", "matrix"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, k]) for n, k in (("x", inputs), ("y", outputs))]
+    constants = [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(scales, "scales")]
+    graph, path = helper.make_graph(nodes, "product", ends[:1], ends[1:], constants), tmp_path / "x.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    options = CpuBackend().options(path)
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (node,) = onnx.load(tmp_path / "optimized.onnx").graph.node
+    said = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    assert (node.op_type, said["bits"], said["block_size"]) == ("MatMulNBits", 8, 128)
+    x = random.standard_normal((2, inputs)).astype(np.float32)
+    (found,) = session.run(None, {"x": x})
+    expected = x @ (weight * scales)
+    assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize(
     ("instructions", "asked"),
     [
