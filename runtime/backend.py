@@ -166,6 +166,7 @@ class Backend(Protocol):
     precisions: tuple[Precision, ...]  # what it can run, the preferred first
     steps: StepShapes  # of decoding
     overlaps: bool  # whether pictures can be encoded beside decode steps, in another thread, at little cost
+    loads_beside: int  # graphs that are loaded at once, a thread for each
     fewest_scored: int  # positions of which any run of the decoder computes logits: 0 where it can do without
 
     def engines(self, bundle: Bundle, precision: Precision) -> tuple[EngineEntry, ...]:

@@ -22,7 +22,7 @@ def group_attention(model: ir.Model) -> int:
 
     Others stay as they are: those in half precision, whose kernels round differently, and scores that are capped by
     products written out. Where no position is shown a later one, the kernel is told so besides the mask: it then takes
-    keys and values block by block in one pass, a step in half the time.
+    keys and values in fp32 block by block in one pass, a step in half the time. Of integers it does so slower.
     """
     causal = CAUSAL in model.metadata_props
     found = [layer for node in model.graph if (layer := _matched(node)) is not None]
@@ -163,7 +163,8 @@ def _replace(graph: ir.Graph, layer: _Layer, shared: _Shared, causal: bool) -> N
     inputs = [*flat, past_key, past_value, shared.last, shared.total, None, None, None, shared.bias(mask)]
     heads, kv_heads = _heads(query), _heads(past_key)
     attributes: dict[str, int | float | str] = {
-        "num_heads": heads, "kv_num_heads": kv_heads, "causal": int(causal), "do_rotary": 0,
+        "num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": 0,
+        "causal": int(causal and layer.key.scale is None),
     }  # fmt: skip
     if layer.key.scale is not None:
         inputs += [None, layer.key.scale, layer.value.scale]

@@ -1,9 +1,14 @@
 """A bundle on disk → an engine in memory, every file checked before it is used."""
 
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from vlm_trt.bundle.component import Component
+from vlm_trt.bundle.entries import GraphEntry, PackedEntry
 from vlm_trt.bundle.errors import VerificationError
 from vlm_trt.bundle.precision import Precision
 from vlm_trt.bundle.store import Bundle
-from vlm_trt.runtime.backend import Backend
+from vlm_trt.runtime.backend import Backend, Session
 from vlm_trt.runtime.cache import KVCache
 from vlm_trt.runtime.engine import Engine
 from vlm_trt.runtime.variants import limits_of
@@ -29,8 +34,26 @@ def open_engine(bundle: Bundle, precision: Precision, backend: Backend) -> Engin
         graphs = {component: bundle.graph(component, precision) for component in manifest.model.components}
         files = {component: backend.packed(bundle, one) or one for component, one in graphs.items()}
         bundle.check(files.values())
-        sessions = {component: backend.open(bundle.path / one.graph.path) for component, one in files.items()}
+        sessions = _loaded(bundle, files, backend)
     return Engine(manifest.model, limits, precision, backend, sessions, cache)
+
+
+def _loaded(
+    bundle: Bundle, files: Mapping[Component, GraphEntry | PackedEntry], backend: Backend
+) -> dict[Component, Session]:
+    """A session for each graph, the largest begun first."""
+    paths = {
+        component: bundle.path / one.graph.path
+        for component, one in sorted(files.items(), key=lambda item: -sum(file.size for file in item[1].files))
+    }
+    if backend.loads_beside == 1:
+        return {component: backend.open(path) for component, path in paths.items()}
+    with ThreadPoolExecutor(backend.loads_beside, "loading") as pool:
+        coming = {component: pool.submit(backend.open, path) for component, path in paths.items()}
+        try:
+            return {component: one.result() for component, one in coming.items()}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after a failure the rest is not begun
 
 
 def require_verified(bundle: Bundle, precision: Precision, backend: Backend) -> None:

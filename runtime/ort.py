@@ -52,6 +52,7 @@ class CpuBackend:
     )
     steps = StepShapes.CLOSE
     overlaps = False  # both would want the same cores
+    loads_beside = 2  # ONNX Runtime lays weights out, or looks at those that are, on one core
     fewest_scored = 0  # its products take no rows, in every type
     _held_bytes = 0  # what the largest run of pictures took: ONNX Runtime keeps it for the next
 

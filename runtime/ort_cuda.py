@@ -30,6 +30,7 @@ class CudaBackend:
 
     precisions: tuple[Precision, ...] = (Precision.FP16, Precision.BF16, Precision.FP32)
     overlaps = False
+    loads_beside = 1
     fewest_scored = 1  # whether its kernels can do without was not tried on a GPU
 
     def __init__(self, gpu: Gpu, device_id: int = 0, *, graphs: bool = False) -> None:

@@ -1,6 +1,6 @@
 """Graphs packed for this machine: as ONNX Runtime optimized them, weights in its kernels' layout, mapped from a file.
 
-A packed graph loads in about a second whatever its size, and processes share its memory. It holds for the version of
+A packed graph loads in a fraction of the time, and processes share its memory. It holds for the version of
 ONNX Runtime that made it and for the instructions of the CPU; elsewhere the graph itself is loaded.
 """
 

@@ -29,6 +29,7 @@ class TensorRtBackend:
     )
     steps = StepShapes.WHOLE_WINDOW  # in the decode profile attention reads the cache in place
     overlaps = True
+    loads_beside = 1  # in the thread whose device was chosen
     fewest_scored = 1  # of the prefill profile
 
     def __init__(self, gpu: Gpu, plans: Plans) -> None:
