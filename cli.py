@@ -135,7 +135,8 @@ def pack(bundle: Path, **options: Any) -> None:
     """Store BUNDLE's graphs as ONNX Runtime computes them on this CPU.
 
     Packed graphs load in a fraction of the time, at full speed, and processes share their memory. They are used where
-    version and CPU are those of this machine, and made again by the same command. They take up to twice the graphs' room.
+    version and CPU are those of this machine, and made again by the same command. They take up to twice the room of
+    the graphs.
 
     \b
     Example:
