@@ -22,9 +22,23 @@ DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in folder
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
+    """To a file, and to a section that it has."""
+    for target, section in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", prose(path)):
         if "://" not in target:
-            assert (path.parent / target).exists(), target
+            file = path.parent / target if target else path
+            assert file.exists(), target
+            assert not section or file.suffix != ".md" or section in sections(file), f"{target}#{section}"
+
+
+def prose(path: Path) -> str:
+    """The document without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def sections(path: Path) -> set[str]:
+    """What its headings are called in links, as GitHub has it."""
+    titles = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.strip().lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
