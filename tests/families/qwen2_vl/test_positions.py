@@ -102,3 +102,11 @@ def test_pictures_side_by_side_and_at_the_end() -> None:
         [0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2],
         [3, 3, 3], [3, 4, 3], [3, 5, 3], [3, 6, 3], [7, 7, 7],
     ]  # fmt: skip
+
+
+def test_no_beginning_of_a_causal_model_sees_ahead() -> None:
+    """Its graph may be computed without looking at the mask for that (`bundle.signature.CAUSAL`)."""
+    decoder, shape = DECODERS["qwen2_vl"], PromptShape(9, prefix=4)
+    with pytest.raises(AssertionError):
+        position_table(decoder, shape, 40)
+    assert (position_table(replace(decoder, prefix_lm=True), shape, 40).attend_until[:4] == 3).all()
